@@ -1,0 +1,3 @@
+//! Holdfast.
+
+fn main() {}
