@@ -1,1 +1,16 @@
-//! Holdfast.
+//! What the system tests and benchmarks stand on: a real control plane, edge sites with a real
+//! runtime, and the programs of this project as processes.
+//!
+//! - [`cluster`]: the control plane of `scripts/dev-cluster`, and requests to its API server.
+//! - [`site`]: an edge site of `scripts/edge-site`: its own network, containerd and folders.
+//! - [`process`]: cloudcore and edgecore as child processes that die with the test.
+//! - [`node`]: a site with an agent joined to the cluster.
+//! - [`pods`]: pod manifests and what tests ask about them.
+//! - [`wait`]: waiting on conditions, never on time.
+
+pub mod cluster;
+pub mod node;
+pub mod pods;
+pub mod process;
+pub mod site;
+pub mod wait;

@@ -1,0 +1,96 @@
+//! An edge site whose agent has joined the cluster.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use kube::Client;
+use serde_json::Value;
+
+use crate::cluster::{Cluster, unique};
+use crate::pods;
+use crate::process::{script, script_now};
+use crate::site::Site;
+
+/// How long a node may take to become Ready: a cold start on a busy machine, not a measurement.
+pub const NODE_LIMIT: Duration = Duration::from_secs(90);
+
+/// A site with a joined agent. Agent, site and Node object go when it is dropped.
+#[derive(Debug)]
+pub struct EdgeNode {
+    name: String,
+    site: Site,
+    cluster: Cluster,
+}
+
+impl EdgeNode {
+    /// Makes a site, joins its agent under a name of its own and waits until the node is Ready.
+    pub async fn join(cluster: &Cluster, client: &Client) -> Result<Self> {
+        Self::join_with(cluster, client, &[]).await
+    }
+
+    /// As [`EdgeNode::join`], with environment variables for `scripts/edge-site`.
+    pub async fn join_with(
+        cluster: &Cluster,
+        client: &Client,
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
+        let name = format!("e{}", unique());
+        let site = Site::up_with(&name, cluster.name(), env).await?;
+        let node = Self { name, site, cluster: cluster.clone() };
+        node.start_agent().await?;
+        node.until_ready(client).await?;
+
+        Ok(node)
+    }
+
+    /// The Kubernetes node name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The site the node is in.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// The API path of the Node object.
+    pub fn path(&self) -> String {
+        format!("/api/v1/nodes/{}", self.name)
+    }
+
+    /// Starts the agent; the first time, it joins by a token.
+    pub async fn start_agent(&self) -> Result<()> {
+        self.agent("up").await
+    }
+
+    /// SIGKILL to the agent: nothing else of the node is touched.
+    pub async fn kill_agent(&self) -> Result<()> {
+        self.agent("kill").await
+    }
+
+    async fn agent(&self, verb: &str) -> Result<()> {
+        let args = [verb, "--site", self.site.name(), "--node", &self.name];
+
+        script("edge-agent", &args, &[]).await.map(drop)
+    }
+
+    /// Waits until the Node object says Ready.
+    pub async fn until_ready(&self, client: &Client) -> Result<Value> {
+        let ready = |node: &Value| pods::condition(node, "Ready") == Some("True");
+
+        self.cluster.until(client, &self.path(), "node Ready", NODE_LIMIT, ready).await
+    }
+
+    /// Waits until the node controller has noticed that the node is away.
+    pub async fn until_unknown(&self, client: &Client) -> Result<Value> {
+        let unknown = |node: &Value| pods::condition(node, "Ready") == Some("Unknown");
+
+        self.cluster.until(client, &self.path(), "node Unknown", NODE_LIMIT, unknown).await
+    }
+}
+
+impl Drop for EdgeNode {
+    fn drop(&mut self) {
+        script_now("edge-agent", &["down", "--site", self.site.name(), "--node", &self.name]);
+    }
+}

@@ -1,0 +1,85 @@
+//! An edge site: a network namespace with its own containerd, made by `scripts/edge-site`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use crate::process::script;
+
+/// One site. It is taken down when dropped.
+#[derive(Debug)]
+pub struct Site {
+    name: String,
+    facts: BTreeMap<String, String>,
+}
+
+impl Site {
+    /// Makes the site `name` next to `cluster` and starts its runtime.
+    pub async fn up(name: &str, cluster: &str) -> Result<Self> {
+        Self::up_with(name, cluster, &[]).await
+    }
+
+    /// As [`Site::up`], with environment variables for the script (`HOLDFAST_POD_SUBNET`, ...).
+    pub async fn up_with(name: &str, cluster: &str, env: &[(&str, &str)]) -> Result<Self> {
+        script("edge-site", &["up", "--name", name, "--cluster", cluster], env).await?;
+        let mut site = Self { name: name.to_owned(), facts: BTreeMap::new() };
+        let status = script("edge-site", &["status", "--name", name], &[]).await?;
+        site.facts = status
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+
+        Ok(site)
+    }
+
+    /// The site's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A line of `edge-site status`, such as `ADDRESS` or `KUBELET_ROOT`.
+    pub fn fact(&self, key: &str) -> Result<&str> {
+        self.facts
+            .get(key)
+            .map(String::as_str)
+            .with_context(|| format!("edge-site status of {} has no {key}", self.name))
+    }
+
+    /// A folder or file named by `edge-site status`.
+    pub fn path(&self, key: &str) -> Result<PathBuf> {
+        self.fact(key).map(PathBuf::from)
+    }
+
+    /// Drops every packet between the site and the cluster, silently.
+    pub async fn cut(&self) -> Result<()> {
+        self.call("cut").await
+    }
+
+    /// Lets packets pass again.
+    pub async fn restore(&self) -> Result<()> {
+        self.call("restore").await
+    }
+
+    /// Turns the power off: agent, runtime, shims and tasks are killed, and what lived in memory is
+    /// gone. The caller must not use processes it started in the site afterwards.
+    pub async fn power_off(&self) -> Result<()> {
+        self.call("powercut").await
+    }
+
+    /// Turns the power on: starts the runtime, not the agent.
+    pub async fn power_on(&self) -> Result<()> {
+        self.call("up").await
+    }
+
+    async fn call(&self, verb: &str) -> Result<()> {
+        script("edge-site", &[verb, "--name", &self.name], &[]).await.map(drop)
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        crate::process::script_now("edge-site", &["down", "--name", &self.name]);
+    }
+}

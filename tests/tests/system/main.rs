@@ -1,0 +1,6 @@
+//! The system tests: real control plane, real runtime, the programs as built. Run by `scripts/test`.
+//!
+//! One module for each promise to the user; each test makes its own node and says which T number of
+//! the acceptance list or which line of the documentation it holds up.
+
+mod main_job;

@@ -1,0 +1,74 @@
+//! A pod reaches an edge node and outlives the cut, the power loss and the reconnect.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use system_tests::cluster::{Cluster, unique};
+use system_tests::node::EdgeNode;
+use system_tests::pods::{self, Incarnation};
+use system_tests::wait;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// How often the pod's program has started on this node, told by the program itself: the only
+/// witness while the API server cannot see the node.
+async fn starts(file: &std::path::Path) -> Result<usize> {
+    Ok(tokio::fs::read_to_string(file).await.unwrap_or_default().lines().count())
+}
+
+#[tokio::test]
+async fn a_pod_outlives_cut_power_loss_and_reconnect() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let name = format!("survivor-{}", unique());
+    let folder = node.site().path("KUBELET_ROOT")?.with_file_name("witness");
+    let witness = folder.join("starts");
+
+    let mut pod = pods::script_pod(
+        &name,
+        node.name(),
+        "echo started >> /witness/starts; trap 'exit 0' TERM; while :; do sleep 1000 & wait; done",
+    );
+    pod["spec"]["volumes"] = serde_json::json!([
+        { "name": "witness", "hostPath": { "path": folder, "type": "DirectoryOrCreate" } }
+    ]);
+    pod["spec"]["containers"][0]["volumeMounts"] =
+        serde_json::json!([{ "name": "witness", "mountPath": "/witness" }]);
+    cluster.apply(&[pod]).await?;
+    let path = pods::path(&name);
+    let before = cluster.until(&client, &path, "Ready", LIMIT, pods::is_ready).await?;
+    let before = Incarnation::of(&before);
+
+    // The cut: the node turns Unknown, and the container does not notice.
+    node.site().cut().await?;
+    node.until_unknown(&client).await?;
+    ensure!(starts(&witness).await? == 1, "the cut restarted the container");
+    node.site().restore().await?;
+    node.until_ready(&client).await?;
+    let after = cluster.until(&client, &path, "Ready again", LIMIT, pods::is_ready).await?;
+    ensure!(Incarnation::of(&after) == before, "the cut changed {before:?} into {after}");
+
+    // The power cut, with the link down: the pod runs again without the cloud.
+    node.site().cut().await?;
+    node.site().power_off().await?;
+    node.site().power_on().await?;
+    node.start_agent().await?;
+    wait::until("the second start", LIMIT, || starts(&witness), |seen| *seen == 2).await?;
+
+    // The link comes back: the same pod, restarted by the power loss once and by nothing else.
+    node.site().restore().await?;
+    node.until_ready(&client).await?;
+    let restarted = |pod: &serde_json::Value| {
+        pods::is_ready(pod) && pod["status"]["containerStatuses"][0]["restartCount"] == 1
+    };
+    let last =
+        cluster.until(&client, &path, "Ready with one restart", LIMIT, restarted).await?;
+    ensure!(Incarnation::of(&last).uid == before.uid, "another pod took its place: {last}");
+    ensure!(starts(&witness).await? == 2, "the reconnect restarted the container");
+
+    cluster.kubectl(&["delete", "pod", &name, "--wait=false"]).await?;
+    cluster.until_gone(&client, &path, LIMIT).await?;
+
+    Ok(())
+}

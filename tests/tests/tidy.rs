@@ -1,0 +1,168 @@
+//! Holds the tree to what docs/architecture.md says of it: the crate graph, file sizes and headers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use system_tests::process::checkout;
+
+/// Crates that decide and never do: no runtime, no sockets, no database.
+const PURE: [&str; 4] = ["proto", "podcore", "index", "cri-api"];
+
+/// What a pure crate must not reach, however indirectly.
+const IMPURE: [&str; 6] = ["tokio", "mio", "hyper", "tonic", "rusqlite", "rustls"];
+
+/// A dependency that exactly one crate may name.
+const OWNED: [(&str, &str); 2] = [("rusqlite", "store"), ("tonic", "cri")];
+
+/// `main.rs` is read on one screen.
+const MAIN_LINES_MAX: usize = 60;
+
+/// A longer file is two things.
+const FILE_LINES_MAX: usize = 800;
+
+struct Graph {
+    members: BTreeSet<String>,
+    names: BTreeMap<String, String>,
+    edges: BTreeMap<String, Vec<String>>,
+}
+
+/// The resolved graph of normal dependencies (neither build nor test ones).
+fn graph() -> Graph {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--locked", "--offline"])
+        .current_dir(checkout())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+
+    let names: BTreeMap<_, _> =
+        list(&metadata["packages"]).iter().map(|p| (text(&p["id"]), text(&p["name"]))).collect();
+    let mut edges = BTreeMap::new();
+    for node in list(&metadata["resolve"]["nodes"]) {
+        let normal = list(&node["deps"])
+            .iter()
+            .filter(|dep| list(&dep["dep_kinds"]).iter().any(|kind| kind["kind"].is_null()))
+            .map(|dep| text(&dep["pkg"]))
+            .collect();
+        edges.insert(text(&node["id"]), normal);
+    }
+    let members = list(&metadata["workspace_members"]).iter().map(text).collect();
+
+    Graph { members, names, edges }
+}
+
+impl Graph {
+    fn member(&self, name: &str) -> &str {
+        let found = self.members.iter().find(|id| self.names[*id] == name);
+        found.unwrap_or_else(|| panic!("no crate {name} in the workspace"))
+    }
+
+    fn reach(&self, from: &str) -> BTreeSet<&str> {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![from];
+        while let Some(id) = open.pop() {
+            for next in &self.edges[id] {
+                if seen.insert(self.names[next].as_str()) {
+                    open.push(next);
+                }
+            }
+        }
+
+        seen
+    }
+}
+
+#[test]
+fn pure_crates_reach_no_runtime_socket_or_database() {
+    let graph = graph();
+    for pure in PURE {
+        let reached = graph.reach(graph.member(pure));
+        for impure in IMPURE {
+            assert!(!reached.contains(impure), "{pure} depends on {impure}");
+        }
+    }
+}
+
+#[test]
+fn a_dependency_with_an_owner_is_named_by_it_alone() {
+    let graph = graph();
+    for (dependency, owner) in OWNED {
+        for id in &graph.members {
+            let named = graph.edges[id].iter().any(|dep| graph.names[dep] == dependency);
+            let name = graph.names[id].as_str();
+            assert!(!named || name == owner, "{name} names {dependency}: that is {owner}'s");
+        }
+    }
+}
+
+#[test]
+fn nothing_of_the_product_depends_on_the_tests() {
+    let graph = graph();
+    for id in &graph.members {
+        assert!(!graph.reach(id).contains("system-tests"), "{}", graph.names[id]);
+    }
+}
+
+fn rust_files() -> Vec<PathBuf> {
+    let output = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"])
+        .current_dir(checkout())
+        .output()
+        .expect("git runs");
+    let listed = String::from_utf8_lossy(&output.stdout);
+    let files: Vec<_> =
+        listed.lines().map(|line| checkout().join(line)).filter(|path| path.exists()).collect();
+    assert!(files.len() > 20, "only {} files found; did the folders move?", files.len());
+
+    files
+}
+
+fn is_test(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str() == "tests")
+        || path.file_name().is_some_and(|name| name == "tests.rs")
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_is_one_thing() {
+    for path in rust_files() {
+        let text = std::fs::read_to_string(&path).expect("a listed file can be read");
+        let shown = path.display();
+        assert!(text.starts_with("//!"), "{shown} does not open with a //! line");
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let lines = code.lines().count();
+        let is_main = path.file_name().is_some_and(|name| name == "main.rs") && !is_test(&path);
+        let limit = if is_main { MAIN_LINES_MAX } else { FILE_LINES_MAX };
+        assert!(lines <= limit, "{shown} has {lines} lines, at most {limit} are allowed");
+    }
+}
+
+/// Folders in which code may open a network socket: the link on both sides, the servers beside it
+/// and the clients of the runtime.
+const SOCKET_OWNERS: [&str; 6] = [
+    "cloudcore/src/hub",
+    "cloudcore/src/kubelet_api",
+    "edgecore/src/link",
+    "edgecore/src/kubelet_api",
+    "edgecore/cri/",
+    "edgeadm/",
+];
+
+#[test]
+fn sockets_are_opened_only_where_they_belong() {
+    for path in rust_files() {
+        let shown = path.display().to_string();
+        if is_test(&path) || SOCKET_OWNERS.iter().any(|owner| shown.contains(owner)) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("a listed file can be read");
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for socket in ["TcpStream::connect", "TcpListener::bind", "UdpSocket::bind"] {
+            assert!(!code.contains(socket), "{shown} opens a socket by {socket}");
+        }
+    }
+}
