@@ -1,0 +1,97 @@
+//! What config files are taken and refused.
+
+use super::*;
+
+fn load(extra: &str) -> Result<Config, ConfigError> {
+    let text = format!("nodeName: edge-node\ncloudcore: cloud.example.com:10000\n{extra}");
+    Config::parse(Path::new("test.yaml"), &text)
+}
+
+fn check(extra: &str, expected: &[&str]) {
+    let problems = match load(extra) {
+        Ok(_) => Vec::new(),
+        Err(ConfigError::Invalid { problems, .. }) => {
+            problems.iter().map(ToString::to_string).collect()
+        }
+        Err(other) => panic!("{extra}: {other}"),
+    };
+    assert_eq!(problems, expected, "{extra}");
+}
+
+#[test]
+fn the_shipped_example_is_the_defaults() {
+    let example = Config::parse(Path::new("example"), Config::EXAMPLE).unwrap();
+    let defaults = Config::with_defaults("edge-node", "cloud.example.com:10000").unwrap();
+
+    assert_eq!(example, defaults);
+}
+
+#[test]
+fn good_values_are_taken() {
+    let config = load(
+        "cgroupRoot: /site/a/\ncgroupDriver: systemd\nclusterDNS: [10.96.0.10]\n\
+         nodeIP: 192.168.1.7\nsystemReserved: {cpu: 100m, memory: 128Mi, ephemeral-storage: 1.5Gi}\n\
+         taints: [{key: a/b, value: c, effect: NoExecute}]\nnodeLabels: {zone: west}\n\
+         runtimeEndpoint: /run/x.sock\nlogLevel: debug\n",
+    )
+    .unwrap();
+
+    assert_eq!(config.cgroup_root, "/site/a");
+    assert_eq!(config.runtime_socket, Path::new("/run/x.sock"));
+    assert_eq!(
+        config.system_reserved,
+        Reserved { cpu_millis: 100, memory_bytes: 128 << 20, ephemeral_storage_bytes: 3 << 29 }
+    );
+}
+
+#[test]
+fn bad_values_are_named() {
+    check(
+        "runtimeEndpoint: tcp://x",
+        &["runtimeEndpoint: \"tcp://x\" is not unix:// and an absolute path"],
+    );
+    check("rootDir: kubelet", &["rootDir: kubelet is not an absolute path"]);
+    check(
+        "cgroupRoot: /a/../b",
+        &["cgroupRoot: \"/a/../b\" is not an absolute cgroup path without . and .."],
+    );
+    check("cgroupDriver: podman", &["cgroupDriver: \"podman\" is not auto, cgroupfs or systemd"]);
+    check("clusterDNS: [10.96.0.10, dns]", &["clusterDNS[1]: \"dns\" is not an IP address"]);
+    check(
+        "nodeIP: 127.0.0.1",
+        &["nodeIP: \"127.0.0.1\" is neither auto nor a non-loopback IP address"],
+    );
+    check("maxPods: 0", &["maxPods: 0 is not between 1 and 1000"]);
+    check("logLevel: loud", &["logLevel: \"loud\" is not off, error, warn, info, debug or trace"]);
+    check(
+        "systemReserved: {gpu: 1}",
+        &["systemReserved.gpu: only cpu, memory and ephemeral-storage can be reserved"],
+    );
+    check(
+        "taints: [{key: a, effect: Never}]",
+        &["taints[0].effect: \"Never\" is not NoSchedule, PreferNoSchedule or NoExecute"],
+    );
+    check("nodeLabels: {'a b': c}", &["nodeLabels: \"a b\" is not a label key ([prefix/]name)"]);
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let text = "nodeName: Edge_Node\ncloudcore: nowhere\nmaxPods: 0\n";
+    let error = Config::parse(Path::new("f"), text).unwrap_err().to_string();
+
+    for part in ["3 problem(s)", "nodeName: ", "cloudcore: ", "maxPods: "] {
+        assert!(error.contains(part), "{part} is not in {error}");
+    }
+}
+
+#[test]
+fn unknown_keys_and_wrong_types_are_parse_errors_that_name_them() {
+    for (extra, part) in [("nodname: x\n", "nodname"), ("maxPods: many\n", "many")] {
+        match load(extra) {
+            Err(ConfigError::Parse { reason, .. }) => {
+                assert!(reason.contains(part) || reason.contains("maxPods"), "{reason}");
+            }
+            other => panic!("{extra}: {other:?}"),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The node itself: its facts, its cgroups and what it reports to Kubernetes.
+
+pub mod cgroups;
+pub mod facts;
+pub mod status;

@@ -1,0 +1,296 @@
+//! Cgroups of the node's pods: `kubepods`, one per QoS class, one per pod, as the kubelet's.
+//!
+//! The runtime makes the cgroups of containers below a pod's; limits of the pod as a whole and the
+//! removal afterwards are the node agent's work. Works on cgroup v1, v2 and the hybrid of both, and
+//! takes the names of both drivers.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::blocking::read_trimmed;
+use crate::volumes::remove::gone_is_done;
+
+/// Period of CPU quotas in microseconds, the kernel's and the kubelet's default.
+pub const CPU_PERIOD_US: u64 = 100_000;
+/// Least `cpu.shares` the kernel takes.
+const SHARES_MIN: u64 = 2;
+/// Most `cpu.shares` the kernel takes.
+const SHARES_MAX: u64 = 262_144;
+/// Controllers whose hierarchies get limits. The runtime makes the cgroups of the others itself.
+const LIMITED: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Why a cgroup could not be made or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The mounts cannot be read, or there are none.
+    #[error(
+        "cannot find the cgroup file systems in /proc/self/mountinfo; mount cgroup2 on /sys/fs/cgroup"
+    )]
+    NotMounted(#[source] io::Error),
+    /// A directory cannot be made.
+    #[error("cannot make cgroup {}", path.display())]
+    Make {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A limit was refused.
+    #[error("cannot write {value} to {}", path.display())]
+    Limit {
+        /// The file.
+        path: PathBuf,
+        /// The value.
+        value: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory cannot be removed, usually because a process is left in it.
+    #[error("cannot remove cgroup {}", path.display())]
+    Remove {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Limits of one cgroup; what is `None` is not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Relative weight, in the unit of v1.
+    pub cpu_shares: Option<u64>,
+    /// CPU time in microseconds per [`CPU_PERIOD_US`].
+    pub cpu_quota_us: Option<i64>,
+    /// In bytes.
+    pub memory_bytes: Option<i64>,
+    /// Processes.
+    pub pids: Option<i64>,
+}
+
+/// Where the kernel shows cgroups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hierarchy {
+    mount: PathBuf,
+    /// v1 controllers, for example `cpu`, `cpuacct`; empty for v2.
+    controllers: Vec<String>,
+    unified: bool,
+}
+
+/// The cgroup file systems of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroups {
+    hierarchies: Vec<Hierarchy>,
+}
+
+impl Cgroups {
+    /// Finds the hierarchies of this machine.
+    pub fn detect() -> Result<Self, CgroupError> {
+        let table = fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::NotMounted)?;
+        let hierarchies = hierarchies(&table);
+        if hierarchies.is_empty() {
+            return Err(CgroupError::NotMounted(io::ErrorKind::NotFound.into()));
+        }
+
+        Ok(Self { hierarchies })
+    }
+
+    /// Whether all controllers are on v2.
+    fn is_unified(&self) -> bool {
+        self.hierarchies.iter().all(|hierarchy| hierarchy.unified)
+    }
+
+    /// Makes the cgroup that the runtime is told as `parent` (a path, or a slice name) and sets its
+    /// limits. What exists is kept and its limits are set again.
+    pub fn ensure(&self, parent: &str, limits: &Limits) -> Result<(), CgroupError> {
+        let path = path_of(parent);
+        for hierarchy in self.limited() {
+            let dir = hierarchy.mount.join(&path);
+            make(hierarchy, &path)?;
+            for (file, value) in files(hierarchy, limits) {
+                write(&dir.join(file), &value)?;
+            }
+        }
+
+        Ok(())
+    }
+
+    /// Removes the cgroup of `parent` with everything below it. Gone already is done.
+    pub fn remove(&self, parent: &str) -> Result<(), CgroupError> {
+        let path = path_of(parent);
+        for hierarchy in &self.hierarchies {
+            let dir = hierarchy.mount.join(&path);
+            remove_below(&dir).map_err(|source| CgroupError::Remove { path: dir, source })?;
+        }
+
+        Ok(())
+    }
+
+    /// Names of the pod cgroups directly below the cgroup of `parent`, each once.
+    pub fn children(&self, parent: &str) -> Vec<String> {
+        let path = path_of(parent);
+        let mut names: Vec<String> = Vec::new();
+        for hierarchy in &self.hierarchies {
+            let Ok(entries) = fs::read_dir(hierarchy.mount.join(&path)) else { continue };
+            let dirs = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+            names.extend(dirs.filter_map(|entry| entry.file_name().into_string().ok()));
+        }
+        names.sort();
+        names.dedup();
+
+        names
+    }
+
+    fn limited(&self) -> impl Iterator<Item = &Hierarchy> {
+        let unified = self.is_unified();
+        let wanted = move |hierarchy: &&Hierarchy| {
+            let limited = |name: &String| LIMITED.contains(&name.as_str());
+            if hierarchy.unified { unified } else { hierarchy.controllers.iter().any(limited) }
+        };
+
+        self.hierarchies.iter().filter(wanted)
+    }
+}
+
+/// Reads the mounts of mountinfo (proc(5)): the file system type follows ` - `.
+fn hierarchies(table: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in table.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some(mount) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
+        let mut right = right.split(' ');
+        let unified = match right.next() {
+            Some("cgroup") => false,
+            Some("cgroup2") => true,
+            _other => continue,
+        };
+        let options = right.nth(1).unwrap_or_default().split(',');
+        let plain = |o: &&str| !matches!(*o, "rw" | "ro" | "relatime" | "noatime" | "nsdelegate");
+        let controllers: Vec<String> =
+            if unified { Vec::new() } else { options.filter(plain).map(str::to_owned).collect() };
+        let again = found.iter().any(|h| h.controllers == controllers && h.unified == unified);
+        if !again {
+            found.push(Hierarchy { mount, controllers, unified });
+        }
+    }
+
+    found
+}
+
+/// The path below a mount for what the runtime is told: `/a/b` as it is, `a-b.slice` as systemd
+/// nests slices: `a.slice/a-b.slice`.
+fn path_of(parent: &str) -> PathBuf {
+    let parent = parent.trim_matches('/');
+    let Some(name) = parent.strip_suffix(".slice").filter(|name| !name.contains('/')) else {
+        return parent.into();
+    };
+    let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
+
+    ends.map(|end| format!("{}.slice", &name[..end])).collect()
+}
+
+/// Makes the directory and, on v2, hands the controllers down to it.
+fn make(hierarchy: &Hierarchy, path: &Path) -> Result<(), CgroupError> {
+    let mut dir = hierarchy.mount.clone();
+    for part in path {
+        if hierarchy.unified {
+            hand_down(&dir);
+        }
+        dir.push(part);
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(CgroupError::Make { path: dir, source: error });
+            }
+            _made_or_there => {}
+        }
+    }
+
+    Ok(())
+}
+
+/// Lets the children of `dir` use the controllers. A controller that this machine lacks is told by
+/// the limit that then cannot be written.
+fn hand_down(dir: &Path) {
+    let there = read_trimmed(dir.join("cgroup.controllers")).unwrap_or_default();
+    for controller in there.split(' ').filter(|name| !name.is_empty()) {
+        if let Err(error) = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"))
+        {
+            tracing::debug!(dir = %dir.display(), controller, %error, "controller not handed down");
+        }
+    }
+}
+
+/// Which file gets which value.
+fn files(hierarchy: &Hierarchy, limits: &Limits) -> Vec<(&'static str, String)> {
+    let mut files = Vec::new();
+    let has = |name: &str| hierarchy.controllers.iter().any(|controller| controller == name);
+    if hierarchy.unified {
+        let quota = |us| format!("{} {CPU_PERIOD_US}", most(us));
+        files.extend(limits.cpu_shares.map(|shares| ("cpu.weight", weight(shares).to_string())));
+        files.extend(limits.cpu_quota_us.map(|us| ("cpu.max", quota(us))));
+        files.extend(limits.memory_bytes.map(|bytes| ("memory.max", most(bytes))));
+        files.extend(limits.pids.map(|pids| ("pids.max", most(pids))));
+        return files;
+    }
+    if has("cpu") {
+        let shares = limits.cpu_shares.map(|shares| shares.clamp(SHARES_MIN, SHARES_MAX));
+        files.extend(shares.map(|shares| ("cpu.shares", shares.to_string())));
+        if let Some(us) = limits.cpu_quota_us {
+            files.push(("cpu.cfs_period_us", CPU_PERIOD_US.to_string()));
+            files.push(("cpu.cfs_quota_us", if us > 0 { us } else { -1 }.to_string()));
+        }
+    }
+    if has("memory") {
+        let bytes = limits.memory_bytes.map(|bytes| if bytes > 0 { bytes } else { -1 });
+        files.extend(bytes.map(|bytes| ("memory.limit_in_bytes", bytes.to_string())));
+    }
+    if has("pids") {
+        files.extend(limits.pids.map(|pids| ("pids.max", most(pids))));
+    }
+
+    files
+}
+
+/// How v2 writes "no limit".
+fn most(value: i64) -> String {
+    if value > 0 { value.to_string() } else { "max".to_owned() }
+}
+
+/// v1 shares to the v2 weight that the kubelet writes.
+fn weight(shares: u64) -> u64 {
+    if shares >= SHARES_MAX {
+        return 10_000;
+    }
+
+    1 + (shares.max(SHARES_MIN) - SHARES_MIN) * 9999 / (SHARES_MAX - SHARES_MIN)
+}
+
+fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
+    fs::write(path, value).map_err(|source| CgroupError::Limit {
+        path: path.to_owned(),
+        value: value.to_owned(),
+        source,
+    })
+}
+
+/// Removes the deepest first; cgroup directories are removed with their files in them.
+fn remove_below(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) => return gone_is_done(Err(error)),
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_below(&entry.path())?;
+        }
+    }
+
+    gone_is_done(fs::remove_dir(dir))
+}
+
+#[cfg(test)]
+mod tests;
