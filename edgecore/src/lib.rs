@@ -6,6 +6,7 @@ pub mod args;
 pub mod blocking;
 pub mod clock;
 pub mod config;
+pub mod events;
 pub mod exit;
 pub mod node;
 pub mod signals;
