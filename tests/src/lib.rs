@@ -1,6 +1,7 @@
 //! What the system tests and benchmarks stand on: a real control plane, edge sites with a real
 //! runtime, and the programs of this project as processes.
 //!
+//! - [`api`]: requests to the API server; [`bystander`]: nodes without an agent.
 //! - [`cluster`]: the control plane of `scripts/dev-cluster`, and requests to its API server.
 //! - [`site`]: an edge site of `scripts/edge-site`: its own network, containerd and folders.
 //! - [`process`]: cloudcore and edgecore as child processes that die with the test.
@@ -8,6 +9,8 @@
 //! - [`pods`]: pod manifests and what tests ask about them.
 //! - [`wait`]: waiting on conditions, never on time.
 
+pub mod api;
+pub mod bystander;
 pub mod cluster;
 pub mod node;
 pub mod pods;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use kube::Client;
 use serde_json::Value;
 
@@ -66,6 +66,22 @@ impl EdgeNode {
     /// SIGKILL to the agent: nothing else of the node is touched.
     pub async fn kill_agent(&self) -> Result<()> {
         self.agent("kill").await
+    }
+
+    /// The agent's process id.
+    pub async fn agent_pid(&self) -> Result<u32> {
+        let args = ["pid", "--site", self.site.name(), "--node", &self.name];
+        let pid = script("edge-agent", &args, &[]).await?;
+
+        pid.trim().parse().with_context(|| format!("edge-agent pid printed {pid:?}"))
+    }
+
+    /// Names of the containers that run on the node, as the runtime itself says.
+    pub async fn running_containers(&self) -> Result<Vec<String>> {
+        let args = ["containers", "--name", self.site.name()];
+        let listed = script("edge-site", &args, &[]).await?;
+
+        Ok(listed.lines().map(str::to_owned).collect())
     }
 
     async fn agent(&self, verb: &str) -> Result<()> {
