@@ -1,0 +1,47 @@
+# Builds the images of tests/images without a container engine or registry. Sourced after common.sh.
+#
+# A recipe sets name, optionally entrypoint and command (words), and make_root DIR.
+
+# Builds what is missing and prints the archives, one a line.
+image_archives() {
+  local recipe key archive
+  mkdir -p "$CACHE/images"
+  for recipe in "$CHECKOUT"/tests/images/*/; do
+    recipe=${recipe%/}
+    key=$(cat "$recipe"/* "$CHECKOUT/scripts/lib/images.sh" | sha256sum | cut -c1-12)
+    archive=$CACHE/images/$(basename "$recipe")-$key.tar
+    [ -s "$archive" ] || step "building image $(basename "$recipe")" under_lock images build_image "$recipe" "$archive" >&2
+    printf '%s\n' "$archive"
+  done
+}
+
+build_image() {
+  local recipe=$1 archive=$2 work word
+  [ -s "$archive" ] && return
+  work=$(mktemp -d)
+  ( name='' entrypoint='' command=''
+    . "$recipe/recipe"
+    mkdir "$work/root"; chmod 755 "$work/root"
+    make_root "$work/root"
+    umoci init --layout "$work/oci"
+    umoci new --image "$work/oci:x"
+    umoci insert --rootless --image "$work/oci:x" "$work/root" /
+    config=(--config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
+    for word in $entrypoint; do config+=(--config.entrypoint "$word"); done
+    for word in $command; do config+=(--config.cmd "$word"); done
+    umoci config --image "$work/oci:x" "${config[@]}"
+    skopeo copy --insecure-policy "oci:$work/oci:x" "docker-archive:$archive.new:$name"
+  ) >"$work/log" 2>&1 || { cat "$work/log" >&2; rm -rf "$work" "$archive.new"; return 1; }
+  mv "$archive.new" "$archive"
+  rm -rf "$work"
+}
+
+busybox_root() {
+  local applet
+  mkdir -p "$1"/{bin,etc,tmp,root}
+  chmod 1777 "$1/tmp"
+  cp /bin/busybox "$1/bin/busybox"
+  for applet in $(/bin/busybox --list); do [ "$applet" = busybox ] || ln -s busybox "$1/bin/$applet"; done
+  printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n' >"$1/etc/passwd"
+  printf 'root:x:0:\nnogroup:x:65534:\n' >"$1/etc/group"
+}
