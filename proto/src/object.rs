@@ -84,3 +84,16 @@ impl Change {
         }
     }
 }
+
+/// Whether an edge that holds `held` under a key takes `put` under it, or skips it as outdated
+/// (and acknowledges it: it holds this or newer).
+///
+/// `deleted_in` is the epoch in which the edge was told to delete an object of this very UID, if
+/// it still remembers. A replica whose caches lag may send both an older version and an object
+/// that is gone; only an API server restored since, which starts an epoch, brings either back.
+pub fn admits(held: Option<&Version>, deleted_in: Option<u64>, put: &Version) -> bool {
+    let outdated = held.is_some_and(|held| held.is_newer_than(put));
+    let dead = deleted_in.is_some_and(|epoch| put.epoch <= epoch);
+
+    !outdated && !dead
+}

@@ -1,0 +1,570 @@
+//! The cloud's end of the link with one node: it admits, sends what is wanted, answers reports.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::admission::Ticket;
+use crate::backoff::Rng;
+use crate::codec::{CodecError, REPORT_BYTES_MAX};
+use crate::digest::Summary;
+use crate::ids::{ObjectKey, Uid};
+use crate::object::{OBJECT_BYTES_MAX, Object, Version};
+use crate::outbox::{Desired, Outbox};
+use crate::session::events::EVENTS_IN_FLIGHT_MAX;
+use crate::session::liveness::{End, Liveness};
+use crate::session::reports::REPORTS_IN_FLIGHT_MAX;
+use crate::session::sync::{Difference, Sync};
+use crate::session::{CloseReason, FAREWELL_MAX, HANDSHAKE_MAX, ProtocolError};
+use crate::stream::{StreamFrame, StreamInput, StreamOutput, Streams, TooManyStreams};
+use crate::wire::{
+    Beat, Bye, Frame, Health, Hello, Outcome, PROTOCOL_VERSION, Refusal, RefuseCode, Report, Seq,
+    StreamId, StreamKind, Welcome,
+};
+
+/// A session that the hub has admitted and recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// Of the record.
+    pub generation: u64,
+    /// For the next session.
+    pub ticket: Ticket,
+    /// Current epoch of the cluster (invariant 7).
+    pub epoch: u64,
+    /// Milliseconds since 1970.
+    pub server_time_ms: i64,
+}
+
+/// What the shell tells the session.
+#[derive(Debug)]
+pub enum CloudInput {
+    /// A frame came.
+    Received(Frame),
+    /// A message came that is none.
+    Malformed(CodecError),
+    /// Some bytes of a frame came, which proves that the path lives.
+    Heard,
+    /// Answer to `Hello`: yes.
+    Admitted(Admission),
+    /// Answer to `Hello`: no. Also later: superseded, revoked.
+    Refused(Refusal),
+    /// Everything the node must hold. To be said once the evidence of invariant 8 is there, and
+    /// again whenever it may have been lost; changes before and after are welcome.
+    Sync {
+        /// In the order in which it is to be sent: what a pod references before the pod.
+        wanted: Vec<Arc<Object>>,
+    },
+    /// The API server has something new.
+    Change(Desired),
+    /// Answer to `Unwanted`: a GET said 404 or another UID (or nothing references the object any
+    /// more). The edge may delete it.
+    Absent {
+        /// What it is stored under.
+        key: ObjectKey,
+        /// Which.
+        uid: Uid,
+    },
+    /// Answer to `Unwanted`: it exists.
+    StillWanted {
+        /// Which.
+        key: ObjectKey,
+    },
+    /// Answer to `Report`.
+    ReportDone {
+        /// Which.
+        seq: Seq,
+        /// How.
+        outcome: Outcome,
+    },
+    /// Answer to `Event`.
+    EventDone {
+        /// Which.
+        seq: Seq,
+    },
+    /// See [`StreamInput`]; streams are opened by [`CloudSession::open_stream`].
+    Stream(StreamInput),
+    /// Say goodbye and close.
+    Drain {
+        /// For the edge's log.
+        reason: String,
+        /// When the edge is to dial again.
+        retry_after: Duration,
+    },
+}
+
+/// What the session wants of the shell.
+#[derive(Debug)]
+pub enum CloudOutput {
+    /// Check it against certificate, ticket and record; answer `Admitted` or `Refused`.
+    Hello(Hello),
+    /// Answer `ReportDone`. At most [`REPORTS_IN_FLIGHT_MAX`] are unanswered.
+    Report {
+        /// To answer.
+        seq: Seq,
+        /// What the edge says.
+        report: Report,
+    },
+    /// Answer `EventDone`. At most [`EVENTS_IN_FLIGHT_MAX`] are unanswered.
+    Event {
+        /// To answer.
+        seq: Seq,
+        /// JSON of a core/v1 Event.
+        bytes: Bytes,
+    },
+    /// Held by the edge and not wanted: answer `Absent` or `StillWanted`.
+    Unwanted {
+        /// What it is stored under.
+        key: ObjectKey,
+        /// Which.
+        version: Version,
+    },
+    /// The edge holds exactly what was wanted.
+    InSync,
+    /// The edge answers; comes at least every 17 s.
+    Alive {
+        /// How it is.
+        health: Health,
+    },
+    /// The edge could not store it; the session sends it again by itself. For the log.
+    Nacked {
+        /// Which.
+        key: ObjectKey,
+        /// The edge's word.
+        reason: String,
+    },
+    /// See [`StreamOutput`].
+    Stream(StreamOutput),
+    /// Drop the connection; the session is over.
+    Close(CloseReason),
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Nothing is sent before the Hello.
+    AwaitingHello {
+        abandon_at: Instant,
+    },
+    /// The shell decides.
+    Deciding,
+    Up(Box<Up>),
+    /// Says why, then closes.
+    Closing(Box<Closing>),
+    Closed,
+}
+
+#[derive(Debug)]
+struct Closing {
+    farewell: Option<Frame>,
+    reason: CloseReason,
+    abandon_at: Instant,
+}
+
+#[derive(Debug)]
+struct Up {
+    liveness: Liveness,
+    welcome: Option<Welcome>,
+    list_request: Option<u32>,
+    synced_due: bool,
+}
+
+/// See [`crate::session`]. Lives as long as its connection.
+#[derive(Debug)]
+pub struct CloudSession {
+    phase: Phase,
+    /// What the edge said it held, as long as nothing was sent that could have changed it.
+    held: Summary,
+    outbox: Outbox,
+    /// Wanted, but larger than any object may be: never in sync while there are such.
+    oversized: BTreeSet<ObjectKey>,
+    sync: Sync,
+    last_request: u32,
+    /// Reports and events that the shell has yet to answer.
+    unanswered: BTreeSet<(Subject, Seq)>,
+    answers: VecDeque<Frame>,
+    streams: Streams,
+    outputs: VecDeque<CloudOutput>,
+    rng: Rng,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Report,
+    Event,
+}
+
+impl CloudSession {
+    /// The session of a connection that was just accepted.
+    pub fn new(seed: u64, now: Instant) -> Self {
+        Self {
+            phase: Phase::AwaitingHello { abandon_at: now + HANDSHAKE_MAX },
+            held: Summary::default(),
+            outbox: Outbox::default(),
+            oversized: BTreeSet::new(),
+            sync: Sync::Idle,
+            last_request: 0,
+            unanswered: BTreeSet::new(),
+            answers: VecDeque::new(),
+            streams: Streams::default(),
+            outputs: VecDeque::new(),
+            rng: Rng::new(seed),
+        }
+    }
+
+    /// Takes what happened.
+    pub fn handle(&mut self, input: CloudInput, now: Instant) {
+        match input {
+            CloudInput::Received(frame) => {
+                if let Err(error) = self.received(frame, now) {
+                    self.broken(error, now);
+                }
+            }
+            CloudInput::Malformed(error) => self.broken(ProtocolError::Malformed(error), now),
+            CloudInput::Heard => self.heard(now),
+            CloudInput::Admitted(admission) => self.admitted(admission, now),
+            CloudInput::Refused(refusal) => self.refuse(refusal, now),
+            CloudInput::Sync { wanted } => self.synchronise(wanted),
+            CloudInput::Change(desired) => self.change(desired, now),
+            CloudInput::Absent { key, uid } => self.change(Desired::Delete { key, uid }, now),
+            CloudInput::StillWanted { key } => self.sync.still_wanted(&key),
+            CloudInput::ReportDone { seq, outcome } => {
+                if self.unanswered.remove(&(Subject::Report, seq)) {
+                    self.answers.push_back(report_answer(seq, outcome));
+                }
+            }
+            CloudInput::EventDone { seq } => {
+                if self.unanswered.remove(&(Subject::Event, seq)) {
+                    self.answers.push_back(Frame::EventAck { seq });
+                }
+            }
+            CloudInput::Stream(input) => self.streams.handle(input),
+            CloudInput::Drain { reason, retry_after } => {
+                let bye = Frame::Bye(Bye { reason: reason.clone(), retry_after });
+                self.close(CloseReason::Asked { reason }, Some(bye), now);
+            }
+        }
+        self.check_synced();
+    }
+
+    /// Opens a stream to the edge. It lives until reset, finished by both ends, or lost.
+    pub fn open_stream(&mut self, kind: StreamKind) -> Result<StreamId, TooManyStreams> {
+        self.streams.open(kind)
+    }
+
+    /// When [`Self::handle_timeout`] has work.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::AwaitingHello { abandon_at } => Some(*abandon_at),
+            Phase::Closing(closing) => Some(closing.abandon_at),
+            Phase::Up(up) => {
+                let alive = up.liveness.poll_timeout();
+                Some(self.outbox.poll_timeout().map_or(alive, |retry| retry.min(alive)))
+            }
+            Phase::Deciding | Phase::Closed => None,
+        }
+    }
+
+    /// Does what is due; harmless if nothing is.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_timeout().is_none_or(|due| now < due) {
+            return;
+        }
+        match &mut self.phase {
+            Phase::AwaitingHello { .. } => self.close(CloseReason::HandshakeTimeout, None, now),
+            Phase::Up(up) => {
+                if let Some(silent) = up.liveness.silence(now) {
+                    return self.close(CloseReason::PeerSilent { silent }, None, now);
+                }
+                up.liveness.handle_timeout(now);
+                self.outbox.wake(now);
+            }
+            Phase::Closing(_) => self.finish(),
+            Phase::Deciding | Phase::Closed => {}
+        }
+    }
+
+    /// The next thing for the shell to do, frames apart.
+    pub fn poll_output(&mut self) -> Option<CloudOutput> {
+        let output = self.outputs.pop_front();
+
+        output.or_else(|| self.streams.poll_output().map(CloudOutput::Stream))
+    }
+
+    /// The next frame, most urgent first. Only to be asked for while the socket takes data.
+    pub fn poll_send(&mut self) -> Option<Frame> {
+        match &mut self.phase {
+            Phase::Up(up) => {
+                if let Some(welcome) = up.welcome.take() {
+                    return Some(Frame::Welcome(welcome));
+                }
+                if let Some((is_ping, beat)) = up.liveness.poll_send(None) {
+                    return Some(if is_ping { Frame::Ping(beat) } else { Frame::Pong(beat) });
+                }
+                if let Some(request) = up.list_request.take() {
+                    return Some(Frame::ListHeld { request });
+                }
+                if std::mem::take(&mut up.synced_due) {
+                    return Some(Frame::Synced);
+                }
+                self.outbox
+                    .poll_send()
+                    .or_else(|| self.answers.pop_front())
+                    .or_else(|| self.streams.poll_send())
+            }
+            Phase::Closing(closing) => {
+                let farewell = closing.farewell.take();
+                self.finish();
+                farewell
+            }
+            Phase::AwaitingHello { .. } | Phase::Deciding | Phase::Closed => None,
+        }
+    }
+
+    /// Objects that the edge has yet to store.
+    pub fn outbox_len(&self) -> usize {
+        self.outbox.len()
+    }
+
+    fn heard(&mut self, now: Instant) {
+        if let Phase::Up(up) = &mut self.phase {
+            up.liveness.heard(now);
+        }
+    }
+
+    fn admitted(&mut self, admission: Admission, now: Instant) {
+        if !matches!(self.phase, Phase::Deciding) {
+            return;
+        }
+        let Admission { generation, ticket, epoch, server_time_ms } = admission;
+        self.phase = Phase::Up(Box::new(Up {
+            liveness: Liveness::new(End::Cloud, now),
+            welcome: Some(Welcome { generation, ticket, epoch, server_time_ms }),
+            list_request: None,
+            synced_due: false,
+        }));
+    }
+
+    fn refuse(&mut self, refusal: Refusal, now: Instant) {
+        let farewell = Some(Frame::Refuse(refusal.clone()));
+        self.close(CloseReason::Refused(refusal), farewell, now);
+    }
+
+    fn synchronise(&mut self, wanted: Vec<Arc<Object>>) {
+        let (oversized, wanted): (Vec<_>, Vec<_>) =
+            wanted.into_iter().partition(|object| object.bytes.len() > OBJECT_BYTES_MAX);
+        self.oversized.clear();
+        for object in oversized {
+            self.oversize(&object);
+        }
+        let Phase::Up(up) = &mut self.phase else { return };
+        // The summary tells nothing once something was sent on top of it.
+        if self.outbox.is_untouched() && Sync::agrees(&wanted, &self.held) {
+            self.sync = Sync::settled();
+            return;
+        }
+        self.last_request += 1;
+        up.list_request = Some(self.last_request);
+        self.sync = Sync::list(self.last_request, wanted);
+    }
+
+    fn change(&mut self, desired: Desired, now: Instant) {
+        self.oversized.remove(desired.key());
+        if let Desired::Put(object) = &desired
+            && object.bytes.len() > OBJECT_BYTES_MAX
+        {
+            let object = Arc::clone(object);
+            return self.oversize(&object);
+        }
+        self.sync.change(&desired);
+        self.offer(desired, now);
+    }
+
+    fn oversize(&mut self, object: &Object) {
+        let len = object.bytes.len();
+        let reason = format!("the object has {len} bytes, at most {OBJECT_BYTES_MAX} are sent");
+        self.oversized.insert(object.key.clone());
+        self.outputs.push_back(CloudOutput::Nacked { key: object.key.clone(), reason });
+    }
+
+    fn offer(&mut self, desired: Desired, now: Instant) {
+        if let Err(full) = self.outbox.offer(desired) {
+            self.close(CloseReason::OutboxFull(full), None, now);
+        }
+    }
+
+    /// Says that the edge is in sync, as soon as it is.
+    fn check_synced(&mut self) {
+        let Phase::Up(up) = &mut self.phase else { return };
+        if self.sync.is_settled() && self.outbox.is_empty() && self.oversized.is_empty() {
+            self.sync = Sync::Synced;
+            up.synced_due = true;
+            self.outputs.push_back(CloudOutput::InSync);
+        }
+    }
+
+    fn received(&mut self, frame: Frame, now: Instant) -> Result<(), ProtocolError> {
+        match &mut self.phase {
+            Phase::AwaitingHello { .. } => self.received_first(frame, now),
+            Phase::Deciding => {
+                Err(ProtocolError::Unexpected { frame: frame.name(), when: "before Welcome" })
+            }
+            Phase::Up(up) => {
+                up.liveness.heard(now);
+                self.received_up(frame, now)
+            }
+            // Sent before the peer knew.
+            Phase::Closing(_) | Phase::Closed => Ok(()),
+        }
+    }
+
+    fn received_first(&mut self, frame: Frame, now: Instant) -> Result<(), ProtocolError> {
+        let Frame::Hello(hello) = frame else {
+            return Err(ProtocolError::Unexpected { frame: frame.name(), when: "before Hello" });
+        };
+        if hello.protocol == PROTOCOL_VERSION {
+            self.held = hello.held;
+            self.phase = Phase::Deciding;
+            self.outputs.push_back(CloudOutput::Hello(hello));
+            return Ok(());
+        }
+        let reason = format!(
+            "the edge speaks protocol version {}, this cloud {PROTOCOL_VERSION}",
+            hello.protocol
+        );
+        let retry_after = BAD_PROTOCOL_RETRY_AFTER;
+        self.refuse(Refusal { code: RefuseCode::BadProtocol, reason, retry_after }, now);
+
+        Ok(())
+    }
+
+    fn received_up(&mut self, frame: Frame, now: Instant) -> Result<(), ProtocolError> {
+        match frame {
+            Frame::Ping(beat) => {
+                if let Phase::Up(up) = &mut self.phase {
+                    up.liveness.pinged(beat.nonce);
+                }
+                self.alive(beat);
+            }
+            Frame::Pong(beat) => self.alive(beat),
+            Frame::Bye(Bye { reason, .. }) => self.close(CloseReason::Bye { reason }, None, now),
+            Frame::Ack { seqs } => {
+                for seq in seqs {
+                    self.outbox.acknowledge(seq);
+                }
+            }
+            Frame::Nack { seq, reason } => {
+                if let Some(key) = self.outbox.refuse(seq, now, &mut self.rng) {
+                    self.outputs.push_back(CloudOutput::Nacked { key, reason });
+                }
+            }
+            Frame::Held { request, entries, last } => {
+                if let Some(difference) = self.sync.receive(request, entries, last)? {
+                    self.settle(difference, now);
+                }
+            }
+            Frame::Report { seq, key, payload, done } => {
+                self.unanswered(Subject::Report, seq, REPORTS_IN_FLIGHT_MAX)?;
+                let bytes = payload
+                    .unpack(REPORT_BYTES_MAX)
+                    .map_err(|source| ProtocolError::BadReport { seq, source })?;
+                let report = Report { key, bytes, done };
+                self.outputs.push_back(CloudOutput::Report { seq, report });
+            }
+            Frame::Event { seq, bytes } => {
+                self.unanswered(Subject::Event, seq, EVENTS_IN_FLIGHT_MAX)?;
+                self.outputs.push_back(CloudOutput::Event { seq, bytes });
+            }
+            Frame::StreamData { id, bytes, end } => {
+                self.stream(StreamFrame::Data { id, bytes, end })?;
+            }
+            Frame::StreamCredit { id, bytes } => {
+                self.stream(StreamFrame::Credit { id, bytes })?;
+            }
+            Frame::StreamClose { id, reason } => self.stream(StreamFrame::Close { id, reason })?,
+            other @ (Frame::Hello(_)
+            | Frame::Welcome(_)
+            | Frame::Refuse(_)
+            | Frame::Put { .. }
+            | Frame::Delete { .. }
+            | Frame::ListHeld { .. }
+            | Frame::Synced
+            | Frame::ReportAck { .. }
+            | Frame::ReportNack { .. }
+            | Frame::EventAck { .. }
+            | Frame::StreamOpen { .. }) => {
+                return Err(ProtocolError::Unexpected {
+                    frame: other.name(),
+                    when: "from the edge, on a link that is up",
+                });
+            }
+        }
+
+        Ok(())
+    }
+
+    fn settle(&mut self, difference: Difference, now: Instant) {
+        for object in difference.puts {
+            self.offer(Desired::Put(object), now);
+        }
+        for (key, version) in difference.unwanted {
+            self.outputs.push_back(CloudOutput::Unwanted { key, version });
+        }
+    }
+
+    fn alive(&mut self, beat: Beat) {
+        if let Some(health) = beat.health {
+            self.outputs.push_back(CloudOutput::Alive { health });
+        }
+    }
+
+    fn unanswered(&mut self, of: Subject, seq: Seq, max: usize) -> Result<(), ProtocolError> {
+        let waiting = self.unanswered.range((of, Seq::MIN)..=(of, Seq::MAX)).count();
+        if waiting >= max || !self.unanswered.insert((of, seq)) {
+            return Err(ProtocolError::TooManyUnanswered);
+        }
+
+        Ok(())
+    }
+
+    fn stream(&mut self, frame: StreamFrame) -> Result<(), ProtocolError> {
+        self.streams.receive(frame).map_err(ProtocolError::Stream)
+    }
+
+    /// Tells the peer what it did, for its log.
+    fn broken(&mut self, error: ProtocolError, now: Instant) {
+        let bye = Bye { reason: super::chain(&error), retry_after: Duration::ZERO };
+        self.close(CloseReason::Protocol(error), Some(Frame::Bye(bye)), now);
+    }
+
+    fn close(&mut self, reason: CloseReason, farewell: Option<Frame>, now: Instant) {
+        match self.phase {
+            Phase::Closing(_) | Phase::Closed => return,
+            Phase::AwaitingHello { .. } | Phase::Deciding | Phase::Up(_) => {}
+        }
+        let silent = farewell.is_none();
+        let abandon_at = now + FAREWELL_MAX;
+        self.phase = Phase::Closing(Box::new(Closing { farewell, reason, abandon_at }));
+        self.streams.lose();
+        if silent {
+            self.finish();
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Phase::Closing(closing) = std::mem::replace(&mut self.phase, Phase::Closed) {
+            self.outputs.push_back(CloudOutput::Close(closing.reason));
+        }
+    }
+}
+
+/// An upgrade of either end takes longer than this.
+const BAD_PROTOCOL_RETRY_AFTER: Duration = Duration::from_mins(1);
+
+fn report_answer(seq: Seq, outcome: Outcome) -> Frame {
+    match outcome {
+        Outcome::Done => Frame::ReportAck { seq },
+        Outcome::Retry { reason } => Frame::ReportNack { seq, reason, retry: true },
+        Outcome::Refused { reason } => Frame::ReportNack { seq, reason, retry: false },
+    }
+}
