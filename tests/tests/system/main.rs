@@ -5,3 +5,4 @@
 
 mod autonomy;
 mod main_job;
+mod runtime;
