@@ -1,5 +1,7 @@
 //! The cloud's end of the link with one node: it admits, sends what is wanted, answers reports.
 
+mod receive;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,20 +10,17 @@ use bytes::Bytes;
 
 use crate::admission::Ticket;
 use crate::backoff::Rng;
-use crate::codec::{CodecError, REPORT_BYTES_MAX};
+use crate::codec::CodecError;
 use crate::digest::Summary;
 use crate::ids::{ObjectKey, Uid};
 use crate::object::{OBJECT_BYTES_MAX, Object, Version};
 use crate::outbox::{Desired, Outbox};
-use crate::session::events::EVENTS_IN_FLIGHT_MAX;
 use crate::session::liveness::{End, Liveness};
-use crate::session::reports::REPORTS_IN_FLIGHT_MAX;
-use crate::session::sync::{Difference, Sync};
+use crate::session::sync::Sync;
 use crate::session::{CloseReason, FAREWELL_MAX, HANDSHAKE_MAX, ProtocolError};
-use crate::stream::{StreamFrame, StreamInput, StreamOutput, Streams, TooManyStreams};
+use crate::stream::{StreamInput, StreamOutput, Streams, TooManyStreams};
 use crate::wire::{
-    Beat, Bye, Frame, Health, Hello, Outcome, PROTOCOL_VERSION, Refusal, RefuseCode, Report, Seq,
-    StreamId, StreamKind, Welcome,
+    Bye, Frame, Health, Hello, Outcome, Refusal, Report, Seq, StreamId, StreamKind, Welcome,
 };
 
 /// A session that the hub has admitted and recorded.
@@ -99,14 +98,14 @@ pub enum CloudInput {
 pub enum CloudOutput {
     /// Check it against certificate, ticket and record; answer `Admitted` or `Refused`.
     Hello(Hello),
-    /// Answer `ReportDone`. At most [`REPORTS_IN_FLIGHT_MAX`] are unanswered.
+    /// Answer `ReportDone`. At most [`crate::session::REPORTS_IN_FLIGHT_MAX`] are unanswered.
     Report {
         /// To answer.
         seq: Seq,
         /// What the edge says.
         report: Report,
     },
-    /// Answer `EventDone`. At most [`EVENTS_IN_FLIGHT_MAX`] are unanswered.
+    /// Answer `EventDone`. At most [`crate::session::EVENTS_IN_FLIGHT_MAX`] are unanswered.
     Event {
         /// To answer.
         seq: Seq,
@@ -248,8 +247,15 @@ impl CloudSession {
     }
 
     /// Opens a stream to the edge. It lives until reset, finished by both ends, or lost.
+    ///
+    /// On a session that closes it is `Closed` at once.
     pub fn open_stream(&mut self, kind: StreamKind) -> Result<StreamId, TooManyStreams> {
-        self.streams.open(kind)
+        let id = self.streams.open(kind)?;
+        if matches!(self.phase, Phase::Closing(_) | Phase::Closed) {
+            self.streams.lose();
+        }
+
+        Ok(id)
     }
 
     /// When [`Self::handle_timeout`] has work.
@@ -403,134 +409,6 @@ impl CloudSession {
         }
     }
 
-    fn received(&mut self, frame: Frame, now: Instant) -> Result<(), ProtocolError> {
-        match &mut self.phase {
-            Phase::AwaitingHello { .. } => self.received_first(frame, now),
-            Phase::Deciding => {
-                Err(ProtocolError::Unexpected { frame: frame.name(), when: "before Welcome" })
-            }
-            Phase::Up(up) => {
-                up.liveness.heard(now);
-                self.received_up(frame, now)
-            }
-            // Sent before the peer knew.
-            Phase::Closing(_) | Phase::Closed => Ok(()),
-        }
-    }
-
-    fn received_first(&mut self, frame: Frame, now: Instant) -> Result<(), ProtocolError> {
-        let Frame::Hello(hello) = frame else {
-            return Err(ProtocolError::Unexpected { frame: frame.name(), when: "before Hello" });
-        };
-        if hello.protocol == PROTOCOL_VERSION {
-            self.held = hello.held;
-            self.phase = Phase::Deciding;
-            self.outputs.push_back(CloudOutput::Hello(hello));
-            return Ok(());
-        }
-        let reason = format!(
-            "the edge speaks protocol version {}, this cloud {PROTOCOL_VERSION}",
-            hello.protocol
-        );
-        let retry_after = BAD_PROTOCOL_RETRY_AFTER;
-        self.refuse(Refusal { code: RefuseCode::BadProtocol, reason, retry_after }, now);
-
-        Ok(())
-    }
-
-    fn received_up(&mut self, frame: Frame, now: Instant) -> Result<(), ProtocolError> {
-        match frame {
-            Frame::Ping(beat) => {
-                if let Phase::Up(up) = &mut self.phase {
-                    up.liveness.pinged(beat.nonce);
-                }
-                self.alive(beat);
-            }
-            Frame::Pong(beat) => self.alive(beat),
-            Frame::Bye(Bye { reason, .. }) => self.close(CloseReason::Bye { reason }, None, now),
-            Frame::Ack { seqs } => {
-                for seq in seqs {
-                    self.outbox.acknowledge(seq);
-                }
-            }
-            Frame::Nack { seq, reason } => {
-                if let Some(key) = self.outbox.refuse(seq, now, &mut self.rng) {
-                    self.outputs.push_back(CloudOutput::Nacked { key, reason });
-                }
-            }
-            Frame::Held { request, entries, last } => {
-                if let Some(difference) = self.sync.receive(request, entries, last)? {
-                    self.settle(difference, now);
-                }
-            }
-            Frame::Report { seq, key, payload, done } => {
-                self.unanswered(Subject::Report, seq, REPORTS_IN_FLIGHT_MAX)?;
-                let bytes = payload
-                    .unpack(REPORT_BYTES_MAX)
-                    .map_err(|source| ProtocolError::BadReport { seq, source })?;
-                let report = Report { key, bytes, done };
-                self.outputs.push_back(CloudOutput::Report { seq, report });
-            }
-            Frame::Event { seq, bytes } => {
-                self.unanswered(Subject::Event, seq, EVENTS_IN_FLIGHT_MAX)?;
-                self.outputs.push_back(CloudOutput::Event { seq, bytes });
-            }
-            Frame::StreamData { id, bytes, end } => {
-                self.stream(StreamFrame::Data { id, bytes, end })?;
-            }
-            Frame::StreamCredit { id, bytes } => {
-                self.stream(StreamFrame::Credit { id, bytes })?;
-            }
-            Frame::StreamClose { id, reason } => self.stream(StreamFrame::Close { id, reason })?,
-            other @ (Frame::Hello(_)
-            | Frame::Welcome(_)
-            | Frame::Refuse(_)
-            | Frame::Put { .. }
-            | Frame::Delete { .. }
-            | Frame::ListHeld { .. }
-            | Frame::Synced
-            | Frame::ReportAck { .. }
-            | Frame::ReportNack { .. }
-            | Frame::EventAck { .. }
-            | Frame::StreamOpen { .. }) => {
-                return Err(ProtocolError::Unexpected {
-                    frame: other.name(),
-                    when: "from the edge, on a link that is up",
-                });
-            }
-        }
-
-        Ok(())
-    }
-
-    fn settle(&mut self, difference: Difference, now: Instant) {
-        for object in difference.puts {
-            self.offer(Desired::Put(object), now);
-        }
-        for (key, version) in difference.unwanted {
-            self.outputs.push_back(CloudOutput::Unwanted { key, version });
-        }
-    }
-
-    fn alive(&mut self, beat: Beat) {
-        if let Some(health) = beat.health {
-            self.outputs.push_back(CloudOutput::Alive { health });
-        }
-    }
-
-    fn unanswered(&mut self, of: Subject, seq: Seq, max: usize) -> Result<(), ProtocolError> {
-        let waiting = self.unanswered.range((of, Seq::MIN)..=(of, Seq::MAX)).count();
-        if waiting >= max || !self.unanswered.insert((of, seq)) {
-            return Err(ProtocolError::TooManyUnanswered);
-        }
-
-        Ok(())
-    }
-
-    fn stream(&mut self, frame: StreamFrame) -> Result<(), ProtocolError> {
-        self.streams.receive(frame).map_err(ProtocolError::Stream)
-    }
-
     /// Tells the peer what it did, for its log.
     fn broken(&mut self, error: ProtocolError, now: Instant) {
         let bye = Bye { reason: super::chain(&error), retry_after: Duration::ZERO };
@@ -557,9 +435,6 @@ impl CloudSession {
         }
     }
 }
-
-/// An upgrade of either end takes longer than this.
-const BAD_PROTOCOL_RETRY_AFTER: Duration = Duration::from_mins(1);
 
 fn report_answer(seq: Seq, outcome: Outcome) -> Frame {
     match outcome {

@@ -1,0 +1,196 @@
+//! Protobuf messages to frames: every field is checked here.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::admission::Ticket;
+use crate::codec::{CodecError, EVENT_BYTES_MAX, TEXT_LEN_MAX, cut};
+use crate::digest::{Digest, Summary};
+use crate::ids::{Kind, NodeName, ObjectKey, Uid};
+use crate::object::{ContentHash, Version};
+use crate::payload::{Encoding, Payload};
+use crate::pb::{self, frame::Body};
+use crate::stream::CHUNK_BYTES_MAX;
+use crate::wire::{
+    Beat, Bye, Frame, Health, Hello, Refusal, RefuseCode, ReportKey, StreamId, StreamKind, Welcome,
+};
+
+/// Names the frame of a bad field.
+struct In(&'static str);
+
+impl In {
+    fn some<T>(&self, value: Option<T>, field: &'static str) -> Result<T, CodecError> {
+        value.ok_or(CodecError::BadField { frame: self.0, field })
+    }
+
+    fn uid(&self, uid: String) -> Result<Uid, CodecError> {
+        self.some(Uid::new(uid).ok(), "uid")
+    }
+
+    fn key(&self, key: Option<pb::ObjectKey>) -> Result<ObjectKey, CodecError> {
+        let key = key.and_then(|key| ObjectKey::from_parts(Kind::from_wire(key.kind)?, key.id));
+
+        self.some(key, "key")
+    }
+
+    fn version(&self, version: Option<pb::Version>) -> Result<Version, CodecError> {
+        let pb::Version { uid, epoch, revision, hash } = self.some(version, "version")?;
+        let hash = self.some(hash.as_ref().try_into().ok(), "hash")?;
+
+        Ok(Version { uid: self.uid(uid)?, epoch, revision, hash: ContentHash(hash) })
+    }
+
+    fn payload(&self, payload: Option<pb::Payload>) -> Result<Payload, CodecError> {
+        let payload = self.some(payload, "payload")?;
+        let encoding = match pb::Encoding::try_from(payload.encoding) {
+            Ok(pb::Encoding::None) => Encoding::None,
+            Ok(pb::Encoding::Zstd) => Encoding::Zstd,
+            Err(_) => return Err(CodecError::BadField { frame: self.0, field: "encoding" }),
+        };
+
+        Ok(Payload { encoding, raw_len: payload.raw_len, bytes: payload.bytes })
+    }
+
+    fn report_key(&self, key: Option<pb::ReportKey>) -> Result<ReportKey, CodecError> {
+        let pb::ReportKey { kind, uid, source } = self.some(key, "key")?;
+        match pb::ReportKind::try_from(kind) {
+            Ok(pb::ReportKind::PodStatus) => Ok(ReportKey::PodStatus(self.uid(uid)?)),
+            Ok(pb::ReportKind::NodeStatus) => Ok(ReportKey::NodeStatus),
+            Ok(pb::ReportKind::TokenWanted) => {
+                let source = self.text(source, "source")?;
+                Ok(ReportKey::TokenWanted { pod: self.uid(uid)?, source })
+            }
+            Ok(pb::ReportKind::Unspecified) | Err(_) => {
+                Err(CodecError::BadField { frame: self.0, field: "kind" })
+            }
+        }
+    }
+
+    fn text(&self, text: String, field: &'static str) -> Result<String, CodecError> {
+        self.some((text.len() <= TEXT_LEN_MAX).then_some(text), field)
+    }
+
+    fn bytes(&self, bytes: Bytes, max: usize) -> Result<Bytes, CodecError> {
+        self.some((bytes.len() <= max).then_some(bytes), "bytes")
+    }
+}
+
+pub(super) fn from_body(body: Body) -> Result<Frame, CodecError> {
+    Ok(match body {
+        Body::Hello(hello) => Frame::Hello(hello_from(hello)?),
+        Body::Welcome(welcome) => Frame::Welcome(welcome_from(welcome)?),
+        Body::Refuse(refuse) => Frame::Refuse(refuse_from(&refuse)?),
+        Body::Ping(pb::Ping { nonce, health }) => {
+            Frame::Ping(Beat { nonce, health: health.map(Into::into) })
+        }
+        Body::Pong(pb::Pong { nonce, health }) => {
+            Frame::Pong(Beat { nonce, health: health.map(Into::into) })
+        }
+        Body::Bye(pb::Bye { reason, retry_after_s }) => {
+            let retry_after = Duration::from_secs(retry_after_s.into());
+            Frame::Bye(Bye { reason: cut(&reason), retry_after })
+        }
+        Body::Put(pb::Put { seq, key, version, payload }) => {
+            let put = In("Put");
+            let (key, version) = (put.key(key)?, put.version(version)?);
+            Frame::Put { seq, key, version, payload: put.payload(payload)? }
+        }
+        Body::Delete(pb::Delete { seq, key, uid }) => {
+            let delete = In("Delete");
+            Frame::Delete { seq, key: delete.key(key)?, uid: delete.uid(uid)? }
+        }
+        Body::Ack(pb::Ack { seqs }) => Frame::Ack { seqs },
+        Body::Nack(pb::Nack { seq, reason }) => Frame::Nack { seq, reason: cut(&reason) },
+        Body::ListHeld(pb::ListHeld { request }) => Frame::ListHeld { request },
+        Body::Held(pb::Held { request, entries, last }) => {
+            let entries = entries.into_iter().map(held_from).collect::<Result<_, _>>()?;
+            Frame::Held { request, entries, last }
+        }
+        Body::Synced(pb::Synced {}) => Frame::Synced,
+        Body::Report(pb::Report { seq, key, payload, done }) => {
+            let report = In("Report");
+            let (key, payload) = (report.report_key(key)?, report.payload(payload)?);
+            Frame::Report { seq, key, payload, done }
+        }
+        Body::ReportAck(pb::ReportAck { seq }) => Frame::ReportAck { seq },
+        Body::ReportNack(pb::ReportNack { seq, reason, retry }) => {
+            Frame::ReportNack { seq, reason: cut(&reason), retry }
+        }
+        Body::Event(pb::Event { seq, bytes }) => {
+            Frame::Event { seq, bytes: In("Event").bytes(bytes, EVENT_BYTES_MAX)? }
+        }
+        Body::EventAck(pb::EventAck { seq }) => Frame::EventAck { seq },
+        Body::StreamOpen(pb::StreamOpen { id, kind }) => {
+            Frame::StreamOpen { id: StreamId(id), kind: StreamKind(kind) }
+        }
+        Body::StreamData(pb::StreamData { id, bytes, end }) => {
+            let bytes = In("StreamData").bytes(bytes, CHUNK_BYTES_MAX)?;
+            Frame::StreamData { id: StreamId(id), bytes, end }
+        }
+        Body::StreamCredit(pb::StreamCredit { id, bytes }) => {
+            Frame::StreamCredit { id: StreamId(id), bytes }
+        }
+        Body::StreamClose(pb::StreamClose { id, reason }) => {
+            Frame::StreamClose { id: StreamId(id), reason: cut(&reason) }
+        }
+    })
+}
+
+fn hello_from(hello: pb::Hello) -> Result<Hello, CodecError> {
+    let frame = In("Hello");
+    let held = frame.some(hello.held, "held")?;
+    let digest = frame.some(held.digest.as_ref().try_into().ok(), "digest")?;
+    let ticket = if hello.ticket.is_empty() {
+        None
+    } else {
+        Some(frame.some(Ticket::new(hello.ticket), "ticket")?)
+    };
+
+    Ok(Hello {
+        protocol: hello.protocol,
+        node: frame.some(NodeName::new(hello.node).ok(), "node")?,
+        agent_version: frame.text(hello.agent_version, "agent_version")?,
+        held: Summary {
+            digest: Digest(digest),
+            count: held.count,
+            high_water: (held.epoch, held.revision),
+        },
+        ticket,
+        node_ip: frame.text(hello.node_ip, "node_ip")?,
+        boot_id: frame.text(hello.boot_id, "boot_id")?,
+    })
+}
+
+fn welcome_from(welcome: pb::Welcome) -> Result<Welcome, CodecError> {
+    let pb::Welcome { generation, ticket, epoch, server_time_ms } = welcome;
+    let ticket = In("Welcome").some(Ticket::new(ticket), "ticket")?;
+
+    Ok(Welcome { generation, ticket, epoch, server_time_ms })
+}
+
+fn refuse_from(refuse: &pb::Refuse) -> Result<Refusal, CodecError> {
+    let code = RefuseCode::ALL.into_iter().find(|code| *code as i32 == refuse.code);
+
+    Ok(Refusal {
+        code: In("Refuse").some(code, "code")?,
+        reason: cut(&refuse.reason),
+        retry_after: Duration::from_secs(refuse.retry_after_s.into()),
+    })
+}
+
+fn held_from(entry: pb::HeldEntry) -> Result<(ObjectKey, Version), CodecError> {
+    let held = In("Held");
+
+    Ok((held.key(entry.key)?, held.version(entry.version)?))
+}
+
+impl From<pb::Health> for Health {
+    fn from(health: pb::Health) -> Self {
+        Self {
+            pod_loop_age_ms: health.pod_loop_age_ms,
+            runtime_age_ms: health.runtime_age_ms,
+            runtime_ok: health.runtime_ok,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What the cloud makes of each frame.
+
+use std::time::{Duration, Instant};
+
+use crate::codec::REPORT_BYTES_MAX;
+use crate::outbox::Desired;
+use crate::session::cloud::{CloudOutput, CloudSession, Phase, Subject};
+use crate::session::events::EVENTS_IN_FLIGHT_MAX;
+use crate::session::reports::REPORTS_IN_FLIGHT_MAX;
+use crate::session::sync::Difference;
+use crate::session::{CloseReason, ProtocolError};
+use crate::stream::StreamFrame;
+use crate::wire::{Beat, Bye, Frame, PROTOCOL_VERSION, Refusal, RefuseCode, Report, Seq};
+
+/// An upgrade of either end takes longer than this.
+const BAD_PROTOCOL_RETRY_AFTER: Duration = Duration::from_mins(1);
+
+impl CloudSession {
+    pub(super) fn received(&mut self, frame: Frame, now: Instant) -> Result<(), ProtocolError> {
+        match &mut self.phase {
+            Phase::AwaitingHello { .. } => self.received_first(frame, now),
+            Phase::Deciding => {
+                Err(ProtocolError::Unexpected { frame: frame.name(), when: "before Welcome" })
+            }
+            Phase::Up(up) => {
+                up.liveness.heard(now);
+                self.received_up(frame, now)
+            }
+            // Sent before the peer knew.
+            Phase::Closing(_) | Phase::Closed => Ok(()),
+        }
+    }
+
+    fn received_first(&mut self, frame: Frame, now: Instant) -> Result<(), ProtocolError> {
+        let Frame::Hello(hello) = frame else {
+            return Err(ProtocolError::Unexpected { frame: frame.name(), when: "before Hello" });
+        };
+        if hello.protocol == PROTOCOL_VERSION {
+            self.held = hello.held;
+            self.phase = Phase::Deciding;
+            self.outputs.push_back(CloudOutput::Hello(hello));
+            return Ok(());
+        }
+        let reason = format!(
+            "the edge speaks protocol version {}, this cloud {PROTOCOL_VERSION}",
+            hello.protocol
+        );
+        let retry_after = BAD_PROTOCOL_RETRY_AFTER;
+        self.refuse(Refusal { code: RefuseCode::BadProtocol, reason, retry_after }, now);
+
+        Ok(())
+    }
+
+    fn received_up(&mut self, frame: Frame, now: Instant) -> Result<(), ProtocolError> {
+        match frame {
+            Frame::Ping(beat) => {
+                if let Phase::Up(up) = &mut self.phase {
+                    up.liveness.pinged(beat.nonce);
+                }
+                self.alive(beat);
+            }
+            Frame::Pong(beat) => self.alive(beat),
+            Frame::Bye(Bye { reason, .. }) => self.close(CloseReason::Bye { reason }, None, now),
+            Frame::Ack { seqs } => {
+                for seq in seqs {
+                    self.outbox.acknowledge(seq);
+                }
+            }
+            Frame::Nack { seq, reason } => {
+                if let Some(key) = self.outbox.refuse(seq, now, &mut self.rng) {
+                    self.outputs.push_back(CloudOutput::Nacked { key, reason });
+                }
+            }
+            Frame::Held { request, entries, last } => {
+                if let Some(difference) = self.sync.receive(request, entries, last)? {
+                    self.settle(difference, now);
+                }
+            }
+            Frame::Report { seq, key, payload, done } => {
+                self.unanswered(Subject::Report, seq, REPORTS_IN_FLIGHT_MAX)?;
+                let bytes = payload
+                    .unpack(REPORT_BYTES_MAX)
+                    .map_err(|source| ProtocolError::BadReport { seq, source })?;
+                let report = Report { key, bytes, done };
+                self.outputs.push_back(CloudOutput::Report { seq, report });
+            }
+            Frame::Event { seq, bytes } => {
+                self.unanswered(Subject::Event, seq, EVENTS_IN_FLIGHT_MAX)?;
+                self.outputs.push_back(CloudOutput::Event { seq, bytes });
+            }
+            Frame::StreamData { id, bytes, end } => {
+                self.stream(StreamFrame::Data { id, bytes, end })?;
+            }
+            Frame::StreamCredit { id, bytes } => {
+                self.stream(StreamFrame::Credit { id, bytes })?;
+            }
+            Frame::StreamClose { id, reason } => self.stream(StreamFrame::Close { id, reason })?,
+            other @ (Frame::Hello(_)
+            | Frame::Welcome(_)
+            | Frame::Refuse(_)
+            | Frame::Put { .. }
+            | Frame::Delete { .. }
+            | Frame::ListHeld { .. }
+            | Frame::Synced
+            | Frame::ReportAck { .. }
+            | Frame::ReportNack { .. }
+            | Frame::EventAck { .. }
+            | Frame::StreamOpen { .. }) => {
+                return Err(ProtocolError::Unexpected {
+                    frame: other.name(),
+                    when: "from the edge, on a link that is up",
+                });
+            }
+        }
+
+        Ok(())
+    }
+
+    fn settle(&mut self, difference: Difference, now: Instant) {
+        for object in difference.puts {
+            self.offer(Desired::Put(object), now);
+        }
+        for (key, version) in difference.unwanted {
+            self.outputs.push_back(CloudOutput::Unwanted { key, version });
+        }
+    }
+
+    fn alive(&mut self, beat: Beat) {
+        if let Some(health) = beat.health {
+            self.outputs.push_back(CloudOutput::Alive { health });
+        }
+    }
+
+    fn unanswered(&mut self, of: Subject, seq: Seq, max: usize) -> Result<(), ProtocolError> {
+        let waiting = self.unanswered.range((of, Seq::MIN)..=(of, Seq::MAX)).count();
+        if waiting >= max || !self.unanswered.insert((of, seq)) {
+            return Err(ProtocolError::TooManyUnanswered);
+        }
+
+        Ok(())
+    }
+
+    fn stream(&mut self, frame: StreamFrame) -> Result<(), ProtocolError> {
+        self.streams.receive(frame).map_err(ProtocolError::Stream)
+    }
+}
