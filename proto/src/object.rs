@@ -27,6 +27,15 @@ impl ContentHash {
     }
 }
 
+/// A point in the history of one kind, as one API server tells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Point {
+    /// Counts restores of the API server; beats any revision.
+    pub epoch: u64,
+    /// `metadata.resourceVersion` as an integer (KEP-5504).
+    pub revision: u64,
+}
+
 /// Which state of which object.
 ///
 /// The hash decides equality. Revisions order versions only within one kind and epoch; a higher
@@ -44,9 +53,14 @@ pub struct Version {
 }
 
 impl Version {
+    /// When it was made.
+    pub fn point(&self) -> Point {
+        Point { epoch: self.epoch, revision: self.revision }
+    }
+
     /// Whether `self` was made after `other`, given that both are of one object.
     pub fn is_newer_than(&self, other: &Self) -> bool {
-        (self.epoch, self.revision) > (other.epoch, other.revision)
+        self.point() > other.point()
     }
 }
 
@@ -83,17 +97,4 @@ impl Change {
             Self::Delete { key, .. } => key,
         }
     }
-}
-
-/// Whether an edge that holds `held` under a key takes `put` under it, or skips it as outdated
-/// (and acknowledges it: it holds this or newer).
-///
-/// `deleted_in` is the epoch in which the edge was told to delete an object of this very UID, if
-/// it still remembers. A replica whose caches lag may send both an older version and an object
-/// that is gone; only an API server restored since, which starts an epoch, brings either back.
-pub fn admits(held: Option<&Version>, deleted_in: Option<u64>, put: &Version) -> bool {
-    let outdated = held.is_some_and(|held| held.is_newer_than(put));
-    let dead = deleted_in.is_some_and(|epoch| put.epoch <= epoch);
-
-    !outdated && !dead
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::backoff::{Backoff, Rng};
 use crate::digest::HELD_OBJECTS_MAX;
 use crate::ids::{ObjectKey, Uid};
-use crate::object::Object;
+use crate::object::{Object, Point};
 use crate::payload::Payload;
 use crate::wire::{Frame, Seq};
 
@@ -41,6 +41,9 @@ pub enum Desired {
         key: ObjectKey,
         /// Which.
         uid: Uid,
+        /// By when: the revision of the watch event, or how far the replica had watched that kind
+        /// when it asked and was told.
+        gone_at: Point,
     },
 }
 
@@ -68,16 +71,16 @@ impl Desired {
                 version: object.version.clone(),
                 payload: Payload::pack(&object.bytes),
             },
-            Self::Delete { key, uid } => Frame::Delete { seq, key: key.clone(), uid: uid.clone() },
+            Self::Delete { key, uid, gone_at } => {
+                Frame::Delete { seq, key: key.clone(), uid: uid.clone(), gone_at: *gone_at }
+            }
         }
     }
 
-    /// What a newer wish makes of this one.
+    /// What the next wish makes of this one. What comes later counts, whatever its revision: the
+    /// history of an API server that was restored goes back.
     fn then(&self, next: &Self) -> Verdict {
         match (self, next) {
-            (Self::Put(old), Self::Put(new)) if old.version.is_newer_than(&new.version) => {
-                Verdict::Stale
-            }
             (Self::Put(old), Self::Put(new))
                 if (&old.version.uid, old.version.hash) == (&new.version.uid, new.version.hash) =>
             {

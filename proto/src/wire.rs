@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::admission::Ticket;
 use crate::digest::Summary;
 use crate::ids::{NodeName, ObjectKey, Uid};
-use crate::object::Version;
+use crate::object::{Point, Version};
 use crate::payload::Payload;
 
 /// What this build speaks; a peer with another number is refused.
@@ -50,6 +50,8 @@ pub enum Frame {
         key: ObjectKey,
         /// Never its successor.
         uid: Uid,
+        /// By when it was gone.
+        gone_at: Point,
     },
     /// Up: these changes are durable.
     Ack {

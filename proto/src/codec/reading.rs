@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use crate::admission::Ticket;
 use crate::codec::{CodecError, EVENT_BYTES_MAX, TEXT_LEN_MAX, cut};
-use crate::digest::{Digest, Summary};
+use crate::digest::{Digest, HighWater, Summary};
 use crate::ids::{Kind, NodeName, ObjectKey, Uid};
-use crate::object::{ContentHash, Version};
+use crate::object::{ContentHash, Point, Version};
 use crate::payload::{Encoding, Payload};
 use crate::pb::{self, frame::Body};
 use crate::stream::CHUNK_BYTES_MAX;
@@ -39,6 +39,12 @@ impl In {
         let hash = self.some(hash.as_ref().try_into().ok(), "hash")?;
 
         Ok(Version { uid: self.uid(uid)?, epoch, revision, hash: ContentHash(hash) })
+    }
+
+    fn point(&self, point: Option<pb::Point>) -> Result<Point, CodecError> {
+        let pb::Point { epoch, revision } = self.some(point, "point")?;
+
+        Ok(Point { epoch, revision })
     }
 
     fn payload(&self, payload: Option<pb::Payload>) -> Result<Payload, CodecError> {
@@ -96,9 +102,10 @@ pub(super) fn from_body(body: Body) -> Result<Frame, CodecError> {
             let (key, version) = (put.key(key)?, put.version(version)?);
             Frame::Put { seq, key, version, payload: put.payload(payload)? }
         }
-        Body::Delete(pb::Delete { seq, key, uid }) => {
+        Body::Delete(pb::Delete { seq, key, uid, gone_at }) => {
             let delete = In("Delete");
-            Frame::Delete { seq, key: delete.key(key)?, uid: delete.uid(uid)? }
+            let (key, uid) = (delete.key(key)?, delete.uid(uid)?);
+            Frame::Delete { seq, key, uid, gone_at: delete.point(gone_at)? }
         }
         Body::Ack(pb::Ack { seqs }) => Frame::Ack { seqs },
         Body::Nack(pb::Nack { seq, reason }) => Frame::Nack { seq, reason: cut(&reason) },
@@ -141,6 +148,11 @@ fn hello_from(hello: pb::Hello) -> Result<Hello, CodecError> {
     let frame = In("Hello");
     let held = frame.some(hello.held, "held")?;
     let digest = frame.some(held.digest.as_ref().try_into().ok(), "digest")?;
+    let mut high_water = HighWater::default();
+    for mark in held.high_water {
+        let kind = frame.some(Kind::from_wire(mark.kind), "high_water")?;
+        high_water.raise(kind, frame.point(mark.point)?);
+    }
     let ticket = if hello.ticket.is_empty() {
         None
     } else {
@@ -151,11 +163,7 @@ fn hello_from(hello: pb::Hello) -> Result<Hello, CodecError> {
         protocol: hello.protocol,
         node: frame.some(NodeName::new(hello.node).ok(), "node")?,
         agent_version: frame.text(hello.agent_version, "agent_version")?,
-        held: Summary {
-            digest: Digest(digest),
-            count: held.count,
-            high_water: (held.epoch, held.revision),
-        },
+        held: Summary { digest: Digest(digest), count: held.count, high_water },
         ticket,
         node_ip: frame.text(hello.node_ip, "node_ip")?,
         boot_id: frame.text(hello.boot_id, "boot_id")?,

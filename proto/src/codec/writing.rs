@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use crate::admission::Ticket;
 use crate::codec::{cut, seconds};
-use crate::ids::ObjectKey;
-use crate::object::Version;
+use crate::ids::{Kind, ObjectKey};
+use crate::object::{Point, Version};
 use crate::payload::{Encoding, Payload};
 use crate::pb::{self, frame::Body};
 use crate::wire::{Beat, Bye, Frame, Health, Hello, Refusal, ReportKey, Welcome};
@@ -30,9 +30,12 @@ pub(super) fn body(frame: &Frame) -> Body {
             version: Some(version.into()),
             payload: Some(payload.into()),
         }),
-        Frame::Delete { seq, key, uid } => {
-            Body::Delete(pb::Delete { seq: *seq, key: Some(key.into()), uid: uid.to_string() })
-        }
+        Frame::Delete { seq, key, uid, gone_at } => Body::Delete(pb::Delete {
+            seq: *seq,
+            key: Some(key.into()),
+            uid: uid.to_string(),
+            gone_at: Some((*gone_at).into()),
+        }),
         Frame::Ack { seqs } => Body::Ack(pb::Ack { seqs: seqs.clone() }),
         Frame::Nack { seq, reason } => Body::Nack(pb::Nack { seq: *seq, reason: cut(reason) }),
         Frame::ListHeld { request } => Body::ListHeld(pb::ListHeld { request: *request }),
@@ -77,13 +80,24 @@ impl From<&Hello> for pb::Hello {
             held: Some(pb::Summary {
                 digest: Bytes::copy_from_slice(&hello.held.digest.0),
                 count: hello.held.count,
-                epoch: hello.held.high_water.0,
-                revision: hello.held.high_water.1,
+                high_water: hello.held.high_water.iter().map(Into::into).collect(),
             }),
             ticket: hello.ticket.as_ref().map(Ticket::as_bytes).cloned().unwrap_or_default(),
             node_ip: hello.node_ip.clone(),
             boot_id: hello.boot_id.clone(),
         }
+    }
+}
+
+impl From<(Kind, Point)> for pb::Mark {
+    fn from((kind, point): (Kind, Point)) -> Self {
+        Self { kind: kind as u32, point: Some(point.into()) }
+    }
+}
+
+impl From<Point> for pb::Point {
+    fn from(Point { epoch, revision }: Point) -> Self {
+        Self { epoch, revision }
     }
 }
 

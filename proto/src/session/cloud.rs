@@ -13,7 +13,7 @@ use crate::backoff::Rng;
 use crate::codec::CodecError;
 use crate::digest::Summary;
 use crate::ids::{ObjectKey, Uid};
-use crate::object::{OBJECT_BYTES_MAX, Object, Version};
+use crate::object::{OBJECT_BYTES_MAX, Object, Point, Version};
 use crate::outbox::{Desired, Outbox};
 use crate::session::liveness::{End, Liveness};
 use crate::session::sync::Sync;
@@ -49,13 +49,14 @@ pub enum CloudInput {
     Admitted(Admission),
     /// Answer to `Hello`: no. Also later: superseded, revoked.
     Refused(Refusal),
-    /// Everything the node must hold. To be said once the evidence of invariant 8 is there, and
-    /// again whenever it may have been lost; changes before and after are welcome.
+    /// Everything the node must hold, to be said once the evidence of invariant 8 is there for
+    /// this node: the replica's watches have passed the high water of the Hello. Nothing is sent
+    /// down before, or a replica that lags would bring back what is gone. May be said again.
     Sync {
         /// In the order in which it is to be sent: what a pod references before the pod.
         wanted: Vec<Arc<Object>>,
     },
-    /// The API server has something new.
+    /// The API server has something new. Ignored before the first `Sync`, which has it all.
     Change(Desired),
     /// Answer to `Unwanted`: a GET said 404 or another UID (or nothing references the object any
     /// more). The edge may delete it.
@@ -64,6 +65,8 @@ pub enum CloudInput {
         key: ObjectKey,
         /// Which.
         uid: Uid,
+        /// By when; see [`Desired::Delete`].
+        gone_at: Point,
     },
     /// Answer to `Unwanted`: it exists.
     StillWanted {
@@ -225,7 +228,9 @@ impl CloudSession {
             CloudInput::Refused(refusal) => self.refuse(refusal, now),
             CloudInput::Sync { wanted } => self.synchronise(wanted),
             CloudInput::Change(desired) => self.change(desired, now),
-            CloudInput::Absent { key, uid } => self.change(Desired::Delete { key, uid }, now),
+            CloudInput::Absent { key, uid, gone_at } => {
+                self.change(Desired::Delete { key, uid, gone_at }, now);
+            }
             CloudInput::StillWanted { key } => self.sync.still_wanted(&key),
             CloudInput::ReportDone { seq, outcome } => {
                 if self.unanswered.remove(&(Subject::Report, seq)) {
@@ -375,6 +380,9 @@ impl CloudSession {
     }
 
     fn change(&mut self, desired: Desired, now: Instant) {
+        if matches!(self.sync, Sync::Idle) {
+            return;
+        }
         self.oversized.remove(desired.key());
         if let Desired::Put(object) = &desired
             && object.bytes.len() > OBJECT_BYTES_MAX

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::admission::Ticket;
 use crate::backoff::{Backoff, Rng};
 use crate::codec::{CodecError, TEXT_LEN_MAX};
-use crate::digest::HeldSet;
+use crate::digest::{HeldSet, HighWater};
 use crate::ids::NodeName;
 use crate::object::Change;
 use crate::session::events::Events;
@@ -128,8 +128,8 @@ pub enum EdgeOutput {
     Deliver {
         /// To answer.
         batch: BatchId,
-        /// Epoch of the cloud, for the tombstones of the deletes; see [`crate::object::admits`].
-        epoch: u64,
+        /// To be stored in the same transaction, and given back in `Held`.
+        high_water: HighWater,
         /// One for each key.
         changes: Vec<Change>,
     },
@@ -178,7 +178,6 @@ enum Phase {
 #[derive(Debug)]
 struct Up {
     since: Instant,
-    epoch: u64,
     liveness: Liveness,
 }
 
@@ -310,11 +309,12 @@ impl EdgeSession {
         if let Some(output) = self.streams.poll_output() {
             return Some(EdgeOutput::Stream(output));
         }
-        let Phase::Up(up) = &self.phase else { return None };
-        let epoch = up.epoch;
-        let (batch, changes) = self.inbox.poll_deliver()?;
+        if !self.is_up() {
+            return None;
+        }
+        let (batch, high_water, changes) = self.inbox.poll_deliver()?;
 
-        Some(EdgeOutput::Deliver { batch, epoch, changes })
+        Some(EdgeOutput::Deliver { batch, high_water, changes })
     }
 
     /// The next frame, most urgent first. Only to be asked for while the socket takes data.
@@ -376,11 +376,13 @@ impl EdgeSession {
     fn held(&mut self, held: HeldSet) {
         match &mut self.phase {
             Phase::Greeting { hello, .. } => {
+                let summary = held.summary();
+                self.inbox.stored_high_water(summary.high_water.clone());
                 *hello = Some(Box::new(Hello {
                     protocol: PROTOCOL_VERSION,
                     node: self.who.node.clone(),
                     agent_version: self.who.agent_version.clone(),
-                    held: held.summary(),
+                    held: summary,
                     ticket: self.who.ticket.clone(),
                     node_ip: self.who.node_ip.clone(),
                     boot_id: self.who.boot_id.clone(),

@@ -6,7 +6,8 @@
 use std::collections::VecDeque;
 use std::mem;
 
-use crate::object::Change;
+use crate::digest::HighWater;
+use crate::object::{Change, Point};
 use crate::outbox::{WINDOW_BYTES_MAX, WINDOW_CHANGES_MAX};
 use crate::session::{BatchId, ProtocolError};
 use crate::wire::{Frame, Seq};
@@ -14,6 +15,8 @@ use crate::wire::{Frame, Seq};
 #[derive(Debug)]
 struct Pending {
     change: Change,
+    /// How far into history it takes the edge.
+    at: Point,
     /// To acknowledge; empty if they belong to a connection that is gone.
     seqs: Vec<Seq>,
 }
@@ -26,6 +29,8 @@ pub(super) struct Inbox {
     alone: VecDeque<Pending>,
     stored: Option<(BatchId, Vec<Pending>)>,
     last_batch: u64,
+    /// Durable at the store.
+    high_water: HighWater,
     acks: Vec<Seq>,
     nacks: VecDeque<(Seq, String)>,
     /// Taken on this connection and not yet answered.
@@ -33,7 +38,12 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    pub(super) fn receive(&mut self, seq: Seq, change: Change) -> Result<(), ProtocolError> {
+    pub(super) fn receive(
+        &mut self,
+        seq: Seq,
+        change: Change,
+        at: Point,
+    ) -> Result<(), ProtocolError> {
         self.count_one()?;
         let bytes = change_bytes(&change);
         if !self.pending.is_empty() && self.pending_bytes + bytes > WINDOW_BYTES_MAX {
@@ -43,7 +53,7 @@ impl Inbox {
         let same = self.pending.iter().position(|pending| pending.change.key() == change.key());
         let mut seqs = same.map(|at| self.pending.remove(at).seqs).unwrap_or_default();
         seqs.push(seq);
-        self.pending.push(Pending { change, seqs });
+        self.pending.push(Pending { change, at, seqs });
 
         Ok(())
     }
@@ -56,8 +66,13 @@ impl Inbox {
         Ok(())
     }
 
-    /// The next batch for the store, if it has none.
-    pub(super) fn poll_deliver(&mut self) -> Option<(BatchId, Vec<Change>)> {
+    /// What the store says it was taken to.
+    pub(super) fn stored_high_water(&mut self, stored: HighWater) {
+        self.high_water = stored;
+    }
+
+    /// The next batch for the store, if it has none, and where it takes the edge.
+    pub(super) fn poll_deliver(&mut self) -> Option<(BatchId, HighWater, Vec<Change>)> {
         if self.stored.is_some() {
             return None;
         }
@@ -71,15 +86,20 @@ impl Inbox {
             return None;
         }
         let changes = batch.iter().map(|pending| pending.change.clone()).collect();
+        let mut high_water = self.high_water.clone();
+        for pending in &batch {
+            high_water.raise(pending.change.key().kind(), pending.at);
+        }
         self.last_batch += 1;
         let id = BatchId(self.last_batch);
         self.stored = Some((id, batch));
 
-        Some((id, changes))
+        Some((id, high_water, changes))
     }
 
     pub(super) fn persisted(&mut self, batch: BatchId) {
         for pending in self.take_stored(batch) {
+            self.high_water.raise(pending.change.key().kind(), pending.at);
             self.acks.extend(pending.seqs);
         }
     }
@@ -119,7 +139,8 @@ impl Inbox {
         for pending in stored.iter_mut().flat_map(|(_, batch)| batch) {
             pending.seqs.clear();
         }
-        *self = Self { stored, last_batch: self.last_batch, ..Self::default() };
+        let high_water = mem::take(&mut self.high_water);
+        *self = Self { stored, last_batch: self.last_batch, high_water, ..Self::default() };
     }
 
     fn take_stored(&mut self, batch: BatchId) -> Vec<Pending> {

@@ -36,7 +36,7 @@ impl Listing {
 
     pub(super) fn answer(&mut self, held: HeldSet) {
         if matches!(self.state, State::Asked) {
-            self.state = State::Sending(held.0.into_iter());
+            self.state = State::Sending(held.objects.into_iter());
         }
     }
 

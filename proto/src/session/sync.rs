@@ -56,7 +56,7 @@ impl Sync {
                 Desired::Put(object) => {
                     wanted.insert(object.key.clone(), Arc::clone(object));
                 }
-                Desired::Delete { key, uid } => forget(wanted, key, uid),
+                Desired::Delete { key, uid, .. } => forget(wanted, key, uid),
             },
             Self::Settling { unconfirmed } => {
                 unconfirmed.remove(desired.key());

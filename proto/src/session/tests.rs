@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::admission::Ticket;
-use crate::digest::HeldSet;
+use crate::digest::{HeldSet, HighWater};
 use crate::ids::{Kind, NodeName, ObjectKey, Uid};
-use crate::object::{Change, ContentHash, Object, Version};
+use crate::object::{Change, ContentHash, Object, Point, Version};
 use crate::outbox::Desired;
 use crate::session::{
     Admission, BatchId, CloudInput, CloudOutput, CloudSession, EdgeInput, EdgeOutput, EdgeSession,
@@ -52,7 +52,9 @@ fn sized(key: ObjectKey, uid_: &str, revision: u64, len: usize) -> Arc<Object> {
 }
 
 fn delete(object: &Object) -> Desired {
-    Desired::Delete { key: object.key.clone(), uid: object.version.uid.clone() }
+    let (key, uid) = (object.key.clone(), object.version.uid.clone());
+
+    Desired::Delete { key, uid, gone_at: Point { epoch: 1, revision: 1000 } }
 }
 
 fn pod_status(pod: &str, text: &str) -> Report {
@@ -67,8 +69,9 @@ struct Pair {
     edge: EdgeSession,
     cloud: CloudSession,
     held: BTreeMap<ObjectKey, Version>,
+    high_water: HighWater,
     /// Batches that wait for [`Pair::persist`].
-    batches: Vec<(BatchId, Vec<Change>)>,
+    batches: Vec<(BatchId, HighWater, Vec<Change>)>,
     edge_said: Vec<EdgeOutput>,
     cloud_said: Vec<CloudOutput>,
     /// Every frame that passed, in order.
@@ -92,6 +95,7 @@ impl Pair {
             edge,
             cloud: CloudSession::new(2, now),
             held: BTreeMap::new(),
+            high_water: HighWater::default(),
             batches: Vec::new(),
             edge_said: Vec::new(),
             cloud_said: Vec::new(),
@@ -99,10 +103,12 @@ impl Pair {
         }
     }
 
-    /// A pair whose link is up.
+    /// A pair whose link is up and in sync, with nothing wanted.
     fn up() -> Self {
         let mut pair = Self::new();
         pair.connect();
+        pair.cloud_input(CloudInput::Sync { wanted: Vec::new() });
+        pair.run();
         assert!(pair.edge.is_up(), "{:?}", pair.edge_said);
         pair.edge_said.clear();
         pair.cloud_said.clear();
@@ -124,7 +130,7 @@ impl Pair {
     }
 
     fn held_set(&self) -> HeldSet {
-        HeldSet(self.held.clone())
+        HeldSet { objects: self.held.clone(), high_water: self.high_water.clone() }
     }
 
     fn edge_input(&mut self, input: EdgeInput) {
@@ -150,7 +156,9 @@ impl Pair {
                     let held = self.held_set();
                     self.edge.handle(EdgeInput::Held(held), self.now);
                 }
-                EdgeOutput::Deliver { batch, changes, .. } => self.batches.push((batch, changes)),
+                EdgeOutput::Deliver { batch, high_water, changes } => {
+                    self.batches.push((batch, high_water, changes));
+                }
                 other => self.edge_said.push(other),
             }
         }
@@ -206,7 +214,8 @@ impl Pair {
 
     /// Makes the batches durable.
     fn persist(&mut self) {
-        for (batch, changes) in std::mem::take(&mut self.batches) {
+        for (batch, high_water, changes) in std::mem::take(&mut self.batches) {
+            self.high_water = high_water;
             for change in changes {
                 match change {
                     Change::Put(object) => {
@@ -226,9 +235,9 @@ impl Pair {
     /// Makes the batches fail; those of one change that `takes` likes succeed.
     fn fail_unless(&mut self, takes: impl Fn(&ObjectKey) -> bool) {
         let batches = std::mem::take(&mut self.batches);
-        for (batch, changes) in batches {
+        for (batch, high_water, changes) in batches {
             if changes.iter().all(|change| takes(change.key())) {
-                self.batches.push((batch, changes));
+                self.batches.push((batch, high_water, changes));
                 self.persist();
             } else {
                 let reason = "disk full".to_owned();

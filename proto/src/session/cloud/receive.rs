@@ -36,7 +36,7 @@ impl CloudSession {
             return Err(ProtocolError::Unexpected { frame: frame.name(), when: "before Hello" });
         };
         if hello.protocol == PROTOCOL_VERSION {
-            self.held = hello.held;
+            self.held = hello.held.clone();
             self.phase = Phase::Deciding;
             self.outputs.push_back(CloudOutput::Hello(hello));
             return Ok(());

@@ -31,7 +31,7 @@ impl EdgeSession {
         match frame {
             Frame::Welcome(welcome) => {
                 let liveness = Liveness::new(End::Edge, now);
-                self.phase = Phase::Up(Up { since: now, epoch: welcome.epoch, liveness });
+                self.phase = Phase::Up(Up { since: now, liveness });
                 self.outputs.push_back(EdgeOutput::Up(welcome));
             }
             Frame::Refuse(refusal) => self.refused(refusal, now),
@@ -77,12 +77,14 @@ impl EdgeSession {
             Frame::Bye(bye) => self.dismissed(bye, now),
             Frame::Put { seq, key, version, payload } => match payload.unpack(OBJECT_BYTES_MAX) {
                 Ok(bytes) => {
-                    self.inbox.receive(seq, Change::Put(Object { key, version, bytes }))?;
+                    let at = version.point();
+                    let object = Object { key, version, bytes };
+                    self.inbox.receive(seq, Change::Put(object), at)?;
                 }
                 Err(error) => self.inbox.reject(seq, chain(&error))?,
             },
-            Frame::Delete { seq, key, uid } => {
-                self.inbox.receive(seq, Change::Delete { key, uid })?;
+            Frame::Delete { seq, key, uid, gone_at } => {
+                self.inbox.receive(seq, Change::Delete { key, uid }, gone_at)?;
             }
             Frame::ListHeld { request } => {
                 self.listing.start(request);

@@ -54,10 +54,50 @@ fn a_sync_sends_what_differs_and_asks_before_it_deletes() {
     assert_eq!(unwanted(&pair), [(b.key.clone(), uid("u"))]);
     assert!(!is_in_sync(&pair), "b is neither gone nor wanted");
     assert_eq!(pair.stored_keys(), ["default/a", "default/b", "default/c"]);
-    pair.cloud_input(CloudInput::Absent { key: b.key.clone(), uid: uid("u") });
+    pair.cloud_input(CloudInput::Absent {
+        key: b.key.clone(),
+        uid: uid("u"),
+        gone_at: Point { epoch: 1, revision: 9 },
+    });
     pair.run_storing();
     assert!(is_in_sync(&pair));
     assert_eq!(pair.stored_keys(), ["default/a", "default/c"]);
+}
+
+#[test]
+fn nothing_is_sent_down_before_the_evidence_is_there() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.passed.clear();
+    pair.put(&config("a", "u", 1));
+    pair.change(delete(&config("b", "u", 1)));
+    pair.run();
+    assert_eq!(pair.passed_names(), [""; 0]);
+    sync(&mut pair, &[&config("c", "u", 1)]);
+    assert_eq!(pair.stored_keys(), ["default/c"]);
+}
+
+#[test]
+fn the_high_water_rises_with_what_is_stored_deletes_included() {
+    let a = config("a", "u", 40);
+    let mark = |pair: &Pair| pair.held_set().summary().high_water.get(Kind::ConfigMap).revision;
+    let mut pair = Pair::up();
+    pair.put(&a);
+    pair.run();
+    assert_eq!(mark(&pair), 0, "not durable yet");
+    pair.run_storing();
+    assert_eq!(mark(&pair), 40);
+    pair.change(delete(&a));
+    pair.run_storing();
+    assert_eq!(mark(&pair), 1000);
+    pair.lose();
+    pair.now += 30 * SECOND;
+    pair.connect();
+    let hello = pair.cloud_said.iter().find_map(|said| match said {
+        CloudOutput::Hello(hello) => Some(hello.held.high_water.get(Kind::ConfigMap).revision),
+        _ => None,
+    });
+    assert_eq!(hello, Some(1000));
 }
 
 #[test]
@@ -110,7 +150,6 @@ fn the_latest_state_of_a_key_wins_and_one_is_under_way() {
     for revision in [2, 3, 4] {
         pair.put(&config("a", "u", revision));
     }
-    pair.put(&config("a", "u", 2));
     pair.run_storing();
     let puts = pair.passed_names().iter().filter(|name| **name == "Put").count();
     assert_eq!(puts, 2, "the first, and the latest");
@@ -161,7 +200,7 @@ fn the_window_bounds_what_is_under_way() {
             pair.put(&sized(key, "u", 1, len));
         }
         pair.run();
-        let batch: Vec<_> = pair.batches.iter().map(|(_, changes)| changes.len()).collect();
+        let batch: Vec<_> = pair.batches.iter().map(|(_, _, changes)| changes.len()).collect();
         assert_eq!(batch, [expected]);
         pair.run_storing();
         assert_eq!(pair.held.len(), WINDOW_CHANGES_MAX + 5);
