@@ -1,1 +1,26 @@
-//! Holdfast.
+//! The pure node agent: what to do about a pod, what to tell the runtime, what to report.
+//!
+//! No async, no sockets, no clock, no files: everything comes in as an argument and goes out as a
+//! value.
+//!
+//! - [`pod`]: a pod as the API server wrote it; [`support`]: what of it this build refuses.
+//! - [`materials`]: the ConfigMaps, Secrets, tokens and Services it needs.
+//! - [`plan`]: from pod, [`memory`] and what is [`observed`] to the next actions.
+//! - [`status`]: the PodStatus to report.
+//! - [`translate`]: the CRI messages; with [`env`], [`dns`], [`hosts`], [`volumes`], [`resources`].
+
+pub mod backoff;
+pub mod dns;
+pub mod env;
+pub mod hosts;
+pub mod materials;
+pub mod memory;
+pub mod observed;
+pub mod plan;
+pub mod pod;
+pub mod quantity;
+pub mod resources;
+pub mod status;
+pub mod support;
+pub mod translate;
+pub mod volumes;

@@ -1,0 +1,138 @@
+//! The downward API: fields of the pod and resources of its containers, as text.
+
+use k8s_openapi::api::core::v1::{Container, ResourceFieldSelector};
+
+use crate::pod::PodView;
+use crate::{quantity, resources};
+
+/// What only the node knows of a pod's fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFields {
+    /// `spec.nodeName`.
+    pub name: String,
+    /// The edge's own addresses, the primary first.
+    pub ips: Vec<String>,
+    /// Addresses of the pod; empty before its sandbox runs.
+    pub pod_ips: Vec<String>,
+    /// Allocatable CPU in thousandths: the limit of a container that has none.
+    pub cpu_milli: i64,
+    /// Allocatable memory in bytes.
+    pub memory_bytes: i64,
+    /// Allocatable ephemeral storage in bytes.
+    pub storage_bytes: i64,
+}
+
+/// Why there is no such field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FieldError {
+    /// Not a path of the downward API.
+    #[error("unsupported fieldPath: {0}")]
+    Path(String),
+    /// Not a resource of the downward API.
+    #[error("unsupported container resource: {0}")]
+    Resource(String),
+    /// The container is not in the pod.
+    #[error("container {0} not found")]
+    Container(String),
+    /// The divisor is no positive quantity.
+    #[error("divisor {0} is not a positive quantity")]
+    Divisor(String),
+}
+
+/// The value of `fieldPath`.
+pub fn pod_field(pod: &PodView, path: &str, node: &NodeFields) -> Result<String, FieldError> {
+    let metadata = &pod.pod.metadata;
+    if let Some((which, key)) = subscript(path) {
+        let map = match which {
+            "metadata.labels" => &metadata.labels,
+            "metadata.annotations" => &metadata.annotations,
+            _ => return Err(FieldError::Path(path.to_owned())),
+        };
+        return Ok(map.as_ref().and_then(|map| map.get(key)).cloned().unwrap_or_default());
+    }
+    let spec = pod.spec();
+    let pod_ips = if pod.host_network() { &node.ips } else { &node.pod_ips };
+    Ok(match path {
+        "metadata.name" => pod.name.clone(),
+        "metadata.namespace" => pod.namespace.clone(),
+        "metadata.uid" => pod.uid.to_string(),
+        "metadata.labels" => formatted(metadata.labels.iter().flatten()),
+        "metadata.annotations" => formatted(metadata.annotations.iter().flatten()),
+        "spec.nodeName" => node.name.clone(),
+        "spec.serviceAccountName" => spec.service_account_name.clone().unwrap_or_default(),
+        "status.hostIP" => node.ips.first().cloned().unwrap_or_default(),
+        "status.hostIPs" => node.ips.join(","),
+        "status.podIP" => pod_ips.first().cloned().unwrap_or_default(),
+        "status.podIPs" => pod_ips.join(","),
+        _ => return Err(FieldError::Path(path.to_owned())),
+    })
+}
+
+/// `metadata.labels['key']` in its two parts.
+fn subscript(path: &str) -> Option<(&str, &str)> {
+    let (map, rest) = path.split_once('[')?;
+    let key = rest.strip_suffix(']')?;
+    let key = key
+        .strip_prefix('\'')
+        .and_then(|key| key.strip_suffix('\''))
+        .or_else(|| key.strip_prefix('"').and_then(|key| key.strip_suffix('"')))?;
+
+    Some((map, key))
+}
+
+/// `key="value"` lines, sorted, values quoted as Go's `%q` does for the common characters.
+fn formatted<'a>(pairs: impl Iterator<Item = (&'a String, &'a String)>) -> String {
+    let lines: Vec<_> = pairs.map(|(key, value)| format!("{key}={value:?}")).collect();
+
+    lines.join("\n")
+}
+
+/// The value of a `resourceFieldRef`, in units of its divisor, rounded up.
+pub fn resource_field(
+    pod: &PodView,
+    field: &ResourceFieldSelector,
+    own: Option<&Container>,
+    node: &NodeFields,
+) -> Result<String, FieldError> {
+    let named = field.container_name.as_deref().filter(|name| !name.is_empty());
+    let container = match (named, own) {
+        (None, Some(container)) => container,
+        (name, _) => {
+            let name = name.unwrap_or_default();
+            pod.all_containers()
+                .find(|container| container.name == name)
+                .ok_or_else(|| FieldError::Container(name.to_owned()))?
+        }
+    };
+    let amount = |limits: bool, name: &str| {
+        let resources = container.resources.as_ref()?;
+        let amounts =
+            if limits { resources.limits.as_ref()? } else { resources.requests.as_ref()? };
+        quantity::units(amounts.get(name)?)
+    };
+    let or = |amount: Option<i64>, other: i64| amount.filter(|a| *a > 0).unwrap_or(other);
+    let (value, milli) = match field.resource.as_str() {
+        "limits.cpu" => (or(resources::cpu_limit(container), node.cpu_milli), true),
+        "requests.cpu" => (resources::cpu_request(container).unwrap_or(0), true),
+        "limits.memory" => (or(resources::memory_limit(container), node.memory_bytes), false),
+        "requests.memory" => (resources::memory_request(container).unwrap_or(0), false),
+        "limits.ephemeral-storage" => {
+            (or(amount(true, "ephemeral-storage"), node.storage_bytes), false)
+        }
+        "requests.ephemeral-storage" => (amount(false, "ephemeral-storage").unwrap_or(0), false),
+        other => return Err(FieldError::Resource(other.to_owned())),
+    };
+    let divisor = field.divisor.as_ref().filter(|divisor| divisor.0 != "0");
+    let bad = || FieldError::Divisor(divisor.map(|d| d.0.clone()).unwrap_or_default());
+    let by = match (divisor, milli) {
+        (None, true) => 1000,
+        (None, false) => 1,
+        (Some(divisor), true) => quantity::milli(divisor).ok_or_else(bad)?,
+        (Some(divisor), false) => quantity::units(divisor).ok_or_else(bad)?,
+    };
+    if by <= 0 {
+        return Err(bad());
+    }
+
+    Ok((value.saturating_add(by - 1) / by).to_string())
+}

@@ -1,0 +1,164 @@
+//! What a node remembers about a pod that the runtime cannot tell it again.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What is kept for one pod, across restarts of the agent and power loss.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Memory {
+    /// When the node first took the pod in (`status.startTime`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Timestamp>,
+    /// How the pod ended for good. Once set, nothing of it is started again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
+    /// By container name.
+    pub containers: BTreeMap<String, ContainerMemory>,
+    /// Status and last transition by condition type.
+    pub conditions: BTreeMap<String, ConditionMemory>,
+    /// Highest attempt of a sandbox made for the pod, counted from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_attempt: Option<u32>,
+    /// Addresses of the last sandbox, kept in the status of an ended pod.
+    pub ips: Vec<String>,
+    /// What only matters until the agent restarts.
+    #[serde(skip)]
+    pub transient: Transient,
+}
+
+impl Memory {
+    /// Whether the step from `before` to `self` must be durable before it is acted upon or told:
+    /// an end must not be forgotten, or a finished pod would run again.
+    pub fn must_be_durable_after(&self, before: &Self) -> bool {
+        self.ended != before.ended
+    }
+
+    /// What is remembered of a container, made on first use.
+    pub fn container(&mut self, name: &str) -> &mut ContainerMemory {
+        self.containers.entry(name.to_owned()).or_default()
+    }
+}
+
+/// The end of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ended {
+    /// Succeeded or Failed.
+    pub succeeded: bool,
+    /// `status.reason`, for example `DeadlineExceeded`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// `status.message`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// What is kept for one container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ContainerMemory {
+    /// Highest attempt seen, counted from 0; the restart count continues from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// The last end of the container, also after the runtime forgot it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<Termination>,
+    /// Crash back-off.
+    pub backoff: Backoff,
+    /// The attempt that `backoff` was last raised for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backoff_attempt: Option<u32>,
+}
+
+/// One end of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Termination {
+    /// Which attempt ended.
+    pub attempt: u32,
+    /// The sandbox attempt it ran in.
+    pub sandbox_attempt: u32,
+    /// Id in the runtime.
+    pub id: String,
+    /// Exit code, 128 + signal number for a signal.
+    pub exit_code: i32,
+    /// `Completed`, `Error`, `OOMKilled` or what the runtime says.
+    pub reason: String,
+    /// The termination message.
+    pub message: String,
+    /// When it started; `None` if it never did.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// Image and resolved image of that attempt.
+    pub image: String,
+    /// Resolved image.
+    pub image_ref: String,
+}
+
+/// Crash back-off of one container; see [`crate::backoff`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Backoff {
+    /// Seconds that must pass after an end before the next start.
+    pub delay_s: u32,
+    /// When `delay_s` was set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+}
+
+/// A condition as last reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConditionMemory {
+    /// True or False.
+    pub status: bool,
+    /// When it became so.
+    pub since: Timestamp,
+}
+
+/// Outcomes of actions that were not successes, and images that are ready. Lost with the process:
+/// everything here is found out again by trying again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transient {
+    /// The last failure to make the sandbox.
+    pub sandbox_failure: Option<Failure>,
+    /// The last failure to set up volumes.
+    pub volumes_failure: Option<Failure>,
+    /// By container name: its image.
+    pub images: BTreeMap<String, ImageNote>,
+    /// By container name: why its last start failed.
+    pub start_failures: BTreeMap<String, Failure>,
+    /// Which one-time Events were emitted.
+    pub told: Vec<String>,
+}
+
+/// A failure and when to try again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Reason in the words of the kubelet, for example `CreateContainerError`.
+    pub reason: String,
+    /// What happened, to what.
+    pub message: String,
+    /// Not before.
+    pub retry_at: Timestamp,
+    /// How often in a row.
+    pub count: u32,
+}
+
+/// What is known of the image of a container's next attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageNote {
+    /// Present, found for `attempt`.
+    Ready {
+        /// The attempt it was looked up or pulled for.
+        attempt: u32,
+        /// The reference to create the container by.
+        image_ref: String,
+    },
+    /// It could not be had.
+    Failed(Failure),
+}

@@ -1,0 +1,117 @@
+//! What the runtime and the node say now about one pod. Holds nothing that is not true at this moment.
+
+use jiff::Timestamp;
+
+/// One look at a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Every sandbox of the pod, found by its UID label.
+    pub sandboxes: Vec<SandboxView>,
+    /// Every container of the pod.
+    pub containers: Vec<ContainerView>,
+    /// Whether the volumes, /etc/hosts and termination files are in place.
+    pub volumes: VolumesState,
+    /// ConfigMaps, Secrets and tokens that the pod needs and the node does not hold (not the
+    /// optional ones), for example `configmap "web" not found`.
+    pub missing: Vec<String>,
+}
+
+/// The state of the pod's directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VolumesState {
+    /// Not set up since the agent started, or torn down in part.
+    #[default]
+    Unknown,
+    /// Everything is mounted and written.
+    Ready,
+    /// Nothing of the pod is left in the file system.
+    Gone,
+}
+
+/// A sandbox as CRI tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SandboxView {
+    /// Id in the runtime.
+    pub id: String,
+    /// `metadata.attempt`.
+    pub attempt: u32,
+    /// SANDBOX_READY.
+    pub ready: bool,
+    /// Addresses, the primary first; empty for host network.
+    pub ips: Vec<String>,
+}
+
+/// A container as CRI tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerView {
+    /// Id in the runtime.
+    pub id: String,
+    /// Container name of the pod spec.
+    pub name: String,
+    /// `metadata.attempt`: the restart count.
+    pub attempt: u32,
+    /// The sandbox it is in.
+    pub sandbox_id: String,
+    /// What it does.
+    pub state: ContainerState,
+    /// The image it was created from, as the spec named it.
+    pub image: String,
+    /// The resolved image.
+    pub image_ref: String,
+    /// The label/annotation `io.kubernetes.container.hash`, where there is one.
+    pub spec_hash: Option<String>,
+}
+
+/// What a container does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContainerState {
+    /// Made, never started.
+    Created,
+    /// Runs.
+    Running {
+        /// Since when.
+        started_at: Timestamp,
+    },
+    /// Ended.
+    Exited {
+        /// When it started; `None` if it never did.
+        started_at: Option<Timestamp>,
+        /// When it ended.
+        finished_at: Option<Timestamp>,
+        /// Exit code.
+        exit_code: i32,
+        /// The runtime's reason, for example `OOMKilled`.
+        reason: String,
+        /// The termination message that the shell read, else the runtime's message.
+        message: String,
+    },
+    /// The runtime does not know.
+    Unknown,
+}
+
+impl ContainerView {
+    /// Whether it runs.
+    pub fn is_running(&self) -> bool {
+        matches!(self.state, ContainerState::Running { .. })
+    }
+}
+
+impl Observed {
+    /// The newest sandbox that works.
+    pub fn sandbox(&self) -> Option<&SandboxView> {
+        self.sandboxes.iter().filter(|sandbox| sandbox.ready).max_by_key(|s| s.attempt)
+    }
+
+    /// The newest instance of a container, in whichever sandbox.
+    pub fn newest(&self, name: &str) -> Option<&ContainerView> {
+        self.containers.iter().filter(|c| c.name == name).max_by_key(|c| c.attempt)
+    }
+
+    /// The newest instance of a container in that sandbox.
+    pub fn newest_in(&self, sandbox: &str, name: &str) -> Option<&ContainerView> {
+        self.containers
+            .iter()
+            .filter(|c| c.name == name && c.sandbox_id == sandbox)
+            .max_by_key(|c| c.attempt)
+    }
+}

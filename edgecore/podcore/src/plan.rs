@@ -1,0 +1,267 @@
+//! Decides what to do about one pod. The same inputs always give the same plan.
+//!
+//! The shell looks (Observed), asks for a plan, stores the memory if it changed, carries out the
+//! actions and notes their [`Outcome`]s, and looks again: after every outcome, every event of the
+//! runtime and at `wake_at`. Every action of one plan may run beside the others; the shell does not
+//! start an action that equals one still under way.
+
+mod converge;
+mod outcome;
+#[cfg(test)]
+mod tests;
+mod wind_down;
+
+use jiff::{SignedDuration, Timestamp};
+
+pub use self::outcome::Outcome;
+use crate::memory::{Ended, Memory, Termination};
+use crate::observed::{ContainerState, ContainerView, Observed, VolumesState};
+use crate::pod::PodView;
+use crate::{status, support};
+
+/// Work for the shell. Doing it twice is doing it once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Make volumes, /etc/hosts, log directory and cgroup.
+    SetUpVolumes,
+    /// Find the container's image, by its pull policy pull it.
+    EnsureImage {
+        /// Container name.
+        container: String,
+        /// The attempt that it will be used for.
+        attempt: u32,
+    },
+    /// Make and start a sandbox.
+    CreateSandbox {
+        /// Counted from 0.
+        attempt: u32,
+    },
+    /// Create and start a container.
+    StartContainer {
+        /// Container name.
+        container: String,
+        /// The restart count.
+        attempt: u32,
+        /// The sandbox to start it in.
+        sandbox: String,
+        /// What [`Outcome::ImageReady`] told.
+        image_ref: String,
+    },
+    /// SIGTERM, and SIGKILL after the grace.
+    StopContainer {
+        /// Id in the runtime.
+        id: String,
+        /// Container name.
+        container: String,
+        /// Seconds between SIGTERM and SIGKILL.
+        grace_s: i64,
+        /// Why, for the Event `Killing`.
+        why: String,
+    },
+    /// Remove a container that ended, with its record in the runtime.
+    RemoveContainer {
+        /// Id in the runtime.
+        id: String,
+    },
+    /// Stop a sandbox: its network is given back.
+    StopSandbox {
+        /// Id in the runtime.
+        id: String,
+    },
+    /// Stop and remove a sandbox and what is left in it.
+    RemoveSandbox {
+        /// Id in the runtime.
+        id: String,
+    },
+    /// Unmount and remove everything of the pod in the file system but its logs.
+    TearDownVolumes,
+    /// Tell the user.
+    Event {
+        /// Whether it is of type Warning; Normal otherwise.
+        warning: bool,
+        /// In the words of the kubelet.
+        reason: String,
+        /// One sentence.
+        message: String,
+        /// The container it is about.
+        container: Option<String>,
+    },
+}
+
+/// What to do now and when to look again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Replaces the memory that went in.
+    pub memory: Memory,
+    /// To be carried out, in any order.
+    pub actions: Vec<Action>,
+    /// When to look again even if nothing happens.
+    pub wake_at: Option<Timestamp>,
+    /// Nothing of a deleted pod is left on the node: the API server may forget it.
+    pub finished: bool,
+}
+
+impl Plan {
+    fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    fn wake(&mut self, at: Timestamp) {
+        self.wake_at = Some(self.wake_at.map_or(at, |before| before.min(at)));
+    }
+
+    fn warn(&mut self, reason: &str, message: impl Into<String>) {
+        self.act(Action::Event {
+            warning: true,
+            reason: reason.to_owned(),
+            message: message.into(),
+            container: None,
+        });
+    }
+}
+
+/// Decides about one pod.
+pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp) -> Plan {
+    let mut plan = Plan { memory: memory.clone(), ..Plan::default() };
+    remember(&mut plan.memory, observed);
+    admit(pod, &mut plan, now);
+    if pod.is_deleted() {
+        wind_down::delete(pod, observed, &mut plan);
+    } else {
+        expire(pod, observed, now, &mut plan);
+        if plan.memory.ended.is_some() {
+            wind_down::end(pod, observed, &mut plan);
+        } else {
+            converge::converge(pod, observed, now, &mut plan);
+        }
+    }
+    let facts = status::facts(pod, &plan.memory, observed);
+    status::update(&mut plan.memory, &facts, now);
+
+    plan
+}
+
+/// Takes the pod in or refuses it, and tells what this build does not know.
+fn admit(pod: &PodView, plan: &mut Plan, now: Timestamp) {
+    if plan.memory.start_time.is_none() {
+        plan.memory.start_time = Some(now);
+        if !pod.unknown_fields.is_empty() {
+            let fields = pod.unknown_fields.join(", ");
+            plan.warn("UnknownPodFields", format!("this node does not know and ignores: {fields}"));
+        }
+        if let Some(reason) = support::refuse(pod) {
+            plan.warn("UnsupportedPodSpec", reason.clone());
+            plan.memory.ended = Some(Ended {
+                succeeded: false,
+                reason: Some("UnsupportedPodSpec".to_owned()),
+                message: Some(reason),
+            });
+        }
+    }
+}
+
+/// Keeps what the runtime says of ends and attempts: it forgets when a container is removed.
+fn remember(memory: &mut Memory, observed: &Observed) {
+    for sandbox in &observed.sandboxes {
+        memory.sandbox_attempt = memory.sandbox_attempt.max(Some(sandbox.attempt));
+        if sandbox.ready && !sandbox.ips.is_empty() {
+            memory.ips.clone_from(&sandbox.ips);
+        }
+    }
+    for container in &observed.containers {
+        let sandbox_attempt = observed
+            .sandboxes
+            .iter()
+            .find(|sandbox| sandbox.id == container.sandbox_id)
+            .map_or(0, |sandbox| sandbox.attempt);
+        if container.state == ContainerState::Created {
+            // Never ran: its attempt is used again.
+            continue;
+        }
+        let kept = memory.container(&container.name);
+        kept.attempt = kept.attempt.max(Some(container.attempt));
+        if let Some(end) = termination(container, sandbox_attempt)
+            && kept.last.as_ref().is_none_or(|last| last.attempt <= end.attempt)
+        {
+            kept.last = Some(end);
+        }
+    }
+}
+
+fn termination(container: &ContainerView, sandbox_attempt: u32) -> Option<Termination> {
+    let ContainerState::Exited { started_at, finished_at, exit_code, reason, message } =
+        &container.state
+    else {
+        return None;
+    };
+
+    Some(Termination {
+        attempt: container.attempt,
+        sandbox_attempt,
+        id: container.id.clone(),
+        exit_code: *exit_code,
+        reason: reason.clone(),
+        message: message.clone(),
+        started_at: *started_at,
+        finished_at: *finished_at,
+        image: container.image.clone(),
+        image_ref: container.image_ref.clone(),
+    })
+}
+
+/// Ends the pod when its activeDeadlineSeconds have passed.
+fn expire(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    let (Some(limit), Some(start)) = (pod.spec().active_deadline_seconds, plan.memory.start_time)
+    else {
+        return;
+    };
+    if plan.memory.ended.is_some() || has_completed(pod, observed, &plan.memory).is_some() {
+        return;
+    }
+    let deadline = start + SignedDuration::from_secs(limit);
+    if now < deadline {
+        plan.wake(deadline);
+        return;
+    }
+    let message = "Pod was active on the node longer than the specified deadline";
+    plan.warn("DeadlineExceeded", message);
+    plan.memory.ended = Some(Ended {
+        succeeded: false,
+        reason: Some("DeadlineExceeded".to_owned()),
+        message: Some(message.to_owned()),
+    });
+}
+
+/// How the pod ended, if every container ended and none will be started again.
+pub(crate) fn has_completed(pod: &PodView, observed: &Observed, memory: &Memory) -> Option<Ended> {
+    use crate::pod::RestartPolicy;
+
+    let last_end = |name: &str| {
+        let is_live = observed
+            .newest(name)
+            .is_some_and(|c| !matches!(c.state, ContainerState::Exited { .. }));
+        let kept = memory.containers.get(name)?;
+        kept.last.as_ref().filter(|last| !is_live && kept.attempt == Some(last.attempt))
+    };
+    if pod.restart_policy() == RestartPolicy::Always {
+        return None;
+    }
+    for init in pod.init_containers() {
+        let end = last_end(&init.name);
+        if pod.restart_policy() == RestartPolicy::Never && end.is_some_and(|end| end.exit_code != 0)
+        {
+            return Some(Ended { succeeded: false, reason: None, message: None });
+        }
+    }
+    let ends: Option<Vec<_>> = pod.containers().iter().map(|c| last_end(&c.name)).collect();
+    let succeeded = ends?.iter().all(|end| end.exit_code == 0);
+    if !succeeded && pod.restart_policy() == RestartPolicy::OnFailure {
+        return None;
+    }
+
+    Some(Ended { succeeded, reason: None, message: None })
+}
+
+fn volumes_gone(observed: &Observed) -> bool {
+    observed.volumes == VolumesState::Gone
+}

@@ -1,0 +1,112 @@
+//! What became of an action, and how it enters the memory.
+
+use jiff::Timestamp;
+
+use crate::backoff;
+use crate::memory::{ImageNote, Memory};
+
+/// The result of an [`super::Action`]. Successes that show in the next look need no outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The sandbox was made.
+    SandboxCreated {
+        /// Its attempt.
+        attempt: u32,
+    },
+    /// It could not be made.
+    SandboxFailed {
+        /// The attempt that was used up.
+        attempt: u32,
+        /// What happened.
+        message: String,
+    },
+    /// The volumes are in place.
+    VolumesReady,
+    /// They could not be set up.
+    VolumesFailed {
+        /// Which, and what happened.
+        message: String,
+    },
+    /// The image is there.
+    ImageReady {
+        /// Container name.
+        container: String,
+        /// The attempt that it is for.
+        attempt: u32,
+        /// The reference to create the container by.
+        image_ref: String,
+    },
+    /// It is not to be had.
+    ImageFailed {
+        /// Container name.
+        container: String,
+        /// `ErrImagePull`, `ErrImageNeverPull` or `InvalidImageName`.
+        reason: String,
+        /// What happened.
+        message: String,
+    },
+    /// The container runs (or has ended already).
+    ContainerStarted {
+        /// Container name.
+        container: String,
+        /// Its attempt.
+        attempt: u32,
+    },
+    /// It could not be created or started.
+    StartFailed {
+        /// Container name.
+        container: String,
+        /// The attempt that was used up: a container of that number may exist.
+        attempt: u32,
+        /// `CreateContainerConfigError`, `CreateContainerError` or `RunContainerError`.
+        reason: String,
+        /// What happened.
+        message: String,
+    },
+}
+
+impl Memory {
+    /// Takes in what became of an action.
+    pub fn note(&mut self, outcome: Outcome, now: Timestamp) {
+        match outcome {
+            Outcome::SandboxCreated { attempt } => {
+                self.sandbox_attempt = self.sandbox_attempt.max(Some(attempt));
+                self.transient.sandbox_failure = None;
+            }
+            Outcome::SandboxFailed { attempt, message } => {
+                self.sandbox_attempt = self.sandbox_attempt.max(Some(attempt));
+                let before = self.transient.sandbox_failure.as_ref();
+                let failure = backoff::failure(before, "FailedCreatePodSandBox", message, now);
+                self.transient.sandbox_failure = Some(failure);
+            }
+            Outcome::VolumesReady => self.transient.volumes_failure = None,
+            Outcome::VolumesFailed { message } => {
+                let before = self.transient.volumes_failure.as_ref();
+                let failure = backoff::failure(before, "FailedMount", message, now);
+                self.transient.volumes_failure = Some(failure);
+            }
+            Outcome::ImageReady { container, attempt, image_ref } => {
+                let note = ImageNote::Ready { attempt, image_ref };
+                self.transient.images.insert(container, note);
+            }
+            Outcome::ImageFailed { container, reason, message } => {
+                let before = match self.transient.images.get(&container) {
+                    Some(ImageNote::Failed(failure)) => Some(failure),
+                    Some(ImageNote::Ready { .. }) | None => None,
+                };
+                let failure = backoff::pull_failure(before, &reason, message, now);
+                self.transient.images.insert(container, ImageNote::Failed(failure));
+            }
+            Outcome::ContainerStarted { container, attempt } => {
+                let kept = self.container(&container);
+                kept.attempt = kept.attempt.max(Some(attempt));
+                self.transient.start_failures.remove(&container);
+            }
+            Outcome::StartFailed { container, attempt: _, reason, message } => {
+                let before = self.transient.start_failures.get(&container);
+                let failure = backoff::failure(before, &reason, message, now);
+                self.transient.start_failures.insert(container, failure);
+            }
+        }
+    }
+}

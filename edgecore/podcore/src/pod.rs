@@ -1,0 +1,199 @@
+//! A pod as the API server wrote it, parsed once.
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use proto::ids::{NameError, Uid};
+use serde_json::Value;
+
+/// Why bytes are not a pod this node can look at.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    /// Not JSON, or a field of the wrong type.
+    #[error("the pod is not understood")]
+    Json(#[source] serde_json::Error),
+    /// A field that every pod has is missing.
+    #[error("the pod has no {0}")]
+    Missing(&'static str),
+    /// `metadata.uid` cannot be a file name.
+    #[error("the pod's uid is not one")]
+    Uid(#[source] NameError),
+}
+
+/// A pod that has what every pod has.
+#[derive(Clone, Debug)]
+pub struct PodView {
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// The object without status and managed fields, which the node does not read.
+    pub pod: Pod,
+    /// Paths of spec fields that this build does not know, for one Warning Event.
+    pub unknown_fields: Vec<String>,
+    spec: PodSpec,
+}
+
+impl PodView {
+    /// Parses the API server's JSON.
+    pub fn parse(bytes: &[u8]) -> Result<Self, PodError> {
+        let raw: Value = serde_json::from_slice(bytes).map_err(PodError::Json)?;
+        let mut pod: Pod = serde_json::from_slice(bytes).map_err(PodError::Json)?;
+        pod.status = None;
+        pod.metadata.managed_fields = None;
+        let spec = pod.spec.take().ok_or(PodError::Missing("spec"))?;
+        let known = serde_json::to_value(&spec).map_err(PodError::Json)?;
+        let mut unknown_fields = Vec::new();
+        find_unknown("spec", &raw["spec"], &known, &mut unknown_fields);
+
+        Ok(Self {
+            uid: Uid::new(pod.metadata.uid.clone().ok_or(PodError::Missing("metadata.uid"))?)
+                .map_err(PodError::Uid)?,
+            namespace: pod
+                .metadata
+                .namespace
+                .clone()
+                .ok_or(PodError::Missing("metadata.namespace"))?,
+            name: pod.metadata.name.clone().ok_or(PodError::Missing("metadata.name"))?,
+            pod,
+            unknown_fields,
+            spec,
+        })
+    }
+
+    /// The desired pod.
+    pub fn spec(&self) -> &PodSpec {
+        &self.spec
+    }
+
+    /// Whether the API server has marked the pod for deletion.
+    pub fn is_deleted(&self) -> bool {
+        self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Seconds between SIGTERM and SIGKILL: the deletion's, else the spec's.
+    pub fn grace_seconds(&self) -> i64 {
+        self.pod
+            .metadata
+            .deletion_grace_period_seconds
+            .or(self.spec.termination_grace_period_seconds)
+            .unwrap_or(30)
+            .max(0)
+    }
+
+    /// `metadata.generation`, reported back as observedGeneration.
+    pub fn generation(&self) -> Option<i64> {
+        self.pod.metadata.generation
+    }
+
+    /// Containers that run to completion before the others, in order.
+    pub fn init_containers(&self) -> &[Container] {
+        self.spec.init_containers.as_deref().unwrap_or_default()
+    }
+
+    /// The containers that make the pod.
+    pub fn containers(&self) -> &[Container] {
+        &self.spec.containers
+    }
+
+    /// Init containers, then containers.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        self.init_containers().iter().chain(self.containers())
+    }
+
+    /// `spec.restartPolicy`; Always unless given.
+    pub fn restart_policy(&self) -> RestartPolicy {
+        match self.spec.restart_policy.as_deref() {
+            Some("Never") => RestartPolicy::Never,
+            Some("OnFailure") => RestartPolicy::OnFailure,
+            _ => RestartPolicy::Always,
+        }
+    }
+
+    /// `spec.hostNetwork`.
+    pub fn host_network(&self) -> bool {
+        self.spec.host_network.unwrap_or(false)
+    }
+}
+
+/// When a container that ended is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestartPolicy {
+    /// Whatever its exit code.
+    Always,
+    /// If its exit code is not 0.
+    OnFailure,
+    /// Not at all.
+    Never,
+}
+
+/// Collects the paths that `raw` has and `known` lost. Null, false, zero and empty values ask for
+/// nothing, so that losing them is no loss.
+fn find_unknown(path: &str, raw: &Value, known: &Value, found: &mut Vec<String>) {
+    match (raw, known) {
+        (Value::Object(raw), known) => {
+            for (name, value) in raw {
+                let path = format!("{path}.{name}");
+                match known.get(name) {
+                    Some(known) => find_unknown(&path, value, known, found),
+                    None if asks_for_nothing(value) => {}
+                    None => found.push(path),
+                }
+            }
+        }
+        (Value::Array(raw), Value::Array(known)) => {
+            for (index, (raw, known)) in raw.iter().zip(known).enumerate() {
+                find_unknown(&format!("{path}[{index}]"), raw, known, found);
+            }
+        }
+        (
+            Value::Array(_) | Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_),
+            _,
+        ) => {}
+    }
+}
+
+fn asks_for_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(asks_for_nothing),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(spec: &Value) -> PodView {
+        let pod = json!({
+            "metadata": { "uid": "u-1", "namespace": "default", "name": "web" },
+            "spec": spec,
+        });
+        PodView::parse(pod.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_field_of_a_later_kubernetes_is_named() {
+        let seen = pod(&json!({
+            "containers": [{ "name": "a", "frobnicate": { "level": 3 }, "image": "x" }],
+            "futureField": true,
+            "emptyFutureField": "",
+        }));
+
+        assert_eq!(seen.unknown_fields, ["spec.containers[0].frobnicate", "spec.futureField"]);
+    }
+
+    #[test]
+    fn a_pod_without_uid_is_an_error_that_says_so() {
+        let error = PodView::parse(br#"{"metadata":{"name":"a","namespace":"b"},"spec":{}}"#);
+        let error = error.unwrap_err();
+
+        assert!(matches!(error, PodError::Json(_) | PodError::Missing("metadata.uid")), "{error}");
+    }
+}

@@ -1,0 +1,119 @@
+//! The conditions of a pod and when they changed.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PodCondition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::Phase;
+use crate::memory::{ConditionMemory, Memory};
+use crate::observed::Observed;
+use crate::pod::PodView;
+
+/// What the conditions are made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Init containers that have not completed.
+    pub incomplete: Vec<String>,
+    /// Containers that do not run.
+    pub unready: Vec<String>,
+    /// Whether there is a sandbox with a network.
+    pub has_sandbox: bool,
+}
+
+const SCHEDULED: &str = "PodScheduled";
+const SANDBOX: &str = "PodReadyToStartContainers";
+const INITIALIZED: &str = "Initialized";
+const CONTAINERS_READY: &str = "ContainersReady";
+const READY: &str = "Ready";
+
+/// Reads the facts.
+pub fn facts(pod: &PodView, memory: &Memory, observed: &Observed) -> Facts {
+    let is_running = |name: &str| observed.newest(name).is_some_and(|c| c.is_running());
+    let any_main = pod.containers().iter().any(|container| {
+        memory.containers.get(&container.name).is_some_and(|kept| kept.attempt.is_some())
+    });
+    let completed = |name: &str| {
+        let kept = memory.containers.get(name);
+        kept.and_then(|kept| kept.last.as_ref().filter(|last| kept.attempt == Some(last.attempt)))
+            .is_some_and(|last| last.exit_code == 0)
+    };
+    let names = |containers: &[k8s_openapi::api::core::v1::Container],
+                 wanted: &dyn Fn(&str) -> bool| {
+        containers.iter().map(|c| c.name.clone()).filter(|name| wanted(name)).collect::<Vec<_>>()
+    };
+
+    Facts {
+        incomplete: names(pod.init_containers(), &|name| !any_main && !completed(name)),
+        unready: names(pod.containers(), &|name| !is_running(name)),
+        has_sandbox: observed.sandbox().is_some(),
+    }
+}
+
+/// The value of each condition.
+fn values(memory: &Memory, facts: &Facts) -> [(&'static str, bool); 5] {
+    let ready = facts.unready.is_empty() && memory.ended.is_none();
+    let succeeded = memory.ended.as_ref().is_some_and(|ended| ended.succeeded);
+
+    [
+        (SANDBOX, facts.has_sandbox),
+        (INITIALIZED, facts.incomplete.is_empty() || succeeded),
+        (READY, ready),
+        (CONTAINERS_READY, ready),
+        (SCHEDULED, true),
+    ]
+}
+
+/// Keeps when each condition last changed.
+pub fn update(memory: &mut Memory, facts: &Facts, now: Timestamp) {
+    for (name, status) in values(memory, facts) {
+        let is_same = memory.conditions.get(name).is_some_and(|kept| kept.status == status);
+        if !is_same {
+            memory.conditions.insert(name.to_owned(), ConditionMemory { status, since: now });
+        }
+    }
+}
+
+/// The conditions in the kubelet's order.
+pub(super) fn conditions(
+    pod: &PodView,
+    memory: &Memory,
+    observed: &Observed,
+    phase: Phase,
+) -> Vec<PodCondition> {
+    let facts = facts(pod, memory, observed);
+
+    values(memory, &facts)
+        .into_iter()
+        .map(|(name, status)| {
+            let (reason, message) = if status { (None, None) } else { why(name, &facts, phase) };
+            PodCondition {
+                type_: name.to_owned(),
+                status: if status { "True" } else { "False" }.to_owned(),
+                reason,
+                message,
+                observed_generation: pod.generation(),
+                last_transition_time: memory.conditions.get(name).map(|kept| Time(kept.since)),
+                ..PodCondition::default()
+            }
+        })
+        .collect()
+}
+
+fn why(name: &str, facts: &Facts, phase: Phase) -> (Option<String>, Option<String>) {
+    let list = |what: &str, names: &[String]| {
+        Some(format!("containers with {what} status: [{}]", names.join(" ")))
+    };
+    match name {
+        INITIALIZED => {
+            (Some("ContainersNotInitialized".to_owned()), list("incomplete", &facts.incomplete))
+        }
+        READY | CONTAINERS_READY if phase == Phase::Succeeded => {
+            (Some("PodCompleted".to_owned()), None)
+        }
+        READY | CONTAINERS_READY if phase == Phase::Failed => (Some("PodFailed".to_owned()), None),
+        READY | CONTAINERS_READY => {
+            (Some("ContainersNotReady".to_owned()), list("unready", &facts.unready))
+        }
+        _ => (None, None),
+    }
+}

@@ -1,0 +1,184 @@
+//! What a pod may ask for that this build does not do. Such a pod is refused with the reason: it is
+//! never started without what it asked for.
+
+use k8s_openapi::api::core::v1::{Container, PodSecurityContext, PodSpec, SecurityContext, Volume};
+
+use crate::pod::PodView;
+
+/// Sysctls that are namespaced and cannot hurt other pods (kubelet: `sysctl.SafeSysctlAllowlist`).
+const SAFE_SYSCTLS: [&str; 11] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+];
+
+/// Why the pod cannot run here; `None` if it can.
+pub fn refuse(pod: &PodView) -> Option<String> {
+    let spec = pod.spec();
+    let mut refused = Vec::new();
+    of_spec(spec, &mut refused);
+    for volume in spec.volumes.as_deref().unwrap_or_default() {
+        of_volume(volume, &mut refused);
+    }
+    for container in pod.init_containers() {
+        if container.restart_policy.is_some() {
+            refused.push(format!("initContainers {}: restartPolicy", container.name));
+        }
+        of_container(spec, container, &mut refused);
+    }
+    for container in pod.containers() {
+        of_container(spec, container, &mut refused);
+    }
+    if refused.is_empty() {
+        return None;
+    }
+
+    Some(format!("this node does not support {}", refused.join(", ")))
+}
+
+fn of_spec(spec: &PodSpec, refused: &mut Vec<String>) {
+    let asked = [
+        ("ephemeralContainers", spec.ephemeral_containers.as_ref().is_some_and(|v| !v.is_empty())),
+        ("readinessGates", spec.readiness_gates.as_ref().is_some_and(|v| !v.is_empty())),
+        ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|v| !v.is_empty())),
+        ("resources", spec.resources.is_some()),
+        ("runtimeClassName", spec.runtime_class_name.as_ref().is_some_and(|v| !v.is_empty())),
+        ("hostUsers=false", spec.host_users == Some(false)),
+        ("setHostnameAsFQDN", spec.set_hostname_as_fqdn == Some(true)),
+        ("os.name=windows", spec.os.as_ref().is_some_and(|os| os.name != "linux")),
+    ];
+    push_asked("", &asked, refused);
+    if let Some(context) = &spec.security_context {
+        of_pod_security(context, refused);
+    }
+}
+
+fn push_asked(prefix: &str, asked: &[(&str, bool)], refused: &mut Vec<String>) {
+    let names = asked.iter().filter(|(_, asked)| *asked).map(|(name, _)| format!("{prefix}{name}"));
+    refused.extend(names);
+}
+
+fn of_pod_security(context: &PodSecurityContext, refused: &mut Vec<String>) {
+    let asked = [
+        ("seLinuxOptions", context.se_linux_options.is_some()),
+        ("windowsOptions", context.windows_options.is_some()),
+        (
+            "supplementalGroupsPolicy=Strict",
+            context.supplemental_groups_policy.as_deref() == Some("Strict"),
+        ),
+        (
+            "appArmorProfile",
+            context.app_armor_profile.as_ref().is_some_and(|p| p.type_ == "Localhost"),
+        ),
+    ];
+    push_asked("securityContext.", &asked, refused);
+    for sysctl in context.sysctls.as_deref().unwrap_or_default() {
+        if !SAFE_SYSCTLS.contains(&sysctl.name.replace('/', ".").as_str()) {
+            refused.push(format!("the unsafe sysctl {}", sysctl.name));
+        }
+    }
+}
+
+fn of_volume(volume: &Volume, refused: &mut Vec<String>) {
+    let known = volume.empty_dir.is_some()
+        || volume.host_path.is_some()
+        || volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some();
+    if !known {
+        refused.push(format!("the kind of volume {}", volume.name));
+    }
+    if let Some(dir) = &volume.empty_dir {
+        let medium = dir.medium.as_deref().unwrap_or_default();
+        if !matches!(medium, "" | "Memory") {
+            refused.push(format!("volume {}: medium {medium}", volume.name));
+        }
+        if medium.is_empty() && dir.size_limit.as_ref().is_some_and(|size| size.0 != "0") {
+            refused.push(format!("volume {}: sizeLimit on disk", volume.name));
+        }
+    }
+    let projected = volume.projected.as_ref().and_then(|projected| projected.sources.as_deref());
+    for source in projected.unwrap_or_default() {
+        if source.cluster_trust_bundle.is_some() || source.pod_certificate.is_some() {
+            refused.push(format!("a source of volume {}", volume.name));
+        }
+    }
+}
+
+fn of_container(spec: &PodSpec, container: &Container, refused: &mut Vec<String>) {
+    let prefix = format!("{}: ", container.name);
+    let asked = [
+        ("lifecycle", container.lifecycle.is_some()),
+        ("livenessProbe", container.liveness_probe.is_some()),
+        ("readinessProbe", container.readiness_probe.is_some()),
+        ("startupProbe", container.startup_probe.is_some()),
+        ("volumeDevices", container.volume_devices.as_ref().is_some_and(|v| !v.is_empty())),
+        (
+            "restartPolicyRules",
+            container.restart_policy_rules.as_ref().is_some_and(|v| !v.is_empty()),
+        ),
+        (
+            "terminationMessagePolicy=FallbackToLogsOnError",
+            container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"),
+        ),
+    ];
+    push_asked(&prefix, &asked, refused);
+    if let Some(resources) = &container.resources {
+        if resources.claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+            refused.push(format!("{prefix}resources.claims"));
+        }
+        for name in resources.limits.iter().flatten().map(|(name, _)| name.as_str()) {
+            if !matches!(name, "cpu" | "memory") {
+                refused.push(format!("{prefix}a limit of {name}"));
+            }
+        }
+    }
+    for mount in container.volume_mounts.as_deref().unwrap_or_default() {
+        let sub = mount.sub_path.as_ref().is_some_and(|path| !path.is_empty())
+            || mount.sub_path_expr.as_ref().is_some_and(|path| !path.is_empty());
+        let recursive = mount.recursive_read_only.as_ref().is_some_and(|mode| mode != "Disabled");
+        push_asked(&prefix, &[("subPath", sub), ("recursiveReadOnly", recursive)], refused);
+    }
+    if let Some(context) = &container.security_context {
+        of_security(&prefix, context, refused);
+    }
+    may_run_as_root(spec, container, refused);
+}
+
+fn of_security(prefix: &str, context: &SecurityContext, refused: &mut Vec<String>) {
+    let asked = [
+        ("seLinuxOptions", context.se_linux_options.is_some()),
+        ("windowsOptions", context.windows_options.is_some()),
+        (
+            "appArmorProfile",
+            context.app_armor_profile.as_ref().is_some_and(|p| p.type_ == "Localhost"),
+        ),
+        ("procMount", context.proc_mount.as_ref().is_some_and(|mode| mode != "Default")),
+    ];
+    push_asked(&format!("{prefix}securityContext."), &asked, refused);
+}
+
+/// `runAsNonRoot` with a user of the image is checked when the image is known; with an explicit
+/// root user it can never hold.
+fn may_run_as_root(spec: &PodSpec, container: &Container, refused: &mut Vec<String>) {
+    let own = container.security_context.as_ref();
+    let pod = spec.security_context.as_ref();
+    let non_root = own.and_then(|c| c.run_as_non_root).or(pod.and_then(|c| c.run_as_non_root));
+    let user = own.and_then(|c| c.run_as_user).or(pod.and_then(|c| c.run_as_user));
+    if non_root == Some(true) && user == Some(0) {
+        let name = &container.name;
+        refused.push(format!("{name}: runAsNonRoot with runAsUser 0 (they contradict)"));
+    }
+}
+
+#[cfg(test)]
+mod tests;

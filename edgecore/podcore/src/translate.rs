@@ -1,0 +1,155 @@
+//! From a pod to the messages of CRI, with the labels, annotations and paths the kubelet gives, so
+//! that log collectors and adoption find what they know (`pkg/kubelet/kuberuntime`).
+
+mod container;
+mod security;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use cri_api::v1::{
+    LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata,
+    PortMapping, Protocol,
+};
+
+pub use self::container::{ContainerContext, ContainerPaths, container_config, container_hash};
+use crate::dns::{Resolvers, resolver};
+use crate::pod::PodView;
+use crate::resources::{self, CgroupDriver};
+
+/// Label of every sandbox and container: the pod's name.
+pub const POD_NAME_LABEL: &str = "io.kubernetes.pod.name";
+/// Label: its namespace.
+pub const POD_NAMESPACE_LABEL: &str = "io.kubernetes.pod.namespace";
+/// Label: its UID, by which it is adopted.
+pub const POD_UID_LABEL: &str = "io.kubernetes.pod.uid";
+/// Label of containers: the name in the pod spec.
+pub const CONTAINER_NAME_LABEL: &str = "io.kubernetes.container.name";
+/// Label of sandboxes: the node whose agent made it. Nothing without it is ever swept.
+pub const NODE_LABEL: &str = "holdfast.dev/node";
+/// Annotation of containers: hash of what a change of means a restart.
+pub const HASH_ANNOTATION: &str = "io.kubernetes.container.hash";
+/// Annotation of containers: the restart count.
+pub const RESTARTS_ANNOTATION: &str = "io.kubernetes.container.restartCount";
+/// Annotation of containers: where the termination message is read.
+pub const MESSAGE_PATH_ANNOTATION: &str = "io.kubernetes.container.terminationMessagePath";
+/// Annotation of containers: what to do if there is none.
+pub const MESSAGE_POLICY_ANNOTATION: &str = "io.kubernetes.container.terminationMessagePolicy";
+/// Annotation of containers: the pod's grace in seconds.
+pub const GRACE_ANNOTATION: &str = "io.kubernetes.pod.terminationGracePeriod";
+
+/// Longest host name the kernel takes.
+const HOSTNAME_LEN_MAX: usize = 63;
+
+/// What of a node matters for a sandbox.
+#[derive(Clone, Debug)]
+pub struct SandboxContext {
+    /// The node's name.
+    pub node: String,
+    /// DNS of cluster and node.
+    pub resolvers: Resolvers,
+    /// Where the pod's log files are.
+    pub log_directory: String,
+    /// Under which `kubepods` is.
+    pub cgroup_root: String,
+    /// How the runtime names cgroups.
+    pub cgroup_driver: CgroupDriver,
+}
+
+/// The pod's host name: `spec.hostname`, else its name, cut to what the kernel takes.
+pub fn hostname(pod: &PodView) -> String {
+    let spec = pod.spec();
+    let own = [&spec.hostname_override, &spec.hostname];
+    let name = own.into_iter().flatten().find(|name| !name.is_empty()).unwrap_or(&pod.name);
+
+    name.chars().take(HOSTNAME_LEN_MAX).collect::<String>().trim_end_matches(['-', '.']).to_owned()
+}
+
+/// The sandbox of an attempt.
+pub fn sandbox_config(pod: &PodView, attempt: u32, context: &SandboxContext) -> PodSandboxConfig {
+    let (dns, _) = resolver(pod, &context.resolvers);
+    let mut labels = pod_labels(pod);
+    labels.extend(pod.pod.metadata.labels.clone().unwrap_or_default());
+    labels.insert(NODE_LABEL.to_owned(), context.node.clone());
+
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: pod.name.clone(),
+            uid: pod.uid.to_string(),
+            namespace: pod.namespace.clone(),
+            attempt,
+        }),
+        // In the node's network the runtime takes the node's name.
+        hostname: if pod.host_network() { String::new() } else { hostname(pod) },
+        log_directory: context.log_directory.clone(),
+        dns_config: Some(dns),
+        port_mappings: if pod.host_network() { Vec::new() } else { port_mappings(pod) },
+        labels,
+        annotations: pod.pod.metadata.annotations.clone().unwrap_or_default(),
+        linux: Some(LinuxPodSandboxConfig {
+            cgroup_parent: resources::cgroup_parent(
+                pod,
+                &context.cgroup_root,
+                context.cgroup_driver,
+            ),
+            security_context: Some(security::sandbox(pod)),
+            sysctls: sysctls(pod),
+            overhead: Some(LinuxContainerResources::default()),
+            resources: Some(pod_resources(pod)),
+        }),
+    }
+}
+
+/// The labels by which containers and sandboxes are found again.
+pub fn pod_labels(pod: &PodView) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (POD_NAME_LABEL.to_owned(), pod.name.clone()),
+        (POD_NAMESPACE_LABEL.to_owned(), pod.namespace.clone()),
+        (POD_UID_LABEL.to_owned(), pod.uid.to_string()),
+    ])
+}
+
+fn pod_resources(pod: &PodView) -> LinuxContainerResources {
+    let limits = resources::pod_limits(pod);
+
+    LinuxContainerResources {
+        cpu_period: resources::QUOTA_PERIOD_US,
+        cpu_quota: limits.cpu_quota.unwrap_or(0),
+        cpu_shares: limits.cpu_shares,
+        memory_limit_in_bytes: limits.memory.unwrap_or(0),
+        ..LinuxContainerResources::default()
+    }
+}
+
+fn port_mappings(pod: &PodView) -> Vec<PortMapping> {
+    pod.containers()
+        .iter()
+        .flat_map(|container| container.ports.as_deref().unwrap_or_default())
+        .filter_map(|port| {
+            let host_port = port.host_port.filter(|port| *port > 0)?;
+            let protocol = match port.protocol.as_deref() {
+                Some("UDP") => Protocol::Udp,
+                Some("SCTP") => Protocol::Sctp,
+                _ => Protocol::Tcp,
+            };
+            Some(PortMapping {
+                protocol: protocol.into(),
+                container_port: port.container_port,
+                host_port,
+                host_ip: port.host_ip.clone().unwrap_or_default(),
+            })
+        })
+        .collect()
+}
+
+fn sysctls(pod: &PodView) -> BTreeMap<String, String> {
+    let context = pod.spec().security_context.as_ref();
+
+    context
+        .and_then(|context| context.sysctls.as_ref())
+        .into_iter()
+        .flatten()
+        .map(|sysctl| (sysctl.name.replace('/', "."), sysctl.value.clone()))
+        .collect()
+}

@@ -1,0 +1,205 @@
+//! One container of a pod.
+
+use std::collections::BTreeMap;
+
+use cri_api::v1::{
+    ContainerConfig, ContainerMetadata, ImageSpec, KeyValue, LinuxContainerConfig,
+    LinuxContainerResources, Mount, MountPropagation,
+};
+use k8s_openapi::api::core::v1::Container;
+use proto::object::ContentHash;
+
+use super::{
+    CONTAINER_NAME_LABEL, GRACE_ANNOTATION, HASH_ANNOTATION, MESSAGE_PATH_ANNOTATION,
+    MESSAGE_POLICY_ANNOTATION, RESTARTS_ANNOTATION, pod_labels, security,
+};
+use crate::env::{EnvError, NodeFields, environment, expand};
+use crate::materials::Materials;
+use crate::pod::PodView;
+use crate::resources;
+
+/// Where the termination message of a container is unless it says otherwise.
+const MESSAGE_PATH: &str = "/dev/termination-log";
+
+/// Where on the node things are that the container mounts.
+#[derive(Clone, Debug, Default)]
+pub struct ContainerPaths {
+    /// Directory or file of each volume.
+    pub volumes: BTreeMap<String, String>,
+    /// The file for /etc/hosts; `None` leaves the image's.
+    pub etc_hosts: Option<String>,
+    /// The file for the termination message of this attempt.
+    pub termination_log: String,
+}
+
+/// Everything besides the pod that a container is made from.
+#[derive(Clone, Debug)]
+pub struct ContainerContext<'a> {
+    /// ConfigMaps, Secrets and Services.
+    pub materials: &'a Materials,
+    /// For the downward API.
+    pub node: &'a NodeFields,
+    /// For the mounts.
+    pub paths: &'a ContainerPaths,
+}
+
+/// Hash of what a change of means a restart of the container: its name and image, as the kubelet
+/// (`pkg/kubelet/container/helpers.go`, `HashContainer`).
+pub fn container_hash(container: &Container) -> String {
+    let image = container.image.as_deref().unwrap_or_default();
+    let hash = ContentHash::of(&[container.name.as_bytes(), image.as_bytes()]);
+
+    hash.0[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The container of an attempt, made from the image that was found for it.
+pub fn container_config(
+    pod: &PodView,
+    container: &Container,
+    attempt: u32,
+    image_ref: &str,
+    context: &ContainerContext<'_>,
+) -> Result<ContainerConfig, EnvError> {
+    let envs = environment(pod, container, context.materials, context.node)?;
+    let lookup = |name: &str| {
+        envs.iter().find(|variable| variable.key == name).map(|variable| variable.value.clone())
+    };
+    let expanded = |words: &Option<Vec<String>>| -> Vec<String> {
+        words.iter().flatten().map(|word| expand(word, lookup)).collect()
+    };
+    let mut labels = pod_labels(pod);
+    labels.insert(CONTAINER_NAME_LABEL.to_owned(), container.name.clone());
+
+    Ok(ContainerConfig {
+        metadata: Some(ContainerMetadata { name: container.name.clone(), attempt }),
+        image: Some(ImageSpec {
+            image: image_ref.to_owned(),
+            user_specified_image: container.image.clone().unwrap_or_default(),
+            ..ImageSpec::default()
+        }),
+        command: expanded(&container.command),
+        args: expanded(&container.args),
+        working_dir: container.working_dir.clone().unwrap_or_default(),
+        mounts: mounts(pod, container, context.paths),
+        labels,
+        annotations: annotations(pod, container, attempt),
+        log_path: format!("{}/{attempt}.log", container.name),
+        stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
+        tty: container.tty.unwrap_or(false),
+        linux: Some(LinuxContainerConfig {
+            resources: Some(resources_of(pod, container, context.node)),
+            security_context: Some(security::container(pod, container)),
+        }),
+        envs: envs
+            .iter()
+            .map(|v| KeyValue { key: v.key.clone(), value: v.value.clone() })
+            .collect(),
+        ..ContainerConfig::default()
+    })
+}
+
+fn annotations(pod: &PodView, container: &Container, attempt: u32) -> BTreeMap<String, String> {
+    let mut annotations = BTreeMap::from([
+        (HASH_ANNOTATION.to_owned(), container_hash(container)),
+        (RESTARTS_ANNOTATION.to_owned(), attempt.to_string()),
+        (MESSAGE_PATH_ANNOTATION.to_owned(), message_path(container).to_owned()),
+        (
+            MESSAGE_POLICY_ANNOTATION.to_owned(),
+            container.termination_message_policy.clone().unwrap_or_else(|| "File".to_owned()),
+        ),
+    ]);
+    if let Some(grace) = pod.spec().termination_grace_period_seconds {
+        annotations.insert(GRACE_ANNOTATION.to_owned(), grace.to_string());
+    }
+    if let Some(ports) = container.ports.as_ref().filter(|ports| !ports.is_empty())
+        && let Ok(ports) = serde_json::to_string(ports)
+    {
+        annotations.insert("io.kubernetes.container.ports".to_owned(), ports);
+    }
+
+    annotations
+}
+
+fn message_path(container: &Container) -> &str {
+    let own = container.termination_message_path.as_deref();
+
+    own.filter(|path| !path.is_empty()).unwrap_or(MESSAGE_PATH)
+}
+
+fn mounts(pod: &PodView, container: &Container, paths: &ContainerPaths) -> Vec<Mount> {
+    let mut mounts: Vec<Mount> = container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .filter_map(|mount| {
+            let host_path = paths.volumes.get(&mount.name)?.clone();
+            let propagation = match mount.mount_propagation.as_deref() {
+                Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
+                Some("Bidirectional") => MountPropagation::PropagationBidirectional,
+                _ => MountPropagation::PropagationPrivate,
+            };
+            Some(Mount {
+                container_path: absolute(&mount.mount_path),
+                host_path,
+                readonly: mount.read_only.unwrap_or(false) || is_written_by_us(pod, &mount.name),
+                propagation: propagation.into(),
+                ..Mount::default()
+            })
+        })
+        .collect();
+    let is_mounted =
+        |path: &str, mounts: &[Mount]| mounts.iter().any(|mount| mount.container_path == path);
+    if let Some(hosts) = &paths.etc_hosts
+        && !is_mounted("/etc/hosts", &mounts)
+    {
+        mounts.push(file("/etc/hosts", hosts));
+    }
+    if !is_mounted(message_path(container), &mounts) && !paths.termination_log.is_empty() {
+        mounts.push(file(message_path(container), &paths.termination_log));
+    }
+
+    mounts
+}
+
+fn file(container_path: &str, host_path: &str) -> Mount {
+    Mount {
+        container_path: container_path.to_owned(),
+        host_path: host_path.to_owned(),
+        ..Mount::default()
+    }
+}
+
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+}
+
+/// Volumes that the agent writes are read-only to containers, as with the kubelet.
+fn is_written_by_us(pod: &PodView, volume: &str) -> bool {
+    pod.spec().volumes.iter().flatten().any(|v| {
+        v.name == volume
+            && (v.config_map.is_some()
+                || v.secret.is_some()
+                || v.downward_api.is_some()
+                || v.projected.is_some())
+    })
+}
+
+fn resources_of(
+    pod: &PodView,
+    container: &Container,
+    node: &NodeFields,
+) -> LinuxContainerResources {
+    let limit = resources::cpu_limit(container).unwrap_or(0);
+    // A container without request gets its limit's weight.
+    let request = resources::cpu_request(container).unwrap_or(limit);
+
+    LinuxContainerResources {
+        cpu_period: resources::QUOTA_PERIOD_US,
+        cpu_quota: resources::cpu_quota(limit),
+        cpu_shares: resources::cpu_shares(request),
+        memory_limit_in_bytes: resources::memory_limit(container).unwrap_or(0),
+        oom_score_adj: resources::oom_score_adj(pod, container, node.memory_bytes),
+        ..LinuxContainerResources::default()
+    }
+}

@@ -1,0 +1,336 @@
+//! What each volume of a pod is on this node: a directory, a path of the host, or files to write.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Secret, Volume, VolumeProjection,
+};
+
+use crate::env::{FieldError, NodeFields, pod_field, resource_field};
+use crate::materials::{Materials, token_ask};
+use crate::pod::PodView;
+use crate::quantity;
+
+/// Mode of a file whose volume does not say.
+const MODE_DEFAULT: i32 = 0o644;
+
+/// How a volume is set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeSetup {
+    /// A directory of the pod's own.
+    EmptyDir {
+        /// On a tmpfs instead of the disk.
+        memory: bool,
+        /// Size of the tmpfs, in bytes.
+        size_limit: Option<u64>,
+    },
+    /// A path of the node, checked for its type (`hostPath.type`, empty for none).
+    HostPath {
+        /// The path.
+        path: String,
+        /// `DirectoryOrCreate`, `File`, ... or empty.
+        kind: String,
+    },
+    /// Files, replaced as one by an atomic swap.
+    Files {
+        /// By path relative to the volume.
+        files: BTreeMap<String, File>,
+        /// On a tmpfs, because they are secret.
+        memory: bool,
+    },
+}
+
+/// One file of a volume.
+#[derive(Clone, PartialEq, Eq)]
+pub struct File {
+    /// Its content.
+    pub data: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+impl std::fmt::Debug for File {
+    /// Says how much, never what: it may be a Secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes, mode {:o}", self.data.len(), self.mode)
+    }
+}
+
+/// Why a volume cannot be set up; the kubelet's Event is `FailedMount`.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// A key that `items` names is not there.
+    #[error("volume {volume}: {kind} {name} has no key {key}")]
+    NoKey {
+        /// The volume.
+        volume: String,
+        /// ConfigMap or Secret.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The key.
+        key: String,
+    },
+    /// A ConfigMap or Secret is not there.
+    #[error("volume {volume}: {kind} \"{name}\" not found")]
+    Missing {
+        /// The volume.
+        volume: String,
+        /// configmap or secret.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// A token has not arrived.
+    #[error("volume {volume}: the service account token is not here yet")]
+    NoToken {
+        /// The volume.
+        volume: String,
+    },
+    /// A field of the downward API does not exist.
+    #[error("volume {volume}: {source}")]
+    Field {
+        /// The volume.
+        volume: String,
+        /// Why.
+        source: FieldError,
+    },
+    /// A path that leaves the volume.
+    #[error("volume {volume}: path {path:?} leaves the volume")]
+    Path {
+        /// The volume.
+        volume: String,
+        /// The path.
+        path: String,
+    },
+    /// A kind of volume this build does not set up.
+    #[error("volume {volume} is of a kind that this node does not support")]
+    Unsupported {
+        /// The volume.
+        volume: String,
+    },
+}
+
+/// The kubelet's plugin name of a volume, which names its directory.
+pub fn plugin(volume: &Volume) -> &'static str {
+    if volume.empty_dir.is_some() {
+        "kubernetes.io/empty-dir"
+    } else if volume.config_map.is_some() {
+        "kubernetes.io/configmap"
+    } else if volume.secret.is_some() {
+        "kubernetes.io/secret"
+    } else if volume.downward_api.is_some() {
+        "kubernetes.io/downward-api"
+    } else if volume.projected.is_some() {
+        "kubernetes.io/projected"
+    } else {
+        "kubernetes.io/host-path"
+    }
+}
+
+/// Decides about one volume.
+pub fn setup(
+    pod: &PodView,
+    volume: &Volume,
+    materials: &Materials,
+    node: &NodeFields,
+) -> Result<VolumeSetup, VolumeError> {
+    if let Some(dir) = &volume.empty_dir {
+        let size = dir.size_limit.as_ref().and_then(quantity::units);
+        return Ok(VolumeSetup::EmptyDir {
+            memory: dir.medium.as_deref() == Some("Memory"),
+            size_limit: size.and_then(|size| u64::try_from(size).ok()).filter(|size| *size > 0),
+        });
+    }
+    if let Some(host) = &volume.host_path {
+        let kind = host.type_.clone().unwrap_or_default();
+        return Ok(VolumeSetup::HostPath { path: host.path.clone(), kind });
+    }
+    let mut files = Files { pod, volume: &volume.name, node, materials, files: BTreeMap::new() };
+    let mut memory = false;
+    if let Some(map) = &volume.config_map {
+        let mode = map.default_mode.unwrap_or(MODE_DEFAULT);
+        files.config_map(&map.name, map.items.as_deref(), map.optional, mode)?;
+    } else if let Some(secret) = &volume.secret {
+        let mode = secret.default_mode.unwrap_or(MODE_DEFAULT);
+        let name = secret.secret_name.as_deref().unwrap_or_default();
+        files.secret(name, secret.items.as_deref(), secret.optional, mode)?;
+        memory = true;
+    } else if let Some(downward) = &volume.downward_api {
+        let mode = downward.default_mode.unwrap_or(MODE_DEFAULT);
+        files.downward(downward.items.as_deref(), mode)?;
+    } else if let Some(projected) = &volume.projected {
+        let mode = projected.default_mode.unwrap_or(MODE_DEFAULT);
+        for source in projected.sources.as_deref().unwrap_or_default() {
+            files.projection(source, mode)?;
+        }
+        memory = true;
+    } else {
+        return Err(VolumeError::Unsupported { volume: volume.name.clone() });
+    }
+
+    Ok(VolumeSetup::Files { files: files.files, memory })
+}
+
+struct Files<'a> {
+    pod: &'a PodView,
+    volume: &'a str,
+    node: &'a NodeFields,
+    materials: &'a Materials,
+    files: BTreeMap<String, File>,
+}
+
+impl Files<'_> {
+    fn projection(&mut self, source: &VolumeProjection, mode: i32) -> Result<(), VolumeError> {
+        if let Some(map) = &source.config_map {
+            self.config_map(&map.name, map.items.as_deref(), map.optional, mode)?;
+        }
+        if let Some(secret) = &source.secret {
+            self.secret(&secret.name, secret.items.as_deref(), secret.optional, mode)?;
+        }
+        if let Some(downward) = &source.downward_api {
+            self.downward(downward.items.as_deref(), mode)?;
+        }
+        if let Some(token) = &source.service_account_token {
+            let ask = token_ask(self.pod, token.audience.as_deref(), token.expiration_seconds);
+            let held = self.materials.tokens.get(&ask.source).and_then(|held| held.status.as_ref());
+            let token_text = held
+                .and_then(|status| status.token.clone())
+                .ok_or_else(|| VolumeError::NoToken { volume: self.volume.to_owned() })?;
+            // A pod that runs as another user could not read 0600 (kubelet: projected tokens).
+            self.put(&token.path, token_text.into_bytes(), self.token_mode(mode))?;
+        }
+
+        Ok(())
+    }
+
+    /// 0600 where the file's owner is the only one who reads: every container runs as the same user
+    /// and no group is set; the volume's mode otherwise (`pkg/volume/projected`).
+    fn token_mode(&self, mode: i32) -> i32 {
+        let context = self.pod.spec().security_context.as_ref();
+        if context.is_some_and(|context| context.fs_group.is_some()) { 0o600 } else { mode }
+    }
+
+    fn config_map(
+        &mut self,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        optional: Option<bool>,
+        mode: i32,
+    ) -> Result<(), VolumeError> {
+        let Some(map) = self.materials.config_maps.get(name) else {
+            return self.absent("configmap", name, optional);
+        };
+
+        self.keys("ConfigMap", name, config_map_data(map), items, optional, mode)
+    }
+
+    fn secret(
+        &mut self,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        optional: Option<bool>,
+        mode: i32,
+    ) -> Result<(), VolumeError> {
+        let Some(secret) = self.materials.secrets.get(name) else {
+            return self.absent("secret", name, optional);
+        };
+
+        self.keys("Secret", name, secret_data(secret), items, optional, mode)
+    }
+
+    fn absent(
+        &self,
+        kind: &'static str,
+        name: &str,
+        optional: Option<bool>,
+    ) -> Result<(), VolumeError> {
+        if optional.unwrap_or(false) {
+            return Ok(());
+        }
+
+        Err(VolumeError::Missing { volume: self.volume.to_owned(), kind, name: name.to_owned() })
+    }
+
+    fn keys(
+        &mut self,
+        kind: &'static str,
+        name: &str,
+        mut data: BTreeMap<String, Vec<u8>>,
+        items: Option<&[KeyToPath]>,
+        optional: Option<bool>,
+        mode: i32,
+    ) -> Result<(), VolumeError> {
+        let Some(items) = items.filter(|items| !items.is_empty()) else {
+            for (key, value) in data {
+                self.put(&key, value, mode)?;
+            }
+            return Ok(());
+        };
+        for item in items {
+            match data.remove(&item.key) {
+                Some(value) => self.put(&item.path, value, item.mode.unwrap_or(mode))?,
+                None if optional.unwrap_or(false) => {}
+                None => {
+                    return Err(VolumeError::NoKey {
+                        volume: self.volume.to_owned(),
+                        kind,
+                        name: name.to_owned(),
+                        key: item.key.clone(),
+                    });
+                }
+            }
+        }
+
+        Ok(())
+    }
+
+    fn downward(
+        &mut self,
+        items: Option<&[DownwardAPIVolumeFile]>,
+        mode: i32,
+    ) -> Result<(), VolumeError> {
+        for item in items.unwrap_or_default() {
+            let text = match (&item.field_ref, &item.resource_field_ref) {
+                (Some(field), _) => pod_field(self.pod, &field.field_path, self.node),
+                (None, Some(field)) => resource_field(self.pod, field, None, self.node),
+                (None, None) => Ok(String::new()),
+            };
+            let text = text
+                .map_err(|source| VolumeError::Field { volume: self.volume.to_owned(), source })?;
+            self.put(&item.path, text.into_bytes(), item.mode.unwrap_or(mode))?;
+        }
+
+        Ok(())
+    }
+
+    fn put(&mut self, path: &str, data: Vec<u8>, mode: i32) -> Result<(), VolumeError> {
+        let stays = !path.is_empty()
+            && !path.starts_with('/')
+            && path.split('/').all(|part| part != "..")
+            && !path.starts_with("..");
+        if !stays {
+            return Err(VolumeError::Path {
+                volume: self.volume.to_owned(),
+                path: path.to_owned(),
+            });
+        }
+        // The API server allows 0 to 0777.
+        let mode = u32::try_from(mode & 0o777).unwrap_or_default();
+        self.files.insert(path.to_owned(), File { data, mode });
+
+        Ok(())
+    }
+}
+
+fn config_map_data(map: &ConfigMap) -> BTreeMap<String, Vec<u8>> {
+    let text = map.data.iter().flatten().map(|(key, value)| (key.clone(), value.clone().into()));
+    let binary =
+        map.binary_data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()));
+
+    text.chain(binary).collect()
+}
+
+fn secret_data(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
+    secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect()
+}
