@@ -6,15 +6,19 @@
 //! is refused, and of two holders of one ticket the second to move on is refused, and both are
 //! seen. A node is admitted without a ticket from joining until it first shows one.
 //!
-//! The hub keeps the [`Record`] in the node's Lease and replaces it only if nobody else did.
+//! The hub keeps the [`Record`] in the node's Lease and replaces it only if nobody else did. That
+//! Lease goes back in time when the API server is restored from a backup, so tickets prove by
+//! themselves which session they were issued by: one that is newer than the record is valid.
 
 use std::fmt;
 
 use bytes::Bytes;
+use ring::hmac;
 
+use crate::ids::NodeName;
 use crate::wire::{Refusal, RefuseCode};
 
-/// Longest ticket taken from the wire. Ours have 32 bytes.
+/// Longest ticket taken from the wire. Ours have 56 bytes.
 pub const TICKET_BYTES_MAX: usize = 64;
 
 /// A secret of one node and the cloud. Never in a log.
@@ -22,7 +26,7 @@ pub const TICKET_BYTES_MAX: usize = 64;
 pub struct Ticket(Bytes);
 
 impl Ticket {
-    /// Takes 1 to [`TICKET_BYTES_MAX`] bytes; fresh ones are 32 random bytes.
+    /// Takes 1 to [`TICKET_BYTES_MAX`] bytes, as stored or received.
     pub fn new(bytes: impl Into<Bytes>) -> Option<Self> {
         let bytes = bytes.into();
 
@@ -48,6 +52,51 @@ impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Ticket(..)")
     }
+}
+
+/// What tickets are signed with. The same at every replica, for as long as the CA lives.
+#[derive(Debug)]
+pub struct TicketKey(hmac::Key);
+
+/// Bytes of a ticket before its tag: generation and nonce.
+const SIGNED_LEN: usize = 8 + NONCE_LEN;
+
+/// Random bytes of a ticket.
+pub const NONCE_LEN: usize = 16;
+
+impl TicketKey {
+    /// The key made of a secret of at least 32 bytes that only the cloud has.
+    pub fn new(secret: &[u8]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
+    }
+
+    /// The ticket given out by the session with this generation.
+    pub fn issue(&self, node: &NodeName, generation: u64, nonce: [u8; NONCE_LEN]) -> Ticket {
+        let mut ticket = generation.to_be_bytes().to_vec();
+        ticket.extend(nonce);
+        let tag = self.tag(node, &ticket);
+        ticket.extend(tag.as_ref());
+
+        Ticket(ticket.into())
+    }
+
+    /// Which session of `node` gave it out; `None` if none did.
+    pub fn verify(&self, node: &NodeName, ticket: &Ticket) -> Option<u64> {
+        let (signed, tag) = ticket.0.split_at_checked(SIGNED_LEN)?;
+        let generation = u64::from_be_bytes(*signed.first_chunk()?);
+        let message = message(node, signed);
+
+        hmac::verify(&self.0, &message, tag).is_ok().then_some(generation)
+    }
+
+    fn tag(&self, node: &NodeName, signed: &[u8]) -> hmac::Tag {
+        hmac::sign(&self.0, &message(node, signed))
+    }
+}
+
+/// The signed part has a fixed length, so the name needs no border.
+fn message(node: &NodeName, signed: &[u8]) -> Vec<u8> {
+    [b"holdfast ticket 1", signed, node.as_str().as_bytes()].concat()
 }
 
 /// SHA-256 of a ticket. Tickets are random, so comparing hashes in variable time tells nothing.
@@ -131,37 +180,55 @@ pub enum Decision {
     Admit {
         /// Its `generation` is that of the new session.
         record: Record,
+        /// For the Welcome.
+        ticket: Ticket,
     },
     /// Refuse; every code but `NotReady` deserves an alarm.
     Refuse(Refusal),
 }
 
-/// Decides about a session whose certificate is good.
+/// Decides about a session of `node` whose certificate is good.
 ///
-/// `record` is what is kept about the node, `shown` what its Hello shows, `fresh` the ticket that
-/// the Welcome will carry.
-pub fn decide(record: Option<&Record>, shown: Credential, fresh: &Ticket) -> Decision {
-    let Some(record) = record else {
-        return refuse(RefuseCode::UnknownNode, "the node has not joined; join it by token");
+/// `record` is what is kept about the node, `shown` what its Hello shows; `nonce` is fresh and
+/// random.
+pub fn decide(
+    record: Option<&Record>,
+    node: &NodeName,
+    shown: Option<&Ticket>,
+    key: &TicketKey,
+    nonce: [u8; NONCE_LEN],
+) -> Decision {
+    let proven = shown.and_then(|ticket| key.verify(node, ticket));
+    // A restore can take the record away from a node that has joined since.
+    let before = match (record, proven) {
+        (Some(record), _) => *record,
+        (None, Some(_)) => Record::joined(None),
+        (None, None) => {
+            return refuse(RefuseCode::UnknownNode, "the node has not joined; join it by token");
+        }
     };
-    if record.revoked {
+    if before.revoked {
         return refuse(RefuseCode::Revoked, "the node's identity was revoked; join it by token");
     }
-    if shown != record.current && shown != record.previous {
+    let credential = Credential::of(shown);
+    let known = credential == before.current || credential == before.previous;
+    let set_back = proven.is_some_and(|generation| generation > before.generation);
+    let forged = shown.is_some() && proven.is_none();
+    if forged || !(known || set_back) {
         return refuse(
             RefuseCode::StaleTicket,
             "the resume ticket is not the one last issued: the key is in use elsewhere or the \
              store was set back; join it by token",
         );
     }
-    let record = Record {
-        generation: record.generation.saturating_add(1),
-        current: Credential::Ticket(fresh.hash()),
-        previous: shown,
-        revoked: false,
-    };
+    let generation = before.generation.max(proven.unwrap_or_default()).saturating_add(1);
+    let ticket = key.issue(node, generation, nonce);
+    let current = Credential::of(Some(&ticket));
 
-    Decision::Admit { record }
+    Decision::Admit {
+        record: Record { generation, current, previous: credential, revoked: false },
+        ticket,
+    }
 }
 
 /// Asking again soon would change nothing, and a person has to act.
@@ -177,60 +244,116 @@ fn refuse(code: RefuseCode, reason: &str) -> Decision {
 mod tests {
     use super::*;
 
-    fn ticket(n: u8) -> Ticket {
-        Ticket::new(vec![n; 32]).unwrap()
+    fn node() -> NodeName {
+        NodeName::new("edge-1").unwrap()
     }
 
-    /// Shows tickets (0: none) in turn; the n-th admission gives out ticket n.
-    fn check(shown: &[u8], expected: &[Result<u64, RefuseCode>]) {
-        let mut record = Record::joined(None);
-        let mut given = 0;
-        let found: Vec<_> = shown
-            .iter()
-            .map(|&n| {
-                let shown = Credential::of((n > 0).then(|| ticket(n)).as_ref());
-                match decide(Some(&record), shown, &ticket(given + 1)) {
-                    Decision::Admit { record: next } => {
-                        given += 1;
-                        record = next;
-                        Ok(record.generation)
-                    }
-                    Decision::Refuse(refusal) => Err(refusal.code),
-                }
-            })
-            .collect();
-        assert_eq!(found, expected, "{shown:?}");
+    fn key() -> TicketKey {
+        TicketKey::new(&[7; 32])
     }
+
+    #[derive(Clone, Copy)]
+    enum Step {
+        /// Shows the ticket of the n-th admission; 0 is none.
+        Show(usize),
+        /// Shows a ticket signed by somebody else.
+        Forge,
+        /// Keeps the record of now.
+        Backup,
+        /// Brings it back.
+        Restore,
+        /// Takes the record away.
+        Wipe,
+    }
+    use Step::{Backup, Forge, Restore, Show, Wipe};
+
+    fn check(steps: &[Step], expected: &[Result<u64, RefuseCode>]) {
+        let mut record = Some(Record::joined(None));
+        let (mut backup, mut given, mut found) = (record, vec![None], Vec::new());
+        for (step, nonce) in steps.iter().zip(0..) {
+            let shown = match step {
+                Show(n) => given[*n].clone(),
+                Forge => Some(TicketKey::new(&[8; 32]).issue(&node(), 99, [0; NONCE_LEN])),
+                Backup => {
+                    backup = record;
+                    continue;
+                }
+                Restore => {
+                    record = backup;
+                    continue;
+                }
+                Wipe => {
+                    record = None;
+                    continue;
+                }
+            };
+            let nonce = [nonce; NONCE_LEN];
+            found.push(match decide(record.as_ref(), &node(), shown.as_ref(), &key(), nonce) {
+                Decision::Admit { record: next, ticket } => {
+                    given.push(Some(ticket));
+                    record = Some(next);
+                    Ok(next.generation)
+                }
+                Decision::Refuse(refusal) => Err(refusal.code),
+            });
+        }
+        assert_eq!(found, expected);
+    }
+
+    const STALE: Result<u64, RefuseCode> = Err(RefuseCode::StaleTicket);
 
     #[test]
     fn the_newest_ticket_and_the_one_last_shown_are_valid() {
-        let stale = Err(RefuseCode::StaleTicket);
-        check(&[0, 1, 2, 3], &[Ok(1), Ok(2), Ok(3), Ok(4)]);
+        check(&[Show(0), Show(1), Show(2), Show(3)], &[Ok(1), Ok(2), Ok(3), Ok(4)]);
         // Answers lost: the same ticket is shown again.
-        check(&[0, 0, 0, 3, 3, 5], &[Ok(1), Ok(2), Ok(3), Ok(4), Ok(5), Ok(6)]);
+        check(&[Show(0), Show(0), Show(0), Show(3), Show(3)], &[Ok(1), Ok(2), Ok(3), Ok(4), Ok(5)]);
         // Once a ticket was shown, having none is not enough.
-        check(&[0, 1, 0], &[Ok(1), Ok(2), stale]);
+        check(&[Show(0), Show(1), Show(0)], &[Ok(1), Ok(2), STALE]);
         // Old and made-up tickets.
-        check(&[0, 1, 2, 1, 9, 3], &[Ok(1), Ok(2), Ok(3), stale, stale, Ok(4)]);
+        check(
+            &[Show(0), Show(1), Show(2), Show(1), Forge, Show(3)],
+            &[Ok(1), Ok(2), Ok(3), STALE, STALE, Ok(4)],
+        );
         // Two holders of ticket 1: when one moves on, the other is refused.
-        check(&[0, 1, 1, 3, 1, 2], &[Ok(1), Ok(2), Ok(3), Ok(4), stale, stale]);
+        check(
+            &[Show(0), Show(1), Show(1), Show(3), Show(1), Show(2)],
+            &[Ok(1), Ok(2), Ok(3), Ok(4), STALE, STALE],
+        );
     }
 
     #[test]
-    fn unknown_and_revoked_nodes_are_refused() {
-        let code = |record: Option<Record>| match decide(
-            record.as_ref(),
-            Credential::NoTicket,
-            &ticket(1),
-        ) {
-            Decision::Admit { record } => panic!("admitted as {record:?}"),
-            Decision::Refuse(refusal) => refusal.code,
-        };
-        assert_eq!(code(None), RefuseCode::UnknownNode);
-        assert_eq!(
-            code(Some(Record { revoked: true, ..Record::joined(None) })),
-            RefuseCode::Revoked
+    fn a_restored_record_locks_nobody_out() {
+        check(
+            &[Show(0), Show(1), Backup, Show(2), Show(3), Restore, Show(4), Show(5), Show(3)],
+            &[Ok(1), Ok(2), Ok(3), Ok(4), Ok(5), Ok(6), STALE],
         );
+        // From before the node joined.
+        check(&[Show(0), Show(1), Wipe, Show(2)], &[Ok(1), Ok(2), Ok(3)]);
+        check(&[Show(0), Show(1), Wipe, Show(0)], &[Ok(1), Ok(2), Err(RefuseCode::UnknownNode)]);
+        check(&[Wipe, Forge], &[Err(RefuseCode::UnknownNode)]);
+        // Of two holders of one disk the second to come is refused, which raises the alarm.
+        check(
+            &[Show(0), Backup, Show(1), Show(2), Restore, Show(2), Show(3), Show(4)],
+            &[Ok(1), Ok(2), Ok(3), Ok(3), STALE, Ok(4)],
+        );
+    }
+
+    #[test]
+    fn a_ticket_is_good_for_one_node() {
+        let ticket = key().issue(&node(), 5, [1; NONCE_LEN]);
+        assert_eq!(key().verify(&node(), &ticket), Some(5));
+        assert_eq!(key().verify(&NodeName::new("edge-2").unwrap(), &ticket), None);
+        let mut bytes = ticket.as_bytes().to_vec();
+        bytes[7] ^= 1;
+        assert_eq!(key().verify(&node(), &Ticket::new(bytes).unwrap()), None);
+        assert_eq!(key().verify(&node(), &Ticket::new(vec![1; 3]).unwrap()), None);
+    }
+
+    #[test]
+    fn revoked_nodes_are_refused() {
+        let record = Record { revoked: true, ..Record::joined(None) };
+        let decision = decide(Some(&record), &node(), None, &key(), [0; NONCE_LEN]);
+        assert!(matches!(decision, Decision::Refuse(r) if r.code == RefuseCode::Revoked));
     }
 
     #[test]
@@ -242,7 +365,10 @@ mod tests {
 
     #[test]
     fn credentials_survive_the_annotation() {
-        for credential in [Credential::NoTicket, Credential::of(Some(&ticket(0xa7)))] {
+        for credential in [
+            Credential::NoTicket,
+            Credential::of(Some(&key().issue(&node(), 9, [0xa7; NONCE_LEN]))),
+        ] {
             assert_eq!(Credential::parse(&credential.to_string()), Some(credential));
         }
         let long = "g".repeat(64);
