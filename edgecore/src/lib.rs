@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod events;
 pub mod exit;
+pub mod kubelet_api;
 pub mod layout;
 pub mod node;
 pub mod pods;

@@ -1,0 +1,47 @@
+//! Answers and refusals.
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
+
+/// An error ends a body early, which the other side sees.
+pub(super) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+pub(super) type Answer = Response<Body>;
+
+/// Why a request is not served, as the caller is told.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) message: String,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+}
+
+/// How long the runtime keeps a prepared stream that nobody comes for.
+const PREPARED_STREAMS_EXPIRE_S: HeaderValue = HeaderValue::from_static("60");
+
+pub(super) fn text(status: StatusCode, text: impl Into<String>) -> Answer {
+    let body = Full::new(Bytes::from(text.into())).map_err(|never| match never {});
+    let mut answer = Response::new(body.boxed_unsync());
+    *answer.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, plain);
+
+    answer
+}
+
+pub(super) fn refuse(refusal: Refusal) -> Answer {
+    let mut answer = text(refusal.status, refusal.message);
+    if refusal.status == StatusCode::TOO_MANY_REQUESTS {
+        answer.headers_mut().insert(RETRY_AFTER, PREPARED_STREAMS_EXPIRE_S);
+    }
+
+    answer
+}
