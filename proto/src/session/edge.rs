@@ -95,8 +95,10 @@ pub enum EdgeInput {
         /// For the cloud's log.
         reason: String,
     },
-    /// The ticket of the last `Up` is durable and may be shown.
-    TicketStored(Ticket),
+    /// Answer to `Up`: the ticket is durable and may be shown.
+    TicketStored,
+    /// Answer to `Up`: it could not be stored; the one before stays in use.
+    TicketNotStored,
     /// Latest state of something.
     Report(Report),
     /// Something happened: JSON of a core/v1 Event.
@@ -133,7 +135,7 @@ pub enum EdgeOutput {
         /// One for each key.
         changes: Vec<Change>,
     },
-    /// Admitted. Store the ticket, then say `TicketStored`.
+    /// Admitted. Store the ticket; answer `TicketStored` or `TicketNotStored`.
     Up(Welcome),
     /// The edge holds exactly what the cloud wants.
     Synced,
@@ -192,6 +194,8 @@ pub struct EdgeSession {
     failures: u32,
     /// The cloud said when to come back: an address change does not overrule it.
     told_when: bool,
+    /// Being stored.
+    fresh_ticket: Option<Ticket>,
     inbox: Inbox,
     reports: Reports,
     events: Events,
@@ -215,6 +219,7 @@ impl EdgeSession {
             dialed_at: now,
             failures: 0,
             told_when: false,
+            fresh_ticket: None,
             inbox: Inbox::default(),
             reports: Reports::default(),
             events: Events::default(),
@@ -246,7 +251,10 @@ impl EdgeSession {
             EdgeInput::Held(held) => self.held(held),
             EdgeInput::Persisted { batch } => self.inbox.persisted(batch),
             EdgeInput::PersistFailed { batch, reason } => self.inbox.failed(batch, &reason),
-            EdgeInput::TicketStored(ticket) => self.who.ticket = Some(ticket),
+            EdgeInput::TicketStored => {
+                self.who.ticket = self.fresh_ticket.take().or(self.who.ticket.take());
+            }
+            EdgeInput::TicketNotStored => self.fresh_ticket = None,
             EdgeInput::Report(report) => self.reports.push(report),
             EdgeInput::Event(bytes) => self.events.push(bytes),
             EdgeInput::AddressChanged { node_ip } => self.address_changed(node_ip, now),
@@ -259,8 +267,8 @@ impl EdgeSession {
     /// When [`Self::handle_timeout`] has work.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.phase {
-            // What is held is not certain before the store has answered.
-            Phase::Down { .. } if self.inbox.is_storing() => None,
+            // What is held, and which ticket, is not certain before the store has answered.
+            Phase::Down { .. } if self.inbox.is_storing() || self.fresh_ticket.is_some() => None,
             Phase::Down { redial_at } => Some(*redial_at),
             Phase::Dialing { abandon_at }
             | Phase::Greeting { abandon_at, .. }

@@ -107,6 +107,7 @@ impl Pair {
     fn up() -> Self {
         let mut pair = Self::new();
         pair.connect();
+        pair.edge_input(EdgeInput::TicketStored);
         pair.cloud_input(CloudInput::Sync { wanted: Vec::new() });
         pair.run();
         assert!(pair.edge.is_up(), "{:?}", pair.edge_said);

@@ -32,6 +32,7 @@ impl EdgeSession {
             Frame::Welcome(welcome) => {
                 let liveness = Liveness::new(End::Edge, now);
                 self.phase = Phase::Up(Up { since: now, liveness });
+                self.fresh_ticket = Some(welcome.ticket.clone());
                 self.outputs.push_back(EdgeOutput::Up(welcome));
             }
             Frame::Refuse(refusal) => self.refused(refusal, now),
