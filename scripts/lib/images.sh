@@ -10,30 +10,44 @@ image_archives() {
     recipe=${recipe%/}
     key=$(cat "$recipe"/* "$CHECKOUT/scripts/lib/images.sh" | sha256sum | cut -c1-12)
     archive=$CACHE/images/$(basename "$recipe")-$key.tar
-    [ -s "$archive" ] || step "building image $(basename "$recipe")" under_lock images build_image "$recipe" "$archive" >&2
+    [ -s "$archive" ] || under_lock images build_image "$recipe" "$archive"
     printf '%s\n' "$archive"
   done
 }
 
 build_image() {
-  local recipe=$1 archive=$2 work word
-  [ -s "$archive" ] && return
+  local recipe=$1 archive=$2 work
+  [ ! -s "$archive" ] || return 0
   work=$(mktemp -d)
-  ( name='' entrypoint='' command=''
-    . "$recipe/recipe"
-    mkdir "$work/root"; chmod 755 "$work/root"
-    make_root "$work/root"
-    umoci init --layout "$work/oci"
-    umoci new --image "$work/oci:x"
-    umoci insert --rootless --image "$work/oci:x" "$work/root" /
-    config=(--config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
-    for word in $entrypoint; do config+=(--config.entrypoint "$word"); done
-    for word in $command; do config+=(--config.cmd "$word"); done
-    umoci config --image "$work/oci:x" "${config[@]}"
-    skopeo copy --insecure-policy "oci:$work/oci:x" "docker-archive:$archive.new:$name"
-  ) >"$work/log" 2>&1 || { cat "$work/log" >&2; rm -rf "$work" "$archive.new"; return 1; }
+  step "building image $(basename "$recipe")" assemble "$recipe" "$work" "$archive.new"
   mv "$archive.new" "$archive"
   rm -rf "$work"
+}
+
+# assemble RECIPE WORK ARCHIVE. What the tools say is of interest only if one fails.
+assemble() {
+  local recipe=$1 work=$2 archive=$3 code
+  set +e
+  ( set -e; assemble_now ) >"$work/log" 2>&1
+  code=$?
+  set -e
+  [ $code = 0 ] || { cat "$work/log" >&2; return $code; }
+}
+
+assemble_now() {
+  local name='' entrypoint='' command='' word config
+  . "$recipe/recipe"
+  mkdir "$work/root"; chmod 755 "$work/root"
+  make_root "$work/root"
+  umoci init --layout "$work/oci"
+  umoci new --image "$work/oci:x"
+  umoci insert --rootless --image "$work/oci:x" "$work/root" /
+  config=(--config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
+  for word in $entrypoint; do config+=(--config.entrypoint "$word"); done
+  for word in $command; do config+=(--config.cmd "$word"); done
+  umoci config --image "$work/oci:x" "${config[@]}"
+  rm -f "$archive"
+  skopeo copy --insecure-policy "oci:$work/oci:x" "docker-archive:$archive:$name"
 }
 
 busybox_root() {

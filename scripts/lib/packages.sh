@@ -3,15 +3,19 @@
 PACKAGES="etcd-server etcd-client containerd runc containernetworking-plugins iptables iproute2
   protobuf-compiler umoci skopeo busybox-static openssl jq strace procps util-linux gcc libc6-dev"
 
+# install_packages [PACKAGE...]: of the given ones, else of all, those that are missing.
 install_packages() {
-  local missing=() package
-  for package in $PACKAGES; do
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
-  done
-  [ ${#missing[@]} -eq 0 ] || step "installing ${missing[*]}" apt_install "${missing[@]}"
+  local wanted missing
+  command -v dpkg-query >/dev/null || die "this machine has no dpkg: the test bed needs Debian 12 or newer"
+  wanted=$(printf '%s\n' "${@:-$PACKAGES}" | tr -s ' ' '\n' | sed '/^$/d' | sort)
+  # shellcheck disable=SC2086
+  missing=$(comm -23 <(echo "$wanted") <(dpkg-query -W -f '${Package} ${Status}\n' $wanted 2>/dev/null |
+    awk '/ok installed/ { print $1 }' | sort))
+  # shellcheck disable=SC2086
+  [ -z "$missing" ] || step "installing $(tr '\n' ' ' <<<"$missing")" apt_install $missing
 }
 
 apt_install() {
-  apt-get update -qq &&
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
