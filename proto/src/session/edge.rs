@@ -252,7 +252,9 @@ impl EdgeSession {
             EdgeInput::Persisted { batch } => self.inbox.persisted(batch),
             EdgeInput::PersistFailed { batch, reason } => self.inbox.failed(batch, &reason),
             EdgeInput::TicketStored => {
-                self.who.ticket = self.fresh_ticket.take().or(self.who.ticket.take());
+                if let Some(ticket) = self.fresh_ticket.take() {
+                    self.who.ticket = Some(ticket);
+                }
             }
             EdgeInput::TicketNotStored => self.fresh_ticket = None,
             EdgeInput::Report(report) => self.reports.push(report),
