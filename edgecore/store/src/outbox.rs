@@ -153,13 +153,9 @@ fn answer(done: &Mutex<Option<Taken>>, outcome: Result<Vec<Message>, StoreError>
 
 fn try_open(path: &Path, key_file: &Path, sealer: &Sealer) -> Result<Connection, StoreError> {
     let failed = |source| StoreError::from_sqlite(path, source);
-    let Ready { connection, fresh } = schema::open(path, &SCHEMA)?;
-    if fresh {
-        connection
-            .execute("INSERT INTO keys (id) VALUES (?1)", [sealer.key_id()])
-            .map_err(failed)?;
-        return Ok(connection);
-    }
+    let Ready { connection, fresh: _ } = schema::open(path, &SCHEMA, |connection| {
+        connection.execute("INSERT INTO keys (id) VALUES (?1)", [sealer.key_id()]).map(drop)
+    })?;
     let ours: bool = connection
         .query_row("SELECT count(*) FROM keys WHERE id = ?1", [sealer.key_id()], |row| row.get(0))
         .map_err(failed)?;

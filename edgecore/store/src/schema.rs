@@ -46,8 +46,13 @@ pub(crate) struct Ready {
     pub(crate) fresh: bool,
 }
 
-/// Opens the database at `path`, for this process alone, and migrates it.
-pub(crate) fn open(path: &Path, schema: &Schema) -> Result<Ready, StoreError> {
+/// Opens the database at `path`, for this process alone, and migrates it. `begin` writes what a new
+/// one must never be without, in the transaction that makes its tables.
+pub(crate) fn open(
+    path: &Path,
+    schema: &Schema,
+    begin: impl Fn(&Connection) -> rusqlite::Result<()>,
+) -> Result<Ready, StoreError> {
     let failed = |source| StoreError::from_sqlite(path, source);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
@@ -62,7 +67,7 @@ pub(crate) fn open(path: &Path, schema: &Schema) -> Result<Ready, StoreError> {
         let path = path.to_owned();
         return Err(StoreError::NewerSchema { path, found, known: schema.version() });
     }
-    migrate(&mut connection, schema, found).map_err(failed)?;
+    migrate(&mut connection, schema, found, begin).map_err(failed)?;
 
     Ok(Ready { connection, fresh: found == 0 })
 }
@@ -95,13 +100,21 @@ fn version(connection: &Connection) -> rusqlite::Result<i64> {
 }
 
 /// Each step is a transaction of its own, with the version it leads to.
-fn migrate(connection: &mut Connection, schema: &Schema, found: i64) -> rusqlite::Result<()> {
+fn migrate(
+    connection: &mut Connection,
+    schema: &Schema,
+    found: i64,
+    begin: impl Fn(&Connection) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
     for (version, statements) in (1_i64..).zip(schema.migrations) {
         if version <= found {
             continue;
         }
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(statements)?;
+        if version == 1 {
+            begin(&transaction)?;
+        }
         transaction.pragma_update(None, "application_id", schema.application_id)?;
         transaction.pragma_update(None, "user_version", version)?;
         transaction.commit()?;
@@ -113,6 +126,10 @@ fn migrate(connection: &mut Connection, schema: &Schema, found: i64) -> rusqlite
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn open(path: &Path, schema: &Schema) -> Result<Ready, StoreError> {
+        super::open(path, schema, |_| Ok(()))
+    }
 
     const LIMIT_BYTES: u64 = 1024 * 1024;
     const FIRST: Schema = Schema {

@@ -232,9 +232,9 @@ fn load(
 /// The database and all that is in it; `None` if it was sealed with another key.
 fn read(path: &Path, rows: &Rows) -> Result<Option<(Connection, Opened)>, StoreError> {
     let failed = |source| StoreError::from_sqlite(path, source);
-    let Ready { connection, fresh } = schema::open(path, &SCHEMA)?;
+    let Ready { connection, fresh } =
+        schema::open(path, &SCHEMA, |connection| rows.write_key_id(connection))?;
     if fresh {
-        rows.write_key_id(&connection).map_err(failed)?;
         return Ok(Some((connection, Opened { fresh, ..Opened::default() })));
     }
     if database::is_suspect(path) {
@@ -257,11 +257,10 @@ fn replace(
     mut saved: Opened,
 ) -> Result<(Connection, Opened), StoreError> {
     set_aside(path)?;
-    let ready = schema::open(path, &SCHEMA)?;
-    let failed = |source| StoreError::from_sqlite(path, source);
     let rows = Rows::new(Arc::clone(sealer));
-    rows.write_key_id(&ready.connection).map_err(failed)?;
-    salvage::write(&ready.connection, &rows, &saved).map_err(failed)?;
+    let ready = schema::open(path, &SCHEMA, |connection| rows.write_key_id(connection))?;
+    salvage::write(&ready.connection, &rows, &saved)
+        .map_err(|source| StoreError::from_sqlite(path, source))?;
     // Tombstones of a database that lost rows prove nothing.
     saved.tombstones.clear();
     saved.damage = Some(damage);
