@@ -1,1 +1,444 @@
-//! Holdfast.
+//! Which objects each node must hold. Pure: the same events always give the same answers.
+//!
+//! Fed by watches ([`Index::apply`], [`Index::delete`], [`Index::reset`]) and by GETs of what pods
+//! refer to ([`Index::fetched`]); asked for what a node must hold ([`Index::desired`]) and whether
+//! that may be said to it ([`Index::has_passed`], invariant 8).
+//!
+//! - [`content`]: what an object's JSON says that matters here, and the hash of what an edge uses.
+
+pub mod content;
+mod references;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proto::digest::HighWater;
+use proto::ids::{Kind, NodeName, ObjectKey, Uid};
+use proto::object::{Object, Point, Version};
+
+pub use content::{Content, ContentError};
+pub use references::Reference;
+
+/// The API server's Service, told to every container.
+const MASTER_SERVICE: (&str, &str) = ("default", "kubernetes");
+
+/// A pod bound to a node.
+#[derive(Clone, Debug)]
+struct Pod {
+    node: NodeName,
+    namespace: String,
+    name: String,
+    object: Arc<Object>,
+    references: BTreeSet<Reference>,
+    /// A relist did not show it: it is gone once a GET says so, and not before.
+    is_missing: bool,
+}
+
+/// A ConfigMap or Secret that pods refer to.
+#[derive(Clone, Debug, Default)]
+struct Shared {
+    object: Option<Arc<Object>>,
+    /// Pods that refer to it.
+    pods: BTreeSet<Uid>,
+    /// To be asked for: never was, or the metadata watch told of a change.
+    is_stale: bool,
+}
+
+/// See the crate's documentation.
+#[derive(Debug)]
+pub struct Index {
+    epoch: u64,
+    pods: BTreeMap<Uid, Pod>,
+    by_node: BTreeMap<NodeName, BTreeSet<Uid>>,
+    shared: BTreeMap<Reference, Shared>,
+    services: BTreeMap<(String, String), Arc<Object>>,
+    nodes: BTreeMap<NodeName, Arc<Object>>,
+    /// How far each kind was watched, once it was listed consistently.
+    passed: BTreeMap<Kind, Point>,
+}
+
+/// Nodes whose desired objects may have changed.
+pub type Touched = BTreeSet<NodeName>;
+
+impl Index {
+    /// An index that knows nothing yet.
+    pub fn new(epoch: u64) -> Self {
+        Self {
+            epoch,
+            pods: BTreeMap::new(),
+            by_node: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            services: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            passed: BTreeMap::new(),
+        }
+    }
+
+    /// An object appeared or changed.
+    pub fn apply(&mut self, kind: Kind, bytes: Bytes) -> Result<Touched, ContentError> {
+        let content = Content::read(kind, &bytes)?;
+        self.pass(kind, content.revision);
+
+        Ok(self.set(kind, content, bytes))
+    }
+
+    /// The watch says that an object is gone.
+    pub fn delete(&mut self, kind: Kind, bytes: &Bytes) -> Result<Touched, ContentError> {
+        let content = Content::read(kind, bytes)?;
+        self.pass(kind, content.revision);
+
+        Ok(self.forget(kind, &content))
+    }
+
+    /// A list took the place of what was known. Pods it lacks stay until a GET says they are gone.
+    pub fn reset(
+        &mut self,
+        kind: Kind,
+        listed: Vec<Bytes>,
+        revision: u64,
+    ) -> (Touched, Vec<ContentError>) {
+        let (mut touched, mut errors, mut seen) = (Touched::new(), Vec::new(), BTreeSet::new());
+        for bytes in listed {
+            match Content::read(kind, &bytes) {
+                Ok(content) => {
+                    seen.insert(content.identity());
+                    touched.extend(self.set(kind, content, bytes));
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        touched.extend(self.miss(kind, &seen));
+        self.pass(kind, revision);
+
+        (touched, errors)
+    }
+
+    /// The kind was watched up to this revision (a bookmark).
+    pub fn pass(&mut self, kind: Kind, revision: u64) {
+        let point = Point { epoch: self.epoch, revision };
+        let passed = self.passed.entry(kind).or_default();
+        *passed = point.max(*passed);
+    }
+
+    /// How far the kind was watched.
+    pub fn passed(&self, kind: Kind) -> Point {
+        self.passed.get(&kind).copied().unwrap_or_default()
+    }
+
+    /// Whether everything was listed and watched at least as far as the edge was taken: before,
+    /// nothing may be said to it (invariant 8).
+    pub fn has_passed(&self, edge: &HighWater) -> bool {
+        Kind::ALL
+            .into_iter()
+            .filter(|kind| *kind != Kind::Token)
+            .all(|kind| self.passed.get(&kind).is_some_and(|point| *point >= edge.get(kind)))
+    }
+
+    /// ConfigMaps and Secrets to be asked for.
+    pub fn stale(&self) -> Vec<Reference> {
+        let stale = self.shared.iter().filter(|(_, shared)| shared.is_stale);
+
+        stale.map(|(reference, _)| reference.clone()).collect()
+    }
+
+    /// The answer to a GET of a reference: the object, or that there is none.
+    pub fn fetched(
+        &mut self,
+        reference: &Reference,
+        found: Option<Bytes>,
+    ) -> Result<Touched, ContentError> {
+        let Some(shared) = self.shared.get_mut(reference) else { return Ok(Touched::new()) };
+        shared.is_stale = false;
+        let object = match found {
+            Some(bytes) => {
+                let content = Content::read(reference.kind, &bytes)?;
+                Some(Arc::new(content.into_object(self.epoch, bytes)))
+            }
+            None => None,
+        };
+        let is_same = match (&shared.object, &object) {
+            (Some(old), Some(new)) => {
+                old.version.hash == new.version.hash && old.version.uid == new.version.uid
+            }
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        shared.object = object;
+        let pods = if is_same { BTreeSet::new() } else { shared.pods.clone() };
+
+        Ok(self.nodes_of(&pods))
+    }
+
+    /// A GET said that the pod is gone.
+    pub fn confirm_gone(&mut self, uid: &Uid) -> Touched {
+        if self.pods.get(uid).is_some_and(|pod| pod.is_missing) {
+            self.remove(uid)
+        } else {
+            Touched::new()
+        }
+    }
+
+    /// Pods of the node that a relist did not show: namespace, name and UID to ask for.
+    pub fn missing(&self, node: &NodeName) -> Vec<(String, String, Uid)> {
+        self.pods_of(node)
+            .filter(|(_, pod)| pod.is_missing)
+            .map(|(uid, pod)| (pod.namespace.clone(), pod.name.clone(), uid.clone()))
+            .collect()
+    }
+
+    /// Everything the node must hold, what a pod refers to before the pod.
+    ///
+    /// A pod whose references were not asked for yet is left out: it comes with them.
+    pub fn desired(&self, node: &NodeName) -> Vec<Arc<Object>> {
+        let mut wanted: BTreeMap<ObjectKey, Arc<Object>> = BTreeMap::new();
+        let mut pods = Vec::new();
+        let mut put = |object: &Arc<Object>| {
+            wanted.insert(object.key.clone(), Arc::clone(object));
+        };
+        if let Some(object) = self.nodes.get(node) {
+            put(object);
+        }
+        let mut namespaces = BTreeSet::new();
+        for (_, pod) in self.pods_of(node) {
+            namespaces.insert(pod.namespace.as_str());
+            let known = |reference: &Reference| {
+                self.shared
+                    .get(reference)
+                    .is_some_and(|shared| !shared.is_stale || shared.object.is_some())
+            };
+            if !pod.references.iter().all(known) {
+                continue;
+            }
+            for reference in &pod.references {
+                if let Some(object) = self.shared[reference].object.as_ref() {
+                    put(object);
+                }
+            }
+            pods.push(Arc::clone(&pod.object));
+        }
+        for ((namespace, name), object) in &self.services {
+            let is_master = (namespace.as_str(), name.as_str()) == MASTER_SERVICE;
+            if !pods.is_empty() && (is_master || namespaces.contains(namespace.as_str())) {
+                put(object);
+            }
+        }
+
+        wanted.into_values().chain(pods).collect()
+    }
+
+    /// Namespace, name and node of a pod.
+    pub fn pod(&self, uid: &Uid) -> Option<PodIdentity<'_>> {
+        self.pods.get(uid).map(|pod| PodIdentity {
+            namespace: &pod.namespace,
+            name: &pod.name,
+            node: &pod.node,
+            object: &pod.object,
+        })
+    }
+
+    /// UIDs of the pods bound to the node.
+    pub fn pods_on(&self, node: &NodeName) -> Vec<Uid> {
+        self.by_node.get(node).into_iter().flatten().cloned().collect()
+    }
+
+    /// The Node object.
+    pub fn node(&self, node: &NodeName) -> Option<&Arc<Object>> {
+        self.nodes.get(node)
+    }
+
+    /// Every Node object.
+    pub fn all_nodes(&self) -> impl Iterator<Item = (&NodeName, &Arc<Object>)> {
+        self.nodes.iter()
+    }
+
+    fn pods_of(&self, node: &NodeName) -> impl Iterator<Item = (&Uid, &Pod)> {
+        let uids = self.by_node.get(node).into_iter().flatten();
+
+        uids.filter_map(|uid| self.pods.get_key_value(uid))
+    }
+
+    fn nodes_of(&self, pods: &BTreeSet<Uid>) -> Touched {
+        pods.iter().filter_map(|uid| self.pods.get(uid)).map(|pod| pod.node.clone()).collect()
+    }
+
+    fn set(&mut self, kind: Kind, content: Content, bytes: Bytes) -> Touched {
+        match kind {
+            Kind::Pod => self.set_pod(content, bytes),
+            Kind::ConfigMap | Kind::Secret => {
+                // The watch carries metadata only: it says what to ask for.
+                let reference = Reference::new(kind, &content.namespace, &content.name);
+                let held = self.shared.get_mut(&reference);
+                if let Some(shared) = held
+                    && shared.object.as_ref().is_none_or(|o| o.version.revision < content.revision)
+                {
+                    shared.is_stale = true;
+                }
+                Touched::new()
+            }
+            Kind::Service => {
+                let key = (content.namespace.clone(), content.name.clone());
+                let namespace = content.namespace.clone();
+                let object = Arc::new(content.into_object(self.epoch, bytes));
+                let is_same = self.services.get(&key).is_some_and(|old| {
+                    old.version.hash == object.version.hash && old.version.uid == object.version.uid
+                });
+                self.services.insert(key.clone(), object);
+                if is_same { Touched::new() } else { self.in_namespace(&namespace, &key) }
+            }
+            Kind::Node => {
+                let Some(node) = content.node_name() else { return Touched::new() };
+                self.nodes.insert(node.clone(), Arc::new(content.into_object(self.epoch, bytes)));
+                Touched::from([node])
+            }
+            Kind::Token => Touched::new(),
+        }
+    }
+
+    fn set_pod(&mut self, content: Content, bytes: Bytes) -> Touched {
+        let Some(node) = content.bound_to.clone() else { return self.remove(&content.uid.clone()) };
+        let uid = content.uid.clone();
+        let references = references::of_pod(&content.namespace, &bytes);
+        let (namespace, name) = (content.namespace.clone(), content.name.clone());
+        let object = Arc::new(content.into_object(self.epoch, bytes));
+        for reference in &references {
+            let shared = self
+                .shared
+                .entry(reference.clone())
+                .or_insert_with(|| Shared { is_stale: true, ..Shared::default() });
+            shared.pods.insert(uid.clone());
+        }
+        let before = self.pods.insert(
+            uid.clone(),
+            Pod {
+                node: node.clone(),
+                namespace,
+                name,
+                object,
+                references: references.clone(),
+                is_missing: false,
+            },
+        );
+        self.by_node.entry(node.clone()).or_default().insert(uid.clone());
+        if let Some(before) = before {
+            let gone: Vec<_> = before.references.difference(&references).cloned().collect();
+            self.release(&uid, gone.iter());
+        }
+
+        Touched::from([node])
+    }
+
+    fn forget(&mut self, kind: Kind, content: &Content) -> Touched {
+        match kind {
+            Kind::Pod => self.remove(&content.uid),
+            Kind::ConfigMap | Kind::Secret => {
+                let reference = Reference::new(kind, &content.namespace, &content.name);
+                if let Some(shared) = self.shared.get_mut(&reference) {
+                    shared.is_stale = true;
+                }
+                Touched::new()
+            }
+            Kind::Service => {
+                let key = (content.namespace.clone(), content.name.clone());
+                self.services.remove(&key);
+                self.in_namespace(&content.namespace, &key)
+            }
+            Kind::Node => {
+                let Some(node) = content.node_name() else { return Touched::new() };
+                self.nodes.remove(&node);
+                Touched::from([node])
+            }
+            Kind::Token => Touched::new(),
+        }
+    }
+
+    fn remove(&mut self, uid: &Uid) -> Touched {
+        let Some(pod) = self.pods.remove(uid) else { return Touched::new() };
+        if let Some(uids) = self.by_node.get_mut(&pod.node) {
+            uids.remove(uid);
+            if uids.is_empty() {
+                self.by_node.remove(&pod.node);
+            }
+        }
+        self.release(uid, pod.references.iter());
+
+        Touched::from([pod.node])
+    }
+
+    /// Forgets what no pod refers to any more.
+    fn release<'a>(&mut self, uid: &Uid, references: impl Iterator<Item = &'a Reference>) {
+        for reference in references {
+            if let Some(shared) = self.shared.get_mut(reference) {
+                shared.pods.remove(uid);
+                if shared.pods.is_empty() {
+                    self.shared.remove(reference);
+                }
+            }
+        }
+    }
+
+    fn miss(&mut self, kind: Kind, seen: &BTreeSet<String>) -> Touched {
+        let mut touched = Touched::new();
+        match kind {
+            Kind::Pod => {
+                for (uid, pod) in &mut self.pods {
+                    pod.is_missing = !seen.contains(uid.as_str());
+                    if pod.is_missing {
+                        touched.insert(pod.node.clone());
+                    }
+                }
+            }
+            Kind::ConfigMap | Kind::Secret => {
+                for (reference, shared) in &mut self.shared {
+                    if reference.kind == kind && !seen.contains(&reference.identity()) {
+                        shared.is_stale = true;
+                    }
+                }
+            }
+            Kind::Service => {
+                let identity = |key: &(String, String)| format!("{}/{}", key.0, key.1);
+                let gone: Vec<_> = self
+                    .services
+                    .keys()
+                    .filter(|key| !seen.contains(&identity(key)))
+                    .cloned()
+                    .collect();
+                for key in gone {
+                    self.services.remove(&key);
+                    touched.extend(self.in_namespace(&key.0.clone(), &key));
+                }
+            }
+            Kind::Node => self.nodes.retain(|node, _| seen.contains(node.as_str())),
+            Kind::Token => {}
+        }
+
+        touched
+    }
+
+    fn in_namespace(&self, namespace: &str, service: &(String, String)) -> Touched {
+        let is_master = (service.0.as_str(), service.1.as_str()) == MASTER_SERVICE;
+        let pods = self.pods.values().filter(|pod| is_master || pod.namespace == namespace);
+
+        pods.map(|pod| pod.node.clone()).collect()
+    }
+}
+
+/// Who a pod is.
+#[derive(Clone, Copy, Debug)]
+pub struct PodIdentity<'a> {
+    /// `metadata.namespace`.
+    pub namespace: &'a str,
+    /// `metadata.name`.
+    pub name: &'a str,
+    /// Where it is bound.
+    pub node: &'a NodeName,
+    /// As it is sent.
+    pub object: &'a Arc<Object>,
+}
+
+/// The version of each object, for comparison with what was sent.
+pub fn versions(objects: &[Arc<Object>]) -> BTreeMap<ObjectKey, Version> {
+    objects.iter().map(|object| (object.key.clone(), object.version.clone())).collect()
+}

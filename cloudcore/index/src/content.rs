@@ -1,0 +1,241 @@
+//! What an object's JSON says that matters here, and the hash of what an edge uses of it.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use proto::ids::{Kind, NameError, NodeName, ObjectKey, Uid};
+use proto::object::{ContentHash, Object, Version};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// Why an object cannot be taken in; it is skipped, and the watch goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum ContentError {
+    /// Not the JSON of an object.
+    #[error("a {kind} from the API server is not understood", kind = kind.as_str())]
+    Json {
+        /// Of what was watched.
+        kind: Kind,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Its UID is none.
+    #[error("{kind} {name} has a bad uid", kind = kind.as_str())]
+    Uid {
+        /// Of what was watched.
+        kind: Kind,
+        /// Which.
+        name: String,
+        /// Why.
+        #[source]
+        source: NameError,
+    },
+    /// Its resource version is no number (KEP-5504 says it is).
+    #[error("{kind} {name} has resource version {version:?}, which is not a number", kind = kind.as_str())]
+    Revision {
+        /// Of what was watched.
+        kind: Kind,
+        /// Which.
+        name: String,
+        /// What it has.
+        version: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct Wire<'a> {
+    #[serde(borrow)]
+    metadata: Metadata<'a>,
+    #[serde(borrow, default)]
+    spec: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "binaryData")]
+    binary_data: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    status: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata<'a> {
+    #[serde(default)]
+    namespace: String,
+    name: String,
+    #[serde(default)]
+    uid: String,
+    #[serde(default)]
+    resource_version: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+    #[serde(borrow, default)]
+    deletion_timestamp: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    deletion_grace_period_seconds: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    generation: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpec {
+    #[serde(default)]
+    node_name: String,
+    #[serde(default)]
+    readiness_gates: Vec<Gate>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Gate {
+    condition_type: String,
+}
+
+#[derive(Deserialize)]
+struct PodStatus {
+    #[serde(default)]
+    conditions: Vec<Condition>,
+}
+
+#[derive(Deserialize)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+}
+
+/// The parts of an object that the index needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    kind: Kind,
+    /// `metadata.namespace`, empty for nodes.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: Uid,
+    /// `metadata.resourceVersion`.
+    pub revision: u64,
+    /// The node a pod is bound to.
+    pub bound_to: Option<NodeName>,
+    hash: ContentHash,
+}
+
+impl Content {
+    /// Reads the JSON of an object of `kind`.
+    pub fn read(kind: Kind, bytes: &[u8]) -> Result<Self, ContentError> {
+        let wire: Wire<'_> =
+            serde_json::from_slice(bytes).map_err(|source| ContentError::Json { kind, source })?;
+        let metadata = &wire.metadata;
+        let name = metadata.name.clone();
+        let revision = metadata.resource_version.parse().map_err(|_| ContentError::Revision {
+            kind,
+            name: name.clone(),
+            version: metadata.resource_version.clone(),
+        })?;
+        let uid = Uid::new(metadata.uid.clone()).map_err(|source| ContentError::Uid {
+            kind,
+            name: name.clone(),
+            source,
+        })?;
+        let json = |source| ContentError::Json { kind, source };
+        let spec: Option<PodSpec> = match (kind, wire.spec) {
+            (Kind::Pod, Some(spec)) => Some(serde_json::from_str(spec.get()).map_err(json)?),
+            _ => None,
+        };
+        let bound_to = spec.as_ref().and_then(|spec| NodeName::new(spec.node_name.clone()).ok());
+        let gates = match (&spec, wire.status) {
+            (Some(spec), Some(status)) if !spec.readiness_gates.is_empty() => {
+                let status: PodStatus = serde_json::from_str(status.get()).map_err(json)?;
+                gate_values(spec, &status)
+            }
+            _ => String::new(),
+        };
+
+        Ok(Self {
+            kind,
+            namespace: metadata.namespace.clone(),
+            hash: hash(kind, &wire, &gates),
+            name,
+            uid,
+            revision,
+            bound_to,
+        })
+    }
+
+    /// What identifies it within its kind: UID for pods, else `namespace/name` or name.
+    pub fn identity(&self) -> String {
+        match self.kind {
+            Kind::Pod => self.uid.to_string(),
+            Kind::Node => self.name.clone(),
+            Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::Token => {
+                format!("{}/{}", self.namespace, self.name)
+            }
+        }
+    }
+
+    /// The node that a Node object is of.
+    pub fn node_name(&self) -> Option<NodeName> {
+        NodeName::new(self.name.clone()).ok()
+    }
+
+    /// The object as it is sent.
+    pub fn into_object(self, epoch: u64, bytes: Bytes) -> Object {
+        let key = match self.kind {
+            Kind::Pod => ObjectKey::pod(&self.uid),
+            Kind::Node | Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::Token => {
+                let id = self.identity();
+                // Names from the API server are within the bound.
+                ObjectKey::from_parts(self.kind, id)
+                    .unwrap_or_else(|| ObjectKey::named(self.kind, &self.namespace, &self.name))
+            }
+        };
+        let version = Version { uid: self.uid, epoch, revision: self.revision, hash: self.hash };
+
+        Object { key, version, bytes }
+    }
+}
+
+/// The readiness gates' conditions, which others write and the node must know.
+fn gate_values(spec: &PodSpec, status: &PodStatus) -> String {
+    let value = |gate: &Gate| {
+        let condition = status.conditions.iter().find(|c| c.kind == gate.condition_type);
+        condition.map_or("", |condition| condition.status.as_str()).to_owned()
+    };
+
+    spec.readiness_gates.iter().map(value).collect::<Vec<_>>().join(",")
+}
+
+/// Everything an edge uses, and nothing that changes by our own status patches.
+fn hash(kind: Kind, wire: &Wire<'_>, gates: &str) -> ContentHash {
+    let raw = |value: Option<&RawValue>| value.map(RawValue::get).unwrap_or_default().to_owned();
+    let pairs = |map: &BTreeMap<String, String>| {
+        map.iter().map(|(key, value)| format!("{key}\0{value}\0")).collect::<String>()
+    };
+    let metadata = &wire.metadata;
+    let parts = match kind {
+        Kind::Pod => vec![
+            raw(wire.spec),
+            pairs(&metadata.labels),
+            pairs(&metadata.annotations),
+            raw(metadata.deletion_timestamp),
+            raw(metadata.deletion_grace_period_seconds),
+            raw(metadata.generation),
+            gates.to_owned(),
+        ],
+        Kind::ConfigMap | Kind::Secret => {
+            vec![raw(wire.data), raw(wire.binary_data), raw(wire.kind)]
+        }
+        Kind::Service => vec![raw(wire.spec)],
+        Kind::Node => vec![raw(wire.spec), pairs(&metadata.labels), pairs(&metadata.annotations)],
+        Kind::Token => vec![raw(wire.status)],
+    };
+    let parts: Vec<&[u8]> = parts.iter().map(String::as_bytes).collect();
+
+    ContentHash::of(&parts)
+}

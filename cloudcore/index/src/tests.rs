@@ -1,0 +1,137 @@
+//! What nodes must hold, told as events and answers.
+
+use proto::ids::Kind;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn bytes(value: &Value) -> Bytes {
+    Bytes::from(value.to_string())
+}
+
+fn pod(name: &str, node: &str, revision: u64, extra: &Value) -> Bytes {
+    let mut spec = json!({ "nodeName": node });
+    for (key, value) in extra.as_object().into_iter().flatten() {
+        spec[key] = value.clone();
+    }
+    bytes(&json!({
+        "metadata": {
+            "namespace": "default", "name": name, "uid": format!("uid-{name}"),
+            "resourceVersion": revision.to_string(),
+        },
+        "spec": spec,
+        "status": { "phase": revision.to_string() },
+    }))
+}
+
+fn named(name: &str, revision: u64, data: &str) -> Bytes {
+    bytes(&json!({
+        "metadata": {
+            "namespace": "default", "name": name, "uid": format!("uid-{name}"),
+            "resourceVersion": revision.to_string(),
+        },
+        "data": { "key": data },
+    }))
+}
+
+fn edge() -> NodeName {
+    NodeName::new("edge-1").unwrap()
+}
+
+fn held(index: &Index) -> Vec<String> {
+    index.desired(&edge()).iter().map(|object| object.key.to_string()).collect()
+}
+
+#[test]
+fn references_come_before_the_pod_and_only_while_it_refers() {
+    let mut index = Index::new(1);
+    let uses = json!({ "volumes": [{ "name": "v", "configMap": { "name": "map" } }] });
+    index.apply(Kind::Pod, pod("web", "edge-1", 5, &uses)).unwrap();
+    assert_eq!(held(&index), [""; 0], "the pod waits for what it refers to");
+    let map = Reference::new(Kind::ConfigMap, "default", "map");
+    assert_eq!(index.stale(), [map.clone()]);
+
+    let touched = index.fetched(&map, Some(named("map", 6, "red"))).unwrap();
+    assert_eq!(touched, Touched::from([edge()]));
+    assert_eq!(held(&index), ["ConfigMap default/map", "Pod uid-web"]);
+
+    index.apply(Kind::Pod, pod("web", "edge-1", 7, &json!({}))).unwrap();
+    assert_eq!(held(&index), ["Pod uid-web"]);
+}
+
+#[test]
+fn a_status_of_ours_does_not_echo() {
+    let mut index = Index::new(1);
+    index.apply(Kind::Pod, pod("web", "edge-1", 5, &json!({}))).unwrap();
+    let before = versions(&index.desired(&edge()));
+    index.apply(Kind::Pod, pod("web", "edge-1", 9, &json!({}))).unwrap();
+    let after = versions(&index.desired(&edge()));
+    let key = ObjectKey::pod(&Uid::new("uid-web").unwrap());
+
+    assert_eq!(before[&key].hash, after[&key].hash);
+}
+
+#[test]
+fn what_a_relist_lacks_stays_until_a_get_says_it_is_gone() {
+    let mut index = Index::new(1);
+    index.apply(Kind::Pod, pod("web", "edge-1", 5, &json!({}))).unwrap();
+    index.reset(Kind::Pod, Vec::new(), 9);
+    assert_eq!(held(&index), ["Pod uid-web"]);
+    assert_eq!(index.missing(&edge()).len(), 1);
+
+    let uid = Uid::new("uid-web").unwrap();
+    assert_eq!(index.confirm_gone(&uid), Touched::from([edge()]));
+    assert_eq!(held(&index), [""; 0]);
+}
+
+#[test]
+fn a_pod_that_a_later_list_shows_is_not_missing() {
+    let mut index = Index::new(1);
+    index.apply(Kind::Pod, pod("web", "edge-1", 5, &json!({}))).unwrap();
+    index.reset(Kind::Pod, Vec::new(), 9);
+    index.reset(Kind::Pod, vec![pod("web", "edge-1", 5, &json!({}))], 10);
+
+    assert_eq!(index.confirm_gone(&Uid::new("uid-web").unwrap()), Touched::new());
+    assert_eq!(held(&index), ["Pod uid-web"]);
+}
+
+#[test]
+fn nothing_may_be_said_before_the_watches_have_passed_the_edge() {
+    let mut index = Index::new(1);
+    let mut edge = HighWater::default();
+    edge.raise(Kind::Pod, Point { epoch: 1, revision: 8 });
+    assert!(!index.has_passed(&edge));
+    for kind in [Kind::Pod, Kind::ConfigMap, Kind::Secret, Kind::Service, Kind::Node] {
+        index.reset(kind, Vec::new(), 7);
+    }
+    assert!(!index.has_passed(&edge), "lags behind by one");
+    index.pass(Kind::Pod, 8);
+    assert!(index.has_passed(&edge));
+}
+
+#[test]
+fn services_of_the_pods_namespaces_and_the_api_server() {
+    let mut index = Index::new(1);
+    let service = |namespace: &str, name: &str| {
+        bytes(&json!({
+            "metadata": { "namespace": namespace, "name": name, "uid": format!("s-{name}"), "resourceVersion": "3" },
+            "spec": { "clusterIP": "10.96.0.1" },
+        }))
+    };
+    for (namespace, name) in [("default", "db"), ("default", "kubernetes"), ("other", "hidden")] {
+        index.apply(Kind::Service, service(namespace, name)).unwrap();
+    }
+    assert_eq!(held(&index), [""; 0]);
+    index.apply(Kind::Pod, pod("web", "edge-1", 5, &json!({}))).unwrap();
+
+    assert_eq!(held(&index), ["Service default/db", "Service default/kubernetes", "Pod uid-web"]);
+}
+
+#[test]
+fn an_object_of_another_shape_is_an_error_and_nothing_else() {
+    let mut index = Index::new(1);
+    for bad in ["null", "{}", r#"{"metadata":{"name":"x","uid":"u","resourceVersion":"abc"}}"#] {
+        assert!(index.apply(Kind::Pod, Bytes::from_static(bad.as_bytes())).is_err(), "{bad}");
+    }
+    assert_eq!(held(&index), [""; 0]);
+}
