@@ -67,8 +67,7 @@ impl World {
             log_path: format!("{name}.log"),
             ..Default::default()
         };
-        let id =
-            self.runtime.create_container(&self.sandbox, config, self.config.clone()).await?;
+        let id = self.runtime.create_container(&self.sandbox, config, self.config.clone()).await?;
         self.runtime.start_container(&id).await?;
 
         Ok(id)
