@@ -1,15 +1,27 @@
 //! The node agent: runs the pods of one node, with or without the cloud.
 //!
-//! - [`config`], [`args`], [`exit`], [`telemetry`]: the process and its surroundings.
+//! [`Agent`] starts these tasks, each with the token that asks it to stop:
+//!
+//! - `node` ([`node::monitor`]): watches runtime and machine, reports the Node, tells the link's pings
+//!   how healthy the node is.
+//! - `desired` ([`desired`]): commits what the link delivers to the store, then shows it.
+//! - `pods` ([`pods`]): one task a pod; observes the runtime, asks podcore for a plan, acts, reports.
+//!
+//! Channels: deliveries (link to desired, answered when durable), desired's set of changed keys and
+//! the runtime's events (to pods), [`link::Upstream`] (reports by key and Events, to the link), and
+//! watches of the link's state, the node's addresses and its health.
 
+pub mod agent;
 pub mod args;
 pub mod blocking;
 pub mod clock;
 pub mod config;
+pub mod desired;
 pub mod events;
 pub mod exit;
 pub mod kubelet_api;
 pub mod layout;
+pub mod link;
 pub mod node;
 pub mod pods;
 pub mod signals;
@@ -17,20 +29,15 @@ pub mod tasks;
 pub mod telemetry;
 pub mod volumes;
 
-use std::io;
-
+pub use agent::{Agent, AgentError};
 pub use config::Config;
 
-/// Why the agent cannot start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// The operating system refused something.
-    #[error("cannot {attempted}")]
-    Os {
-        /// What was attempted, on what.
-        attempted: String,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+/// The runtime of the process: one thread, and few more for files.
+pub fn runtime() -> Result<tokio::runtime::Runtime, AgentError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(blocking::BLOCKING_THREADS_MAX)
+        .thread_keep_alive(blocking::BLOCKING_THREAD_KEEP_ALIVE)
+        .build()
+        .map_err(|source| AgentError::Os { attempted: "start the async runtime".into(), source })
 }

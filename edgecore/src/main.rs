@@ -1,3 +1,55 @@
-//! Holdfast.
+//! `edgecore`, the node agent.
+//!
+//! Turns arguments into a config, a config into an agent, and an outcome into an exit code. Start
+//! reading at [`edgecore::Agent`].
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use edgecore::args::{Args, Command, ConfigCommand};
+use edgecore::{Agent, AgentError, Config, exit, signals, telemetry};
+
+fn main() -> ExitCode {
+    match Args::parse().command {
+        Command::Config { command: ConfigCommand::Example } => telemetry::print(Config::EXAMPLE),
+        Command::Config { command: ConfigCommand::Check { config } } => match Config::load(&config)
+        {
+            Ok(_) => telemetry::print(&format!("{}: no problem found\n", config.display())),
+            Err(error) => telemetry::refuse(&error, exit::BAD_CONFIG),
+        },
+        Command::Run { config } => match Config::load(&config) {
+            Ok(config) => start(config),
+            Err(error) => telemetry::refuse(&error, exit::BAD_CONFIG),
+        },
+    }
+}
+
+fn start(config: Config) -> ExitCode {
+    telemetry::init(config.log_level);
+
+    match edgecore::runtime().and_then(|runtime| runtime.block_on(run(config))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = %telemetry::chain(&error), "stopped");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn run(config: Config) -> Result<(), AgentError> {
+    let mut terminate = signals::terminate()?;
+    let mut agent = Agent::start(config)?;
+    tracing::info!(node = %agent.node(), "running");
+
+    let outcome = tokio::select! {
+        signal = terminate.next() => {
+            tracing::info!(signal, "draining");
+            Ok(())
+        }
+        fault = agent.failed() => Err(fault),
+    };
+    let drained = agent.drain().await;
+
+    // A fault matters more than how the drain after it went.
+    outcome.and(drained)
+}

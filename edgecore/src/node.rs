@@ -2,4 +2,6 @@
 
 pub mod cgroups;
 pub mod facts;
+pub mod monitor;
+pub mod pressure;
 pub mod status;

@@ -1,3 +1,276 @@
 //! Pods: one task each, which observes, asks podcore for a plan and carries it out.
+//!
+//! [`run`] starts the tasks, wakes them when the desired state or the runtime changes, compares
+//! everything with the runtime's lists now and then, and removes what no pod owns.
 
+pub mod act;
+pub mod context;
 pub mod credentials;
+pub mod images;
+pub mod lookup;
+pub mod materials;
+pub mod observe;
+pub mod registry;
+pub mod sweep;
+pub mod tokens;
+pub mod wake;
+pub mod worker;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::CriError;
+use cri::events::RuntimeEvent;
+use proto::ids::{Kind, ObjectKey, Uid};
+use store::Write;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use self::context::Context;
+use self::observe::Listed;
+use self::worker::Worker;
+use crate::desired::commit;
+use crate::node::cgroups::Limits;
+use crate::node::monitor::Beat;
+use crate::telemetry::chain;
+
+/// How often everything is compared with what the runtime lists: the net below lost events.
+const RELIST_PERIOD: Duration = Duration::from_secs(30);
+/// How often the loop shows that it turns.
+const BEAT_PERIOD: Duration = Duration::from_secs(5);
+/// Between tries to list at the start, while the runtime does not answer.
+const FIRST_LIST_WAIT: Duration = Duration::from_millis(200);
+const FIRST_LIST_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Events of the runtime that wait to be routed; a full queue pushes back on the reader, and the
+/// relist finds what the runtime then drops.
+pub const RUNTIME_EVENTS_MAX: usize = 256;
+
+/// What the loop holds besides the context.
+#[derive(Debug)]
+struct Loop {
+    context: Arc<Context>,
+    /// What pods without a task remember.
+    memories: BTreeMap<Uid, Vec<u8>>,
+    /// What the runtime held when the agent started, of pods without a task so far.
+    listed: BTreeMap<Uid, Listed>,
+    workers: JoinSet<Uid>,
+    /// Removals under way; at most one sweep at a time.
+    chores: JoinSet<()>,
+    burstable_milli: Option<i64>,
+    stop: CancellationToken,
+}
+
+/// Runs all pods until asked to stop; stopping touches no container.
+pub async fn run(
+    context: Arc<Context>,
+    memories: Vec<(Uid, Vec<u8>)>,
+    mut events: mpsc::Receiver<RuntimeEvent>,
+    beat: Beat,
+    stop: CancellationToken,
+) {
+    let Some(listed) = first_list(&context, &beat, &stop).await else { return };
+    let mut pods = Loop {
+        context: Arc::clone(&context),
+        memories: memories.into_iter().collect(),
+        listed,
+        workers: JoinSet::new(),
+        chores: JoinSet::new(),
+        burstable_milli: None,
+        stop: stop.clone(),
+    };
+    let mut relist = tokio::time::interval(RELIST_PERIOD);
+    let mut turn = tokio::time::interval(BEAT_PERIOD);
+    let mut addresses = context.addresses.clone();
+    relist.reset();
+    loop {
+        beat.beat();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            keys = context.desired.changed() => pods.desired(&keys),
+            Some(event) = events.recv() => {
+                if pods.event(event) {
+                    relist.reset_immediately();
+                }
+            }
+            Some(ended) = pods.workers.join_next() => pods.ended(ended),
+            Some(_chore) = pods.chores.join_next() => {}
+            Ok(()) = addresses.changed() => pods.wake_all(),
+            _ = relist.tick() => pods.relist().await,
+            _ = turn.tick() => {}
+        }
+    }
+}
+
+/// Lists what the runtime holds, as often as it takes: without knowing it nothing may be started.
+async fn first_list(
+    context: &Context,
+    beat: &Beat,
+    stop: &CancellationToken,
+) -> Option<BTreeMap<Uid, Listed>> {
+    let mut wait = FIRST_LIST_WAIT;
+    loop {
+        beat.beat();
+        let listed = observe::list(&context.runtime, context.node.as_str(), None).await;
+        match listed {
+            Ok(listed) => return Some(listed),
+            Err(error) => tracing::warn!(%error, "pods wait for the runtime"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(FIRST_LIST_WAIT_MAX),
+        }
+    }
+}
+
+impl Loop {
+    /// Wakes, or starts, the tasks of the pods that the changed objects concern.
+    fn desired(&mut self, keys: &BTreeSet<ObjectKey>) {
+        for key in keys {
+            if key.kind() == Kind::Pod
+                && let Ok(uid) = Uid::new(key.id())
+                && !self.context.registry.contains(&uid)
+            {
+                self.start(uid);
+                continue;
+            }
+            for wake in self.context.registry.wakes_for(key) {
+                wake.because(|reasons| reasons.desired = true);
+            }
+        }
+    }
+
+    /// Starts the task of a pod, if the pod is desired.
+    fn start(&mut self, uid: Uid) {
+        let key = ObjectKey::pod(&uid);
+        let Some(object) = self.context.desired.get(&key) else { return };
+        let wake = self.context.registry.add(&uid, key);
+        let memory = self.memories.remove(&uid).unwrap_or_default();
+        let listed = self.listed.remove(&uid);
+        let context = Arc::clone(&self.context);
+        let worker = Worker::new(context, object, wake, &memory, listed.as_ref());
+        self.workers.spawn(worker.run(self.stop.clone()));
+    }
+
+    /// Tells a pod's task what the runtime told; true if everything must be compared.
+    fn event(&self, event: RuntimeEvent) -> bool {
+        match event {
+            RuntimeEvent::Resync => return true,
+            RuntimeEvent::Exited { id } => {
+                if let Some(wake) = self.context.registry.wake_of(&id) {
+                    wake.because(|reasons| {
+                        reasons.exited.insert(id);
+                    });
+                }
+            }
+            // The answer to the start was the news.
+            RuntimeEvent::Started { .. } => {}
+            RuntimeEvent::OutOfMemory { id } => {
+                tracing::warn!(%id, "the kernel killed a process of a container: out of memory");
+            }
+        }
+
+        false
+    }
+
+    /// A pod's task has ended: nothing of the pod is desired or left.
+    fn ended(&mut self, ended: Result<Uid, JoinError>) {
+        match ended {
+            Ok(uid) => {
+                self.context.registry.remove(&uid);
+                // Wanted again meanwhile.
+                self.start(uid);
+            }
+            Err(error) => tracing::error!(%error, "a pod's task panicked"),
+        }
+    }
+
+    fn wake_all(&self) {
+        for uid in self.context.registry.pods() {
+            if let Some(wake) = self.context.registry.wake(&uid) {
+                wake.because(|reasons| reasons.report = true);
+            }
+        }
+    }
+
+    /// Compares everything with the runtime's lists, and removes what nobody owns.
+    async fn relist(&mut self) {
+        let node = self.context.node.as_str();
+        let listed = match observe::list(&self.context.runtime, node, None).await {
+            Ok(listed) => listed,
+            Err(error) => return say(&error),
+        };
+        self.listed.clear();
+        let none = Listed::default();
+        for uid in self.context.registry.pods() {
+            let seen = listed.get(&uid).unwrap_or(&none);
+            if self.context.registry.held(&uid).is_some_and(|held| held != seen.states())
+                && let Some(wake) = self.context.registry.wake(&uid)
+            {
+                wake.because(|reasons| reasons.observe = true);
+            }
+        }
+        self.weigh_burstable().await;
+        if self.context.desired.synced_once() {
+            self.forget_memories().await;
+        }
+        if self.chores.is_empty() {
+            self.sweep(listed);
+        }
+    }
+
+    /// Memories of pods that a full sync did not bring are of pods long gone.
+    async fn forget_memories(&mut self) {
+        if self.memories.is_empty() {
+            return;
+        }
+        let forget = self.memories.keys().cloned().map(Write::ForgetPod).collect();
+        match commit(&self.context.store, forget).await {
+            Ok(()) => self.memories.clear(),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the store refused to forget old pods");
+            }
+        }
+    }
+
+    fn sweep(&mut self, listed: BTreeMap<Uid, Listed>) {
+        let context = &self.context;
+        let alive: BTreeSet<Uid> = listed.keys().cloned().collect();
+        for (uid, listed) in listed {
+            let is_orphan = listed.is_ours
+                && !context.registry.contains(&uid)
+                && context.desired.may_sweep(&uid);
+            if is_orphan {
+                self.chores.spawn(sweep::remove_orphan(Arc::clone(context), uid, listed));
+            }
+        }
+        self.chores.spawn(sweep::remove_leftovers(Arc::clone(context), alive));
+    }
+
+    /// Gives burstable pods together the CPU weight of their requests.
+    async fn weigh_burstable(&mut self) {
+        let milli = self.context.registry.burstable_milli();
+        if self.burstable_milli == Some(milli) {
+            return;
+        }
+        let context = Arc::clone(&self.context);
+        let shares = podcore::resources::cpu_shares(milli);
+        let weighed = crate::blocking::run(move || {
+            let parent =
+                sweep::class_cgroup(&context.cgroup_root, context.cgroup_driver, "burstable");
+            let cpu_shares = u64::try_from(shares).ok();
+            context.cgroups.ensure(&parent, &Limits { cpu_shares, ..Limits::default() })
+        });
+        match weighed.await {
+            Ok(()) => self.burstable_milli = Some(milli),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "burstable pods keep their weight")
+            }
+        }
+    }
+}
+
+fn say(error: &CriError) {
+    tracing::warn!(%error, "cannot compare pods with the runtime");
+}

@@ -5,3 +5,4 @@ pub mod host_path;
 pub mod mounts;
 pub mod ownership;
 pub mod remove;
+pub mod setup;

@@ -115,10 +115,8 @@ fn matches(key: &str, image: &str) -> bool {
     };
     let ((key_host, key_path), (host, path)) = (split(key), split(image));
     let name_port = |host: &str| -> (String, String) {
-        {
-            let (name, port) = host.split_once(':').unwrap_or((host, ""));
-            (name.to_owned(), port.to_owned())
-        }
+        let (name, port) = host.split_once(':').unwrap_or((host, ""));
+        (name.to_owned(), port.to_owned())
     };
     let ((key_name, key_port), (name, port)) = (name_port(&key_host), name_port(&host));
     let (key_labels, labels): (Vec<_>, Vec<_>) =

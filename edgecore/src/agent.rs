@@ -1,0 +1,108 @@
+//! Puts the agent together: what runs without the cloud ([`Local`]) and the link to it.
+
+mod local;
+
+use std::io;
+use std::time::Duration;
+
+use cri::CriError;
+use proto::ids::NodeName;
+
+pub use self::local::{Local, addresses_now};
+use crate::config::Config;
+use crate::exit;
+use crate::tasks::{Stragglers, TaskFault, Tasks};
+
+/// Why the agent cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Started by another user.
+    #[error(
+        "edgecore must run as root: it mounts volumes and makes cgroups; use the unit file, or sudo"
+    )]
+    NotRoot,
+    /// The operating system refused something.
+    #[error("cannot {attempted}")]
+    Os {
+        /// What was attempted, on what.
+        attempted: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The store cannot be opened.
+    #[error("cannot open the store of this node")]
+    Store(#[source] store::StoreError),
+    /// The runtime's socket cannot be one.
+    #[error("cannot use the configured runtimeEndpoint")]
+    Endpoint(#[source] cri::EndpointError),
+    /// The machine has no cgroups.
+    #[error("cannot run pods here")]
+    Cgroups(#[source] crate::node::cgroups::CgroupError),
+    /// A task ended.
+    #[error("the agent cannot go on")]
+    Task(#[source] TaskFault),
+    /// Tasks did not end in time.
+    #[error("the agent did not stop in time")]
+    Stragglers(#[source] Stragglers),
+}
+
+impl AgentError {
+    /// The exit code, as docs/operations.md lists them.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NotRoot => exit::NOT_PERMITTED,
+            Self::Os { .. } | Self::Cgroups(_) => exit::OS_ERROR,
+            Self::Store(_) => exit::STORE_UNUSABLE,
+            Self::Endpoint(_) => exit::BAD_CONFIG,
+            Self::Task(TaskFault::Failed { source, .. }) => {
+                let runtime = source.downcast_ref::<CriError>();
+                if runtime.is_some_and(CriError::is_unusable) {
+                    exit::RUNTIME_UNUSABLE
+                } else {
+                    exit::FAULT
+                }
+            }
+            Self::Task(TaskFault::EndedEarly { .. } | TaskFault::Panicked(_))
+            | Self::Stragglers(_) => exit::FAULT,
+        }
+    }
+}
+
+/// The running agent.
+#[derive(Debug)]
+pub struct Agent {
+    node: NodeName,
+    grace: Duration,
+    tasks: Tasks,
+}
+
+impl Agent {
+    /// Opens the store and starts every task. Pods that the store holds run from here on, whether
+    /// or not the cloud answers.
+    pub fn start(config: Config) -> Result<Self, AgentError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(AgentError::NotRoot);
+        }
+        let mut tasks = Tasks::default();
+        let local = Local::start(&config, &mut tasks)?;
+        drop(local);
+
+        Ok(Self { node: config.node, grace: config.shutdown_grace, tasks })
+    }
+
+    /// The name of this node.
+    pub fn node(&self) -> &NodeName {
+        &self.node
+    }
+
+    /// Resolves when a task ends though nobody asked it to.
+    pub async fn failed(&mut self) -> AgentError {
+        AgentError::Task(self.tasks.failed().await)
+    }
+
+    /// Asks all tasks to end and waits for them. Containers go on running.
+    pub async fn drain(self) -> Result<(), AgentError> {
+        self.tasks.drain(self.grace).await.map_err(AgentError::Stragglers)
+    }
+}

@@ -1,0 +1,344 @@
+//! Everything of the agent but the link: store, desired state, pods, the node's own status.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::{CriError, Runtime, RuntimeVersion};
+use podcore::env::NodeFields;
+use podcore::resources::CgroupDriver;
+use proto::ids::Uid;
+use proto::wire::Health;
+use store::{Opened, Options, Store};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::AgentError;
+use crate::clock;
+use crate::config::{self, Config};
+use crate::desired::{self, DELIVERIES_MAX, Desired};
+use crate::events::{self, EventType, Subject};
+use crate::layout::Layout;
+use crate::link::{Delivery, LinkState, Upstream};
+use crate::node::cgroups::{Cgroups, Limits};
+use crate::node::facts::{self, Facts};
+use crate::node::monitor::{self, Beat, Monitor};
+use crate::pods;
+use crate::pods::context::{Context, STARTS_MAX};
+use crate::pods::images::Images;
+use crate::pods::registry::Registry;
+use crate::pods::sweep::class_cgroup;
+use crate::tasks::{BoxError, Tasks};
+use crate::telemetry::chain;
+
+/// Between tries to reach a runtime that does not answer: doubled each time.
+const RUNTIME_WAIT: Duration = Duration::from_millis(200);
+const RUNTIME_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// What the link works with.
+#[derive(Debug)]
+pub struct Local {
+    /// Takes what the cloud wants.
+    pub deliveries: mpsc::Sender<Delivery>,
+    /// Tells the rest whether the cloud is in reach.
+    pub link: watch::Sender<LinkState>,
+    /// For pings.
+    pub health: watch::Receiver<Health>,
+    /// What is to be told to the cloud.
+    pub upstream: Upstream,
+    /// What is held, for the digest.
+    pub desired: Desired,
+    /// Keeps the link's ticket.
+    pub store: Store,
+    /// What the store held.
+    pub settings: std::collections::BTreeMap<String, Vec<u8>>,
+    /// The node's addresses now.
+    pub addresses: watch::Receiver<Vec<String>>,
+    /// Finds pods for the kubelet API.
+    pub registry: Registry,
+    /// The container runtime.
+    pub runtime: Runtime,
+    /// Changes with every boot.
+    pub boot_id: String,
+}
+
+impl Local {
+    /// Opens the store and starts the tasks. Must be called within the tokio runtime.
+    pub fn start(config: &Config, tasks: &mut Tasks) -> Result<Self, AgentError> {
+        let layout = Layout {
+            root: config.root_dir.clone(),
+            pod_logs: config.pod_logs_dir.clone(),
+            container_logs: config.container_logs_dir.clone(),
+        };
+        for dir in [layout.pods(), layout.pod_logs.clone(), layout.container_logs.clone()] {
+            make_dir(&dir)?;
+        }
+        let cgroups = Cgroups::detect().map_err(AgentError::Cgroups)?;
+        let runtime =
+            Runtime::new(&config.runtime_socket.to_string_lossy()).map_err(AgentError::Endpoint)?;
+        let (store, opened) =
+            Store::open(&Options::in_folder(&config.state_dir)).map_err(AgentError::Store)?;
+        let facts = facts::read(&config.root_dir, &config.boot_id_file);
+        let boot_id = facts.boot_id.clone();
+        let down = LinkState::Down { since: clock::now(), reason: "not connected yet".to_owned() };
+        let (link, link_seen) = watch::channel(down);
+        let (health_told, health) = watch::channel(Health::default());
+        let (addresses_told, addresses) = watch::channel(addresses_now(config.node_ip));
+        let (version_told, version) = watch::channel(None);
+        let (deliveries, delivered) = mpsc::channel(DELIVERIES_MAX);
+        let Held { desired, memories, settings } = Held::of(opened);
+        let upstream = Upstream::default();
+        let (registry, beat, pulled) = (Registry::default(), Beat::new(), Arc::new(Notify::new()));
+        say_start(config, &upstream);
+
+        let monitor = Monitor {
+            node: config.node.as_str().to_owned(),
+            labels: config.node_labels.clone(),
+            taints: config.taints.clone(),
+            pods_max: config.pods_max,
+            reserved: config.system_reserved,
+            root_dir: config.root_dir.clone(),
+            facts: facts.clone(),
+            runtime_version: version,
+            runtime: runtime.clone(),
+            pod_loop: beat.clone(),
+            pulled: Arc::clone(&pulled),
+            health: health_told,
+            addresses: addresses_told,
+            configured_address: config.node_ip,
+            upstream: upstream.clone(),
+        };
+        tasks.spawn("node", |stop| async move {
+            monitor::run(monitor, stop).await;
+            Ok(())
+        });
+        let (held, durable) = (desired.clone(), store.clone());
+        let link_changes = link_seen.clone();
+        tasks.spawn("desired", |stop| async move {
+            desired::run(held, durable, delivered, link_changes, stop).await;
+            Ok(())
+        });
+        let parts = Parts {
+            fields: node_fields(config, &facts),
+            layout,
+            runtime: runtime.clone(),
+            images: Images::new(runtime.clone(), config.parallel_pulls_max, pulled),
+            store: store.clone(),
+            desired: desired.clone(),
+            registry: registry.clone(),
+            upstream: upstream.clone(),
+            cgroups,
+            addresses: addresses.clone(),
+            link: link_seen,
+        };
+        let config = config.clone();
+        tasks.spawn("pods", |stop| run_pods(config, parts, memories, version_told, beat, stop));
+
+        Ok(Self {
+            deliveries,
+            link,
+            health,
+            upstream,
+            desired,
+            store,
+            settings,
+            addresses,
+            registry,
+            runtime,
+            boot_id,
+        })
+    }
+}
+
+/// What the store gave back.
+struct Held {
+    desired: Desired,
+    memories: Vec<(Uid, Vec<u8>)>,
+    settings: std::collections::BTreeMap<String, Vec<u8>>,
+}
+
+impl Held {
+    fn of(opened: Opened) -> Self {
+        let intact = opened.is_intact();
+        if let Some(damage) = &opened.damage {
+            tracing::error!(damage = %chain(damage), "the store was damaged and made anew");
+        }
+        for key in &opened.damaged {
+            tracing::error!(%key, "an object in the store is damaged, the cloud will send it again");
+        }
+        tracing::info!(objects = opened.objects.len(), intact, "opened the store");
+        // Tombstones count only if the store is all that was ever committed (invariant 6).
+        let tombstones = if intact { opened.tombstones } else { Vec::new() };
+
+        Self {
+            desired: Desired::new(opened.objects, tombstones),
+            memories: opened.memories,
+            settings: opened.settings,
+        }
+    }
+}
+
+/// What the pods' context is made from once the runtime is known.
+struct Parts {
+    fields: NodeFields,
+    layout: Layout,
+    runtime: Runtime,
+    images: Images,
+    store: Store,
+    desired: Desired,
+    registry: Registry,
+    upstream: Upstream,
+    cgroups: Cgroups,
+    addresses: watch::Receiver<Vec<String>>,
+    link: watch::Receiver<LinkState>,
+}
+
+impl Parts {
+    fn context(self, config: &Config, runtime: &RuntimeVersion, driver: CgroupDriver) -> Context {
+        Context {
+            node: config.node.clone(),
+            layout: self.layout,
+            runtime: self.runtime,
+            runtime_name: runtime.name.clone(),
+            images: self.images,
+            store: self.store,
+            desired: self.desired,
+            registry: self.registry,
+            upstream: self.upstream,
+            cgroups: self.cgroups,
+            cgroup_root: config.cgroup_root.clone(),
+            cgroup_driver: driver,
+            cluster_dns: config.cluster_dns.iter().map(ToString::to_string).collect(),
+            cluster_domain: config.cluster_domain.clone(),
+            resolv_conf: config.resolv_conf.clone(),
+            fields: self.fields,
+            addresses: self.addresses,
+            link: self.link,
+            starts: Semaphore::new(STARTS_MAX),
+        }
+    }
+}
+
+/// Waits for a runtime, then runs pods on it.
+async fn run_pods(
+    config: Config,
+    parts: Parts,
+    memories: Vec<(Uid, Vec<u8>)>,
+    version_told: watch::Sender<Option<RuntimeVersion>>,
+    beat: Beat,
+    stop: CancellationToken,
+) -> Result<(), BoxError> {
+    let Some(version) = find_runtime(&parts.runtime, &beat, &stop).await? else { return Ok(()) };
+    tracing::info!(name = %version.name, version = %version.version, "found the container runtime");
+    let driver = driver(config.cgroup_driver, &parts.runtime).await;
+    make_class_cgroups(&config, &parts.cgroups, driver)?;
+    // Without a receiver the node's task has ended, and the process is about to.
+    let _node_ended = version_told.send(Some(version.clone()));
+
+    let (events, told) = mpsc::channel(pods::RUNTIME_EVENTS_MAX);
+    let runtime = parts.runtime.clone();
+    let context = Arc::new(parts.context(&config, &version, driver));
+    tokio::select! {
+        // Ends only with the receiver of its events, which the other holds.
+        () = cri::events::watch(&runtime, &version, events) => {}
+        () = pods::run(context, memories, told, beat, stop.clone()) => {}
+    }
+
+    Ok(())
+}
+
+/// Asks for the version until there is an answer. A runtime that cannot be used is an error.
+async fn find_runtime(
+    runtime: &Runtime,
+    beat: &Beat,
+    stop: &CancellationToken,
+) -> Result<Option<RuntimeVersion>, CriError> {
+    let mut wait = RUNTIME_WAIT;
+    let mut told = String::new();
+    loop {
+        beat.beat();
+        match runtime.version().await {
+            Ok(version) => return Ok(Some(version)),
+            Err(error) if error.is_unusable() => return Err(error),
+            Err(error) => {
+                let text = error.to_string();
+                if told != text {
+                    tracing::warn!(error = %text, "waiting for the container runtime");
+                    told = text;
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(RUNTIME_WAIT_MAX),
+        }
+    }
+}
+
+async fn driver(configured: config::CgroupDriver, runtime: &Runtime) -> CgroupDriver {
+    match configured {
+        config::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+        config::CgroupDriver::Systemd => CgroupDriver::Systemd,
+        config::CgroupDriver::Auto => match runtime.cgroup_driver().await {
+            Ok(Some(cri_api::v1::CgroupDriver::Systemd)) => CgroupDriver::Systemd,
+            Ok(Some(cri_api::v1::CgroupDriver::Cgroupfs) | None) => CgroupDriver::Cgroupfs,
+            Err(error) => {
+                tracing::warn!(%error, "taking the runtime's cgroup driver for cgroupfs");
+                CgroupDriver::Cgroupfs
+            }
+        },
+    }
+}
+
+/// `kubepods` and its QoS classes; best-effort pods get what others leave.
+fn make_class_cgroups(
+    config: &Config,
+    cgroups: &Cgroups,
+    driver: CgroupDriver,
+) -> Result<(), crate::node::cgroups::CgroupError> {
+    for (class, shares) in [("", None), ("burstable", Some(2)), ("besteffort", Some(2))] {
+        let parent = class_cgroup(&config.cgroup_root, driver, class);
+        cgroups.ensure(&parent, &Limits { cpu_shares: shares, ..Limits::default() })?;
+    }
+
+    Ok(())
+}
+
+fn node_fields(config: &Config, facts: &Facts) -> NodeFields {
+    let reserved = config.system_reserved;
+    let left = |all: u64, kept: u64| i64::try_from(all.saturating_sub(kept)).unwrap_or(i64::MAX);
+
+    NodeFields {
+        name: config.node.as_str().to_owned(),
+        ips: Vec::new(),
+        pod_ips: Vec::new(),
+        cpu_milli: left(facts.cpus * 1000, reserved.cpu_millis),
+        memory_bytes: left(facts.memory_bytes, reserved.memory_bytes),
+        storage_bytes: left(facts.ephemeral_storage_bytes, reserved.ephemeral_storage_bytes),
+    }
+}
+
+/// The configured address, else the one of the default route.
+pub fn addresses_now(configured: Option<IpAddr>) -> Vec<String> {
+    configured.or_else(facts::default_address).iter().map(ToString::to_string).collect()
+}
+
+fn say_start(config: &Config, upstream: &Upstream) {
+    let node = config.node.as_str();
+    let told = ("Starting", "Starting kubelet.");
+    upstream.event(events::event(
+        node,
+        &Subject::node(node),
+        EventType::Normal,
+        told,
+        clock::now(),
+    ));
+}
+
+fn make_dir(path: &Path) -> Result<(), AgentError> {
+    std::fs::create_dir_all(path).map_err(|source| AgentError::Os {
+        attempted: format!("make the directory {}", path.display()),
+        source,
+    })
+}

@@ -1,0 +1,227 @@
+//! What this node should run, and what that needs: durable in the store first, then seen by the
+//! rest of the agent.
+//!
+//! One task, [`run`], takes what the link delivers. Everyone else reads through [`Desired`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use proto::ids::{Kind, ObjectKey, Uid};
+use proto::object::{Change, Object, Version};
+use store::{Store, Write};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::link::{Delivery, LinkState, StoreRefusal};
+
+/// Batches waiting for the store. The link sends the next only after the answer to the last, so
+/// one is in use; the rest let the link's task never wait here.
+pub const DELIVERIES_MAX: usize = 4;
+
+/// A shared view of the desired state.
+#[derive(Clone, Debug, Default)]
+pub struct Desired(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: BTreeMap<ObjectKey, Object>,
+    /// Keys changed since they were last taken: coalesced, so bounded by the number of keys.
+    dirty: BTreeSet<ObjectKey>,
+    /// Pods deleted by the cloud, as the intact store remembers them.
+    tombstones: BTreeSet<Uid>,
+    /// A full sync with the cloud has completed in the life of this process.
+    synced_once: bool,
+}
+
+impl Desired {
+    /// The state the store held at start. `tombstones` must be empty if the store was not intact.
+    pub fn new(objects: Vec<Object>, tombstones: impl IntoIterator<Item = Uid>) -> Self {
+        let desired = Self::default();
+        {
+            let mut state = desired.state();
+            state.dirty = objects.iter().map(|object| object.key.clone()).collect();
+            state.objects =
+                objects.into_iter().map(|object| (object.key.clone(), object)).collect();
+            state.tombstones = tombstones.into_iter().collect();
+        }
+
+        desired
+    }
+
+    /// A panic while the lock was held leaves plain data that is whole after every statement.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is held, for the link's digest.
+    pub fn held(&self) -> Vec<(ObjectKey, Version)> {
+        let state = self.state();
+
+        state.objects.values().map(|o| (o.key.clone(), o.version.clone())).collect()
+    }
+
+    /// The object under `key`.
+    pub fn get(&self, key: &ObjectKey) -> Option<Object> {
+        self.state().objects.get(key).cloned()
+    }
+
+    /// The UIDs of all pods.
+    pub fn pods(&self) -> Vec<Uid> {
+        let state = self.state();
+        let pods = state.objects.values().filter(|object| object.key.kind() == Kind::Pod);
+
+        pods.map(|object| object.version.uid.clone()).collect()
+    }
+
+    /// The bytes of the objects of `kind` in `namespace`.
+    pub fn in_namespace(&self, kind: Kind, namespace: &str) -> Vec<Bytes> {
+        let state = self.state();
+        let inside = |key: &ObjectKey| {
+            key.kind() == kind && key.id().split_once('/').is_some_and(|(ns, _)| ns == namespace)
+        };
+        let found = state.objects.iter().filter(|(key, _)| inside(key));
+
+        found.map(|(_, object)| object.bytes.clone()).collect()
+    }
+
+    /// Whether what runs for a pod that is not desired may be removed (invariant 6).
+    pub fn may_sweep(&self, pod: &Uid) -> bool {
+        let state = self.state();
+        let wanted = state.objects.contains_key(&ObjectKey::pod(pod));
+
+        !wanted && (state.synced_once || state.tombstones.contains(pod))
+    }
+
+    /// Whether a full sync with the cloud has completed since the agent started.
+    pub fn synced_once(&self) -> bool {
+        self.state().synced_once
+    }
+
+    /// Waits for changes and takes the keys that changed.
+    pub async fn changed(&self) -> BTreeSet<ObjectKey> {
+        loop {
+            let dirty = std::mem::take(&mut self.state().dirty);
+            if !dirty.is_empty() {
+                return dirty;
+            }
+            self.0.changed.notified().await;
+        }
+    }
+
+    /// Leaves out of a batch what must not be applied: a delete that is about another UID than the
+    /// one held, and a state older than the one held.
+    fn applicable(&self, changes: Vec<Change>) -> Vec<Change> {
+        let state = self.state();
+        let applies = |change: &Change| match (change, state.objects.get(change.key())) {
+            (Change::Put(new), Some(held)) => {
+                new.version.uid != held.version.uid || !held.version.is_newer_than(&new.version)
+            }
+            (Change::Delete { uid, .. }, Some(held)) => *uid == held.version.uid,
+            (Change::Put(_), None) => true,
+            // A pod that was never held leaves a tombstone, so that what runs of it is swept.
+            (Change::Delete { key, .. }, None) => key.kind() == Kind::Pod,
+        };
+
+        changes.into_iter().filter(applies).collect()
+    }
+
+    /// Makes durable changes visible.
+    fn apply(&self, changes: Vec<Change>) {
+        let mut state = self.state();
+        for change in changes {
+            state.dirty.insert(change.key().clone());
+            match change {
+                Change::Put(mut object) => {
+                    // The bytes may share a buffer with a whole batch; keep only this object's.
+                    object.bytes = Bytes::copy_from_slice(&object.bytes);
+                    state.objects.insert(object.key.clone(), object);
+                }
+                Change::Delete { key, uid } => {
+                    state.objects.remove(&key);
+                    if key.kind() == Kind::Pod {
+                        state.tombstones.insert(uid);
+                    }
+                }
+            }
+        }
+        drop(state);
+        self.0.changed.notify_one();
+    }
+
+    /// Everything held is what the cloud wants.
+    fn mark_synced(&self) {
+        let mut state = self.state();
+        if !state.synced_once {
+            state.synced_once = true;
+            tracing::info!(objects = state.objects.len(), "in sync with the cloud");
+        }
+    }
+}
+
+/// Takes deliveries until asked to stop.
+pub async fn run(
+    desired: Desired,
+    store: Store,
+    mut deliveries: mpsc::Receiver<Delivery>,
+    mut link: watch::Receiver<LinkState>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            delivery = deliveries.recv() => match delivery {
+                Some(delivery) => take(&desired, &store, delivery).await,
+                // The link ended; the process is about to.
+                None => return stop.cancelled().await,
+            },
+            Ok(()) = link.changed() => {
+                if matches!(&*link.borrow_and_update(), LinkState::Up { synced: true, .. }) {
+                    desired.mark_synced();
+                }
+            }
+        }
+    }
+}
+
+/// Commits one batch, then shows it and answers. If the store refuses, nothing changes and the link
+/// is told why: the cloud sends the objects again.
+async fn take(desired: &Desired, store: &Store, Delivery { changes, done }: Delivery) {
+    let changes = desired.applicable(changes);
+    let answer = match commit(store, changes.iter().cloned().map(Write::Object).collect()).await {
+        Ok(()) => {
+            desired.apply(changes);
+            Ok(())
+        }
+        Err(error) => {
+            let reason = crate::telemetry::chain(&error);
+            tracing::warn!(objects = changes.len(), %reason, "the store refused objects");
+            Err(StoreRefusal { reason })
+        }
+    };
+    // If the session ended meanwhile nobody waits; the objects are held and show in the next digest.
+    let _session_ended = done.send(answer);
+}
+
+/// Commits `writes` durably.
+pub async fn commit(store: &Store, writes: Vec<Write>) -> Result<(), store::StoreError> {
+    if writes.is_empty() {
+        return Ok(());
+    }
+    let (tell, told) = oneshot::channel();
+    store.commit(
+        writes,
+        Box::new(move |result| {
+            // The receiver below is only dropped with its task.
+            let _gone = tell.send(result);
+        }),
+    );
+
+    told.await.unwrap_or(Err(store::StoreError::Closed))
+}

@@ -1,0 +1,272 @@
+//! Watches the runtime and the machine, tells the link how healthy this node is, and reports the
+//! Node object when something about it changed.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use cri::{Runtime, RuntimeVersion};
+use proto::wire::{Health, Report, ReportKey};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::facts::Facts;
+use super::pressure;
+use super::status::{Condition, Image, Live, NodeReport, Wanted, report};
+use crate::agent::addresses_now;
+use crate::clock;
+use crate::config::{Reserved, Taint};
+use crate::link::Upstream;
+
+/// How often the runtime is asked. The cloud calls a node unhealthy after 30 s without an answer.
+const PERIOD: Duration = Duration::from_secs(10);
+/// How often images are listed, if none was pulled (as often as the kubelet reports an unchanged
+/// node).
+const IMAGES_PERIOD: Duration = Duration::from_mins(5);
+/// How long the runtime gets to answer before that counts as being down.
+const STATUS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// When a loop last turned; written by the loop, read by the monitor.
+#[derive(Clone, Debug)]
+pub struct Beat {
+    start: Instant,
+    last_ms: Arc<AtomicU64>,
+}
+
+impl Beat {
+    /// A beat that just was.
+    pub fn new() -> Self {
+        Self { start: clock::instant(), last_ms: Arc::default() }
+    }
+
+    /// The loop turned.
+    pub fn beat(&self) {
+        self.last_ms.store(self.since_start(), Ordering::Relaxed);
+    }
+
+    /// Milliseconds since the loop last turned.
+    pub fn age_ms(&self) -> u32 {
+        let age = self.since_start().saturating_sub(self.last_ms.load(Ordering::Relaxed));
+
+        u32::try_from(age).unwrap_or(u32::MAX)
+    }
+
+    fn since_start(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Default for Beat {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What the monitor works with.
+#[derive(Debug)]
+pub struct Monitor {
+    /// Name of the node.
+    pub node: String,
+    /// Labels of the Node object.
+    pub labels: BTreeMap<String, String>,
+    /// Taints of the Node object.
+    pub taints: Vec<Taint>,
+    /// Most pods.
+    pub pods_max: u32,
+    /// Kept back from pods.
+    pub reserved: Reserved,
+    /// Where volumes are, to see how full that file system is.
+    pub root_dir: PathBuf,
+    /// What the machine is.
+    pub facts: Facts,
+    /// Which runtime it is, once that is known.
+    pub runtime_version: watch::Receiver<Option<RuntimeVersion>>,
+    /// The container runtime.
+    pub runtime: Runtime,
+    /// Of the pod loop.
+    pub pod_loop: Beat,
+    /// Told after an image was pulled.
+    pub pulled: Arc<Notify>,
+    /// For the link's pings.
+    pub health: watch::Sender<Health>,
+    /// Told the node's addresses.
+    pub addresses: watch::Sender<Vec<String>>,
+    /// The address, unless it is to be found out.
+    pub configured_address: Option<IpAddr>,
+    /// To the cloud.
+    pub upstream: Upstream,
+}
+
+/// Runs until asked to stop.
+pub async fn run(mut monitor: Monitor, stop: CancellationToken) {
+    let runtime_beat = Beat::new();
+    let mut images = Vec::new();
+    let mut images_at: Option<Instant> = None;
+    let mut conditions: Vec<Condition> = Vec::new();
+    let mut reported: Option<NodeReport> = None;
+    loop {
+        let not_ready = monitor.ask_runtime(&runtime_beat).await;
+        let due = images_at.is_none_or(|at| at.elapsed() >= IMAGES_PERIOD);
+        if due
+            && not_ready.is_empty()
+            && let Some(listed) = monitor.images().await
+        {
+            images = listed;
+            images_at = Some(clock::instant());
+        }
+        monitor.tell_addresses();
+        monitor.tell_health(&runtime_beat, not_ready.is_empty());
+
+        let next = monitor.report(&images, not_ready, &conditions).await;
+        if reported.as_ref() != Some(&next) {
+            monitor.send(&next);
+            conditions = next.conditions().to_vec();
+            reported = Some(next);
+        }
+
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PERIOD) => {}
+            () = monitor.pulled.notified() => images_at = None,
+            Ok(()) = monitor.runtime_version.changed() => {}
+        }
+    }
+}
+
+impl Monitor {
+    /// Why the node is not ready; empty if it is.
+    async fn ask_runtime(&self, beat: &Beat) -> Vec<String> {
+        match tokio::time::timeout(STATUS_DEADLINE, self.runtime.status()).await {
+            Ok(Ok(answer)) => {
+                beat.beat();
+                let conditions = answer.status.map(|status| status.conditions);
+                not_ready(&conditions.unwrap_or_default())
+            }
+            Ok(Err(error)) => vec![format!("container runtime is down: {error}")],
+            Err(_elapsed) => vec!["container runtime is down: it does not answer".to_owned()],
+        }
+    }
+
+    fn tell_health(&self, runtime: &Beat, runtime_ok: bool) {
+        // Without a receiver the link has ended, and the process is about to.
+        let _link_ended = self.health.send(Health {
+            pod_loop_age_ms: self.pod_loop.age_ms(),
+            runtime_age_ms: runtime.age_ms(),
+            runtime_ok,
+        });
+    }
+
+    /// For example `containerd://1.6.20`.
+    fn runtime_version(&self) -> String {
+        let version = self.runtime_version.borrow();
+
+        version.as_ref().map_or_else(String::new, |v| format!("{}://{}", v.name, v.version))
+    }
+
+    fn tell_addresses(&self) {
+        let now = addresses_now(self.configured_address);
+        self.addresses.send_if_modified(|told| {
+            // Without any address the last one is still the best answer.
+            let changed = !now.is_empty() && *told != now;
+            if changed {
+                told.clone_from(&now);
+            }
+            changed
+        });
+    }
+
+    async fn images(&self) -> Option<Vec<Image>> {
+        let images = self.runtime.list_images().await.ok()?;
+        let image = |image: cri_api::v1::Image| Image {
+            names: image.repo_digests.into_iter().chain(image.repo_tags).collect(),
+            size_bytes: image.size,
+        };
+
+        Some(images.into_iter().map(image).collect())
+    }
+
+    async fn report(
+        &self,
+        images: &[Image],
+        not_ready: Vec<String>,
+        before: &[Condition],
+    ) -> NodeReport {
+        let (root, pid_max) = (self.root_dir.clone(), self.facts.pid_max);
+        let pressure = crate::blocking::run(move || pressure::read(&root, pid_max)).await;
+        let live = Live {
+            runtime_version: self.runtime_version(),
+            not_ready,
+            memory_pressure: pressure.memory,
+            disk_pressure: pressure.disk,
+            pid_pressure: pressure.pids,
+            images: images.to_vec(),
+        };
+        let wanted = Wanted {
+            name: &self.node,
+            labels: &self.labels,
+            taints: &self.taints,
+            pods_max: self.pods_max,
+            reserved: self.reserved,
+        };
+
+        report(&wanted, &self.facts, &live, before, clock::now())
+    }
+
+    fn send(&self, report: &NodeReport) {
+        match serde_json::to_vec(report) {
+            Ok(json) => self.upstream.report(Report {
+                key: ReportKey::NodeStatus,
+                bytes: json.into(),
+                done: false,
+            }),
+            Err(error) => tracing::error!(%error, "the node's status cannot be written as JSON"),
+        }
+    }
+}
+
+/// The runtime's own conditions, in the kubelet's words.
+fn not_ready(conditions: &[cri_api::v1::RuntimeCondition]) -> Vec<String> {
+    let mut reasons = Vec::new();
+    for (r#type, subject) in [
+        ("RuntimeReady", "container runtime not ready"),
+        ("NetworkReady", "container runtime network not ready"),
+    ] {
+        match conditions.iter().find(|condition| condition.r#type == r#type) {
+            Some(condition) if condition.status => {}
+            Some(condition) => reasons.push(format!(
+                "{subject}: {}=false reason:{} message:{}",
+                r#type, condition.reason, condition.message
+            )),
+            None => reasons.push(format!("{subject}: {} is not reported", r#type)),
+        }
+    }
+
+    reasons
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtimes_conditions_are_quoted_as_the_kubelet_does() {
+        let condition = |r#type: &str, status| cri_api::v1::RuntimeCondition {
+            r#type: r#type.into(),
+            status,
+            reason: "Why".into(),
+            message: "how".into(),
+        };
+        let good = [condition("RuntimeReady", true), condition("NetworkReady", true)];
+        let bad = [condition("RuntimeReady", true), condition("NetworkReady", false)];
+
+        assert!(not_ready(&good).is_empty());
+        assert_eq!(
+            not_ready(&bad),
+            ["container runtime network not ready: NetworkReady=false reason:Why message:how"]
+        );
+        assert_eq!(not_ready(&[]).len(), 2);
+    }
+}

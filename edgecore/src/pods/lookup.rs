@@ -1,0 +1,64 @@
+//! What the kubelet API wants to know of a pod: where its logs are and what can be executed in.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
+use podcore::observed::{ContainerState as Seen, ContainerView, Observed};
+use podcore::pod::PodView;
+
+use crate::kubelet_api::{ContainerRef, ContainerState, Incarnation, PodRef};
+
+/// Collects it from what the pod's task holds. `logs` are log files by container id.
+pub fn pod_ref(
+    pod: &PodView,
+    observed: &Observed,
+    status: &PodStatus,
+    logs: &BTreeMap<String, String>,
+) -> PodRef {
+    let incarnation = |container: &ContainerView| Incarnation {
+        id: container.id.clone(),
+        log: logs.get(&container.id).map(Into::into).unwrap_or_default(),
+    };
+    let containers = pod.all_containers().map(|container| {
+        let mut instances: Vec<_> =
+            observed.containers.iter().filter(|seen| seen.name == container.name).collect();
+        instances.sort_by_key(|seen| seen.attempt);
+        let newest = instances.pop();
+        let waiting = waiting_reason(status, &container.name);
+        let state = match newest {
+            None => ContainerState::Waiting { reason: waiting },
+            Some(seen) => match &seen.state {
+                Seen::Created | Seen::Unknown => ContainerState::Waiting { reason: waiting },
+                Seen::Running { .. } => ContainerState::Running(incarnation(seen)),
+                Seen::Exited { .. } => ContainerState::Terminated(incarnation(seen)),
+            },
+        };
+        ContainerRef {
+            name: container.name.clone(),
+            tty: container.tty.unwrap_or(false),
+            state,
+            previous: instances.pop().map(incarnation),
+        }
+    });
+
+    PodRef {
+        uid: pod.uid.clone(),
+        sandbox: observed.sandbox().map(|sandbox| sandbox.id.clone()),
+        containers: containers.collect(),
+    }
+}
+
+/// As the status says it; a pod without a status is being made.
+fn waiting_reason(status: &PodStatus, container: &str) -> String {
+    let statuses = [&status.init_container_statuses, &status.container_statuses];
+    let found = statuses
+        .into_iter()
+        .flatten()
+        .flatten()
+        .find(|status: &&ContainerStatus| status.name == container);
+    let waiting = found.and_then(|found| found.state.as_ref()?.waiting.as_ref());
+
+    waiting
+        .and_then(|waiting| waiting.reason.clone())
+        .unwrap_or_else(|| "ContainerCreating".to_owned())
+}

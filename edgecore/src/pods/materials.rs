@@ -1,0 +1,83 @@
+//! Collects what a pod references from the desired state.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use podcore::materials::{Materials, References, TokenAsk, refresh_at};
+use podcore::pod::PodView;
+use proto::ids::{Kind, ObjectKey};
+use serde::de::DeserializeOwned;
+
+use crate::desired::Desired;
+
+/// What a pod references, as far as the node holds it.
+#[derive(Debug)]
+pub struct Gathered {
+    /// The objects.
+    pub materials: Arc<Materials>,
+    /// What keeps the pod from starting.
+    pub missing: Vec<String>,
+    /// Keys whose changes concern the pod; its own too.
+    pub keys: BTreeSet<ObjectKey>,
+    /// Tokens wanted and when the one held should be replaced (`None`: now).
+    pub asks: Vec<(TokenAsk, Option<jiff::Timestamp>)>,
+}
+
+/// Looks up and parses everything that `references` names.
+pub fn gather(desired: &Desired, pod: &PodView, references: &References) -> Gathered {
+    let mut materials = Materials::default();
+    let mut keys = BTreeSet::from([ObjectKey::pod(&pod.uid)]);
+    for name in references.config_maps.keys() {
+        let key = ObjectKey::named(Kind::ConfigMap, &pod.namespace, name);
+        if let Some(object) = held(desired, &key) {
+            materials.config_maps.insert(name.clone(), object);
+        }
+        keys.insert(key);
+    }
+    for name in references.secrets.keys() {
+        let key = ObjectKey::named(Kind::Secret, &pod.namespace, name);
+        if let Some(object) = held(desired, &key) {
+            materials.secrets.insert(name.clone(), object);
+        }
+        keys.insert(key);
+    }
+    let mut asks = Vec::new();
+    for ask in &references.tokens {
+        let key = ObjectKey::token(&pod.uid, &ask.source);
+        let token = held(desired, &key);
+        asks.push((ask.clone(), token.as_ref().and_then(refresh_at)));
+        if let Some(token) = token {
+            materials.tokens.insert(ask.source.clone(), token);
+        }
+        keys.insert(key);
+    }
+    materials.services = services(desired, &pod.namespace);
+    let missing = references.missing(&materials);
+
+    Gathered { materials: Arc::new(materials), missing, keys, asks }
+}
+
+/// Services of the namespace, and the API server's own.
+fn services<T: DeserializeOwned>(desired: &Desired, namespace: &str) -> Vec<T> {
+    let mut bytes = desired.in_namespace(Kind::Service, namespace);
+    if namespace != "default" {
+        let kubernetes = ObjectKey::named(Kind::Service, "default", "kubernetes");
+        bytes.extend(desired.get(&kubernetes).map(|object| object.bytes));
+    }
+
+    bytes.iter().filter_map(|bytes| parse("a Service", bytes)).collect()
+}
+
+fn held<T: DeserializeOwned>(desired: &Desired, key: &ObjectKey) -> Option<T> {
+    let object = desired.get(key)?;
+
+    parse(&key.to_string(), &object.bytes)
+}
+
+/// What cannot be parsed counts as not being there, and the log says why.
+fn parse<T: DeserializeOwned>(what: &str, bytes: &Bytes) -> Option<T> {
+    serde_json::from_slice(bytes)
+        .inspect_err(|error| tracing::error!(%error, what, "an object is not understood"))
+        .ok()
+}

@@ -1,0 +1,217 @@
+//! Which pod a container, an object or a name belongs to: filled by the pods' tasks, read by those
+//! who have something to tell or to ask about a pod.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use proto::ids::{ObjectKey, Uid};
+
+use super::wake::Wake;
+use crate::kubelet_api::{PodLookup, PodRef};
+
+/// One pod as its task last saw it.
+#[derive(Clone, Debug, Default)]
+pub struct Entry {
+    /// Namespace and name.
+    pub name: (String, String),
+    /// Objects whose changes concern the pod.
+    pub references: BTreeSet<ObjectKey>,
+    /// Sandboxes and containers with their CRI state, to see whether the runtime holds others.
+    pub held: BTreeMap<String, i32>,
+    /// Thousandths of a CPU that it requests, if it is a burstable pod.
+    pub burstable_milli: i64,
+    /// What logs and exec want to know.
+    pub pod: Option<PodRef>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pods: BTreeMap<Uid, (Arc<Wake>, Entry)>,
+    /// From container and sandbox ids.
+    by_id: BTreeMap<String, Uid>,
+    by_reference: BTreeMap<ObjectKey, BTreeSet<Uid>>,
+}
+
+/// All pods with a task.
+#[derive(Clone, Debug, Default)]
+pub struct Registry(Arc<Mutex<State>>);
+
+impl Registry {
+    /// A panic while the lock was held leaves maps that are at worst out of step, which the next
+    /// entry of the pod repairs.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pod has a task now; changes of the object under `key` concern it.
+    pub fn add(&self, pod: &Uid, key: ObjectKey) -> Arc<Wake> {
+        let wake = Arc::<Wake>::default();
+        let entry = Entry { references: [key].into(), ..Entry::default() };
+        let mut state = self.state();
+        state.link(pod, &entry);
+        state.pods.insert(pod.clone(), (Arc::clone(&wake), entry));
+
+        wake
+    }
+
+    /// A pod's task has seen this.
+    pub fn update(&self, pod: &Uid, entry: Entry) {
+        let mut state = self.state();
+        state.unlink(pod);
+        state.link(pod, &entry);
+        if let Some((_, held)) = state.pods.get_mut(pod) {
+            *held = entry;
+        }
+    }
+
+    /// A container or sandbox belongs to the pod from now on, before its first event can come.
+    pub fn own(&self, pod: &Uid, id: &str) {
+        self.state().by_id.insert(id.to_owned(), pod.clone());
+    }
+
+    /// The pod's task has ended.
+    pub fn remove(&self, pod: &Uid) {
+        let mut state = self.state();
+        state.unlink(pod);
+        state.by_id.retain(|_, owner| owner != pod);
+        state.pods.remove(pod);
+    }
+
+    /// Whether the pod has a task.
+    pub fn contains(&self, pod: &Uid) -> bool {
+        self.state().pods.contains_key(pod)
+    }
+
+    /// Every pod that has a task.
+    pub fn pods(&self) -> Vec<Uid> {
+        self.state().pods.keys().cloned().collect()
+    }
+
+    /// The inbox of the pod.
+    pub fn wake(&self, pod: &Uid) -> Option<Arc<Wake>> {
+        self.state().pods.get(pod).map(|(wake, _)| Arc::clone(wake))
+    }
+
+    /// The inbox of the pod that owns this container or sandbox.
+    pub fn wake_of(&self, id: &str) -> Option<Arc<Wake>> {
+        let state = self.state();
+        let pod = state.by_id.get(id)?;
+
+        state.pods.get(pod).map(|(wake, _)| Arc::clone(wake))
+    }
+
+    /// The inboxes of the pods that reference the object.
+    pub fn wakes_for(&self, key: &ObjectKey) -> Vec<Arc<Wake>> {
+        let state = self.state();
+        let pods = state.by_reference.get(key).into_iter().flatten();
+
+        pods.filter_map(|pod| state.pods.get(pod)).map(|(wake, _)| Arc::clone(wake)).collect()
+    }
+
+    /// What the task of the pod believes the runtime to hold.
+    pub fn held(&self, pod: &Uid) -> Option<BTreeMap<String, i32>> {
+        self.state().pods.get(pod).map(|(_, entry)| entry.held.clone())
+    }
+
+    /// Thousandths of a CPU that all burstable pods request.
+    pub fn burstable_milli(&self) -> i64 {
+        self.state().pods.values().map(|(_, entry)| entry.burstable_milli).sum()
+    }
+}
+
+impl PodLookup for Registry {
+    /// Of several pods of one name (a deleted one and its successor) the one with a sandbox.
+    fn find(&self, namespace: &str, name: &str) -> Option<PodRef> {
+        let state = self.state();
+        let named = state
+            .pods
+            .values()
+            .filter(|(_, entry)| entry.name.0 == namespace && entry.name.1 == name)
+            .filter_map(|(_, entry)| entry.pod.as_ref());
+
+        named.max_by_key(|pod| pod.sandbox.is_some()).cloned()
+    }
+}
+
+impl State {
+    fn link(&mut self, pod: &Uid, entry: &Entry) {
+        for id in entry.held.keys() {
+            self.by_id.insert(id.clone(), pod.clone());
+        }
+        for key in &entry.references {
+            self.by_reference.entry(key.clone()).or_default().insert(pod.clone());
+        }
+    }
+
+    fn unlink(&mut self, pod: &Uid) {
+        let Some((_, entry)) = self.pods.get(pod) else { return };
+        for id in entry.held.keys() {
+            self.by_id.remove(id);
+        }
+        for key in &entry.references {
+            if let Some(pods) = self.by_reference.get_mut(key) {
+                pods.remove(pod);
+                if pods.is_empty() {
+                    self.by_reference.remove(key);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::ids::Kind;
+
+    use super::*;
+
+    fn uid(text: &str) -> Uid {
+        Uid::new(text).unwrap()
+    }
+
+    #[test]
+    fn events_and_objects_find_their_pods() {
+        let registry = Registry::default();
+        let wake = registry.add(&uid("u1"), ObjectKey::pod(&uid("u1")));
+        let key = ObjectKey::named(Kind::ConfigMap, "ns", "c");
+        registry.own(&uid("u1"), "early");
+        registry.update(
+            &uid("u1"),
+            Entry {
+                name: ("ns".into(), "web".into()),
+                references: [key.clone()].into(),
+                held: [("c1".into(), 1)].into(),
+                ..Entry::default()
+            },
+        );
+
+        for id in ["early", "c1"] {
+            assert!(Arc::ptr_eq(&registry.wake_of(id).unwrap(), &wake), "{id}");
+        }
+        assert_eq!(registry.wakes_for(&key).len(), 1);
+
+        registry
+            .update(&uid("u1"), Entry { name: ("ns".into(), "web".into()), ..Entry::default() });
+        assert!(registry.wake_of("c1").is_none() && registry.wakes_for(&key).is_empty());
+
+        registry.remove(&uid("u1"));
+        assert!(registry.wake_of("early").is_none() && !registry.contains(&uid("u1")));
+    }
+
+    #[test]
+    fn of_two_pods_of_one_name_the_one_with_a_sandbox_is_found() {
+        let registry = Registry::default();
+        for (pod, sandbox) in [("old", None), ("new", Some("s")), ("older", None)] {
+            registry.add(&uid(pod), ObjectKey::pod(&uid(pod)));
+            let pod_ref =
+                PodRef { uid: uid(pod), sandbox: sandbox.map(str::to_owned), containers: vec![] };
+            registry.update(
+                &uid(pod),
+                Entry { name: ("ns".into(), "web".into()), pod: Some(pod_ref), ..Entry::default() },
+            );
+        }
+
+        assert_eq!(registry.find("ns", "web").unwrap().uid, uid("new"));
+        assert!(registry.find("ns", "other").is_none());
+    }
+}

@@ -1,0 +1,236 @@
+//! Setting up all volumes of one pod, and taking them down again. Doing it twice is doing it once:
+//! what is in place stays, changed files are swapped, lost tmpfs mounts are made again.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use podcore::volumes::VolumeSetup;
+
+use super::atomic::{self, FileContent, Payload};
+use super::host_path::{self, HostPathError};
+use super::{mounts, ownership, remove};
+
+/// Modes as the kubelet's: a pod's directory is the node's, a volume's is its containers'.
+const POD_DIR_MODE: u32 = 0o750;
+const VOLUME_MODE: u32 = 0o777;
+const LOGS_MODE: u32 = 0o755;
+
+/// Why a volume is not there; the message is that of the kubelet's FailedMount Event.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A directory of the pod cannot be made.
+    #[error("cannot make {}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A volume cannot be set up.
+    #[error("MountVolume.SetUp failed for volume \"{volume}\"")]
+    Volume {
+        /// Which.
+        volume: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The host lacks a path.
+    #[error("MountVolume.SetUp failed for volume \"{volume}\"")]
+    HostPath {
+        /// Which.
+        volume: String,
+        /// Why not.
+        #[source]
+        source: HostPathError,
+    },
+}
+
+/// One volume of the pod.
+#[derive(Debug)]
+pub struct PodVolume {
+    /// Its name in the pod.
+    pub name: String,
+    /// Its directory; of no meaning for hostPath.
+    pub dir: PathBuf,
+    /// What to make.
+    pub setup: VolumeSetup,
+}
+
+/// Everything of one pod in the file system but its containers' own files.
+#[derive(Debug)]
+pub struct PodVolumes {
+    /// The pod's directory.
+    pub pod_dir: PathBuf,
+    /// The directory of its logs.
+    pub logs_dir: PathBuf,
+    /// Its volumes.
+    pub volumes: Vec<PodVolume>,
+    /// `securityContext.fsGroup`.
+    pub fs_group: Option<u32>,
+    /// `securityContext.fsGroupChangePolicy` is `OnRootMismatch`.
+    pub root_only: bool,
+}
+
+impl PodVolumes {
+    /// Sets everything up.
+    pub fn set_up(&self, now: Timestamp) -> Result<(), SetupError> {
+        for (path, mode) in [
+            (self.pod_dir.clone(), POD_DIR_MODE),
+            (self.pod_dir.join("volumes"), POD_DIR_MODE),
+            (self.pod_dir.join("plugins"), POD_DIR_MODE),
+            (self.pod_dir.join("containers"), POD_DIR_MODE),
+            (self.logs_dir.clone(), LOGS_MODE),
+        ] {
+            make_dir(&path, mode).map_err(|source| SetupError::Directory { path, source })?;
+        }
+        for volume in &self.volumes {
+            self.one(volume, now)?;
+        }
+
+        Ok(())
+    }
+
+    fn one(&self, volume: &PodVolume, now: Timestamp) -> Result<(), SetupError> {
+        let failed = |source| SetupError::Volume { volume: volume.name.clone(), source };
+        match &volume.setup {
+            VolumeSetup::HostPath { path, kind } => host_path::check(Path::new(path), kind)
+                .map_err(|source| SetupError::HostPath { volume: volume.name.clone(), source }),
+            VolumeSetup::EmptyDir { memory, size_limit } => {
+                self.empty_dir(&volume.dir, *memory, *size_limit).map_err(failed)
+            }
+            VolumeSetup::Files { files, memory } => {
+                let payload: Payload = files
+                    .iter()
+                    .map(|(path, file)| {
+                        let content =
+                            FileContent { data: file.data.clone(), mode: file.mode, uid: None };
+                        (PathBuf::from(path), content)
+                    })
+                    .collect();
+                make_volume(&volume.dir, *memory, None)
+                    .and_then(|()| match self.fs_group {
+                        Some(_) => std::os::unix::fs::chown(&volume.dir, None, self.fs_group),
+                        None => Ok(()),
+                    })
+                    .and_then(|()| atomic::write(&volume.dir, &payload, self.fs_group, now))
+                    .map(|_changed| ())
+                    .map_err(failed)
+            }
+        }
+    }
+
+    fn empty_dir(&self, dir: &Path, memory: bool, size_limit: Option<u64>) -> io::Result<()> {
+        make_volume(dir, memory, size_limit)?;
+        match self.fs_group {
+            Some(gid) => ownership::give_to_group(dir, gid, self.root_only),
+            None => Ok(()),
+        }
+    }
+}
+
+fn make_volume(dir: &Path, memory: bool, size_limit: Option<u64>) -> io::Result<()> {
+    if !dir.exists() {
+        make_dir(dir, VOLUME_MODE)?;
+    }
+
+    if memory { mounts::ensure_tmpfs(dir, size_limit) } else { Ok(()) }
+}
+
+fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Unmounts and removes everything in the pod's directory, and the directory.
+pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
+    remove::remove_tree(pod_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use podcore::volumes::File;
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn volumes(dir: &Path, token: &str) -> PodVolumes {
+        let volume = |name: &str, setup| PodVolume {
+            name: name.into(),
+            dir: dir.join("pod/volumes").join(name),
+            setup,
+        };
+        let file = File { data: token.into(), mode: 0o644 };
+        PodVolumes {
+            pod_dir: dir.join("pod"),
+            logs_dir: dir.join("logs"),
+            volumes: vec![
+                volume("disk", VolumeSetup::EmptyDir { memory: false, size_limit: None }),
+                volume("ram", VolumeSetup::EmptyDir { memory: true, size_limit: Some(1 << 20) }),
+                volume(
+                    "token",
+                    VolumeSetup::Files { files: [("t".into(), file)].into(), memory: true },
+                ),
+                volume(
+                    "host",
+                    VolumeSetup::HostPath { path: "/etc".into(), kind: "Directory".into() },
+                ),
+            ],
+            fs_group: None,
+            root_only: false,
+        }
+    }
+
+    #[test]
+    fn volumes_are_made_updated_mended_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let token = dir.join("pod/volumes/token/t");
+
+        volumes(&dir, "one").set_up(at(1)).unwrap();
+        fs::write(dir.join("pod/volumes/disk/data"), "kept").unwrap();
+        assert_eq!(mounts::below(&dir).unwrap().len(), 2);
+        assert_eq!(fs::read_to_string(&token).unwrap(), "one");
+
+        volumes(&dir, "two").set_up(at(2)).unwrap();
+        assert_eq!(mounts::below(&dir).unwrap().len(), 2);
+        assert_eq!(fs::read_to_string(&token).unwrap(), "two");
+
+        // A power cut takes the mounts and leaves the directories.
+        mounts::unmount_below(&dir).unwrap();
+        volumes(&dir, "two").set_up(at(3)).unwrap();
+        assert_eq!(mounts::below(&dir).unwrap().len(), 2);
+        assert_eq!(fs::read_to_string(&token).unwrap(), "two");
+        assert_eq!(fs::read_to_string(dir.join("pod/volumes/disk/data")).unwrap(), "kept");
+
+        tear_down(&dir.join("pod")).unwrap();
+        assert!(mounts::below(&dir).unwrap().is_empty());
+        assert!(!dir.join("pod").exists() && Path::new("/etc").is_dir());
+    }
+
+    #[test]
+    fn a_volume_that_fails_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut wrong = volumes(dir.path(), "x");
+        wrong.volumes = vec![PodVolume {
+            name: "videos".into(),
+            dir: dir.path().join("unused"),
+            setup: VolumeSetup::HostPath { path: "/etc/hostname".into(), kind: "Directory".into() },
+        }];
+        let error = wrong.set_up(at(1)).unwrap_err();
+
+        assert_eq!(
+            crate::telemetry::chain(&error),
+            "MountVolume.SetUp failed for volume \"videos\": hostPath type check failed: \
+             /etc/hostname is not a directory"
+        );
+    }
+}
