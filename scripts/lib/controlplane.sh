@@ -32,7 +32,7 @@ build_controlplane_now() {
 compile_kubernetes() {
   local version=$KUBERNETES_VERSION component=k8s.io/component-base/version flags program
   cp "$CONTROLPLANE"/{main.go,go.mod,go.sum} "$1"
-  cd "$1"
+  cd "$1" || exit
   [ "$version" = "$GO_MOD_VERSION" ] || change_version "$version"
   flags="-s -w -X $component.gitVersion=v$version -X $component.gitTreeState=clean -X $component.gitMajor=1"
   flags+=" -X $component.gitMinor=$(cut -d. -f2 <<<"$version")"
