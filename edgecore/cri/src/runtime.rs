@@ -1,4 +1,7 @@
 //! The client of the runtime: where its socket is, how long it may take, and its calls by subject.
+//!
+//! Every call is boxed: its future holds the whole request and tonic's layers, up to 16 KiB, which
+//! would otherwise be part of each task that may ever make the call.
 
 mod containers;
 mod images;
@@ -94,7 +97,7 @@ impl Runtime {
     /// Which runtime answers; an error says what to do if none does, or one that is too old.
     pub async fn version(&self) -> Result<RuntimeVersion, CriError> {
         let request = v1::VersionRequest { version: INTERFACE_VERSION.to_owned() };
-        let answer = self.runtime().version(within(READ_DEADLINE, request)).await;
+        let answer = Box::pin(self.runtime().version(within(READ_DEADLINE, request))).await;
         let answer = match self.answered(answer, || "ask the runtime for its version".to_owned()) {
             Err(error) if error.is_unimplemented() => {
                 return Err(CriError::NoCriV1 { socket: self.socket.to_string() });
@@ -109,7 +112,7 @@ impl Runtime {
     /// Whether the runtime and its network are ready.
     pub async fn status(&self) -> Result<v1::StatusResponse, CriError> {
         let request = v1::StatusRequest { verbose: false };
-        let answer = self.runtime().status(within(READ_DEADLINE, request)).await;
+        let answer = Box::pin(self.runtime().status(within(READ_DEADLINE, request))).await;
 
         self.answered(answer, || "ask the runtime for its status".to_owned())
     }
@@ -118,7 +121,7 @@ impl Runtime {
     /// (containerd before 2.0).
     pub async fn cgroup_driver(&self) -> Result<Option<v1::CgroupDriver>, CriError> {
         let request = v1::RuntimeConfigRequest {};
-        let answer = self.runtime().runtime_config(within(READ_DEADLINE, request)).await;
+        let answer = Box::pin(self.runtime().runtime_config(within(READ_DEADLINE, request))).await;
         match self.answered(answer, || "ask the runtime for its cgroup driver".to_owned()) {
             Ok(answer) => Ok(answer.linux.map(|linux| linux.cgroup_driver())),
             Err(error) if error.is_unimplemented() => Ok(None),

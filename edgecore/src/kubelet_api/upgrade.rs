@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::upgrade::{self, OnUpgrade, Upgraded as UpgradedIo};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 use super::answer::{self, Answer, Refusal};
@@ -182,20 +183,23 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// Passes bytes both ways until one side is done.
+    /// Passes bytes both ways until one side is done, as a kubelet does: neither protocol closes one
+    /// direction alone, and a caller that is gone must not leave a connection behind.
     pub(super) async fn run(self) -> Result<(), ServeError> {
         let caller = self.caller.await.map_err(ServeError::Connection)?;
-        let (mut caller, mut runtime) = (TokioIo::new(caller), TokioIo::new(self.runtime));
-        tokio::io::copy_bidirectional_with_sizes(
-            &mut caller,
-            &mut runtime,
-            RELAY_BUFFER_BYTES,
-            RELAY_BUFFER_BYTES,
-        )
-        .await
-        .map_err(ServeError::Relay)?;
+        let (from_caller, mut to_caller) = tokio::io::split(TokioIo::new(caller));
+        let (from_runtime, mut to_runtime) = tokio::io::split(TokioIo::new(self.runtime));
+        let mut from_caller = BufReader::with_capacity(RELAY_BUFFER_BYTES, from_caller);
+        let mut from_runtime = BufReader::with_capacity(RELAY_BUFFER_BYTES, from_runtime);
+        let ended = tokio::select! {
+            ended = tokio::io::copy_buf(&mut from_runtime, &mut to_caller) => ended,
+            ended = tokio::io::copy_buf(&mut from_caller, &mut to_runtime) => ended,
+        };
+        // The last words of the runtime reach the caller before the end of the stream does.
+        let closed = to_caller.shutdown().await;
+        ended.map_err(ServeError::Relay)?;
 
-        Ok(())
+        closed.map_err(ServeError::Relay)
     }
 }
 
@@ -345,12 +349,21 @@ mod tests {
             );
         let calling = async {
             caller.write_all(request.as_bytes()).await.unwrap();
-            let mut text = vec![0; 4096];
-            let length = caller.read(&mut text).await.unwrap();
-            caller.write_all(b"ping").await.unwrap();
-            caller.shutdown().await.unwrap();
-            text.truncate(length);
-            caller.read_to_end(&mut text).await.unwrap();
+            let mut text = Vec::new();
+            let mut piece = [0; 512];
+            let mut said = false;
+            while !text.ends_with(b"ping") && !text.ends_with(b"not found") {
+                let length = caller.read(&mut piece).await.unwrap();
+                if length == 0 {
+                    break;
+                }
+                text.extend_from_slice(&piece[..length]);
+                if !said && text.ends_with(b"early ") {
+                    caller.write_all(b"ping").await.unwrap();
+                    said = true;
+                }
+            }
+            drop(caller);
             String::from_utf8(text).unwrap()
         };
         let (head, _served, text) = tokio::join!(runtime, serving, calling);

@@ -26,7 +26,8 @@ impl Runtime {
             config: Some(config),
             sandbox_config: Some(sandbox_config),
         };
-        let answer = self.runtime().create_container(within(CHANGE_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().create_container(within(CHANGE_DEADLINE, request))).await;
         let answer =
             self.answered(answer, || format!("create container {container} in sandbox {sandbox}"))?;
 
@@ -36,7 +37,8 @@ impl Runtime {
     /// Starts a created container.
     pub async fn start_container(&self, id: &str) -> Result<(), CriError> {
         let request = v1::StartContainerRequest { container_id: id.to_owned() };
-        let answer = self.runtime().start_container(within(CHANGE_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().start_container(within(CHANGE_DEADLINE, request))).await;
 
         self.answered(answer, || format!("start container {id}")).map(drop)
     }
@@ -49,7 +51,7 @@ impl Runtime {
             timeout: i64::try_from(grace.as_secs()).unwrap_or(i64::MAX),
         };
         let deadline = grace.saturating_add(CHANGE_DEADLINE);
-        let answer = self.runtime().stop_container(within(deadline, request)).await;
+        let answer = Box::pin(self.runtime().stop_container(within(deadline, request))).await;
 
         self.answered(answer, || format!("stop container {id}")).map(drop)
     }
@@ -57,7 +59,8 @@ impl Runtime {
     /// Removes a container, killing it if it runs. Harmless if already removed.
     pub async fn remove_container(&self, id: &str) -> Result<(), CriError> {
         let request = v1::RemoveContainerRequest { container_id: id.to_owned() };
-        let answer = self.runtime().remove_container(within(CHANGE_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().remove_container(within(CHANGE_DEADLINE, request))).await;
 
         self.answered(answer, || format!("remove container {id}")).map(drop)
     }
@@ -68,7 +71,7 @@ impl Runtime {
         filter: Option<v1::ContainerFilter>,
     ) -> Result<Vec<v1::Container>, CriError> {
         let request = v1::ListContainersRequest { filter };
-        let answer = self.runtime().list_containers(within(READ_DEADLINE, request)).await;
+        let answer = Box::pin(self.runtime().list_containers(within(READ_DEADLINE, request))).await;
 
         Ok(self.answered(answer, || "list containers".to_owned())?.containers)
     }
@@ -77,7 +80,8 @@ impl Runtime {
     pub async fn container_status(&self, id: &str) -> Result<v1::ContainerStatus, CriError> {
         let attempted = || format!("read the status of container {id}");
         let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        let answer = self.runtime().container_status(within(READ_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().container_status(within(READ_DEADLINE, request))).await;
         let answer = self.answered(answer, attempted)?;
 
         required(answer.status, "status", attempted)
@@ -95,7 +99,8 @@ impl Runtime {
             ..Default::default()
         };
         let answer =
-            self.runtime().update_container_resources(within(CHANGE_DEADLINE, request)).await;
+            Box::pin(self.runtime().update_container_resources(within(CHANGE_DEADLINE, request)))
+                .await;
 
         self.answered(answer, || format!("change the resources of container {id}")).map(drop)
     }
@@ -103,7 +108,8 @@ impl Runtime {
     /// Makes the runtime open the log file anew, after it was renamed.
     pub async fn reopen_container_log(&self, id: &str) -> Result<(), CriError> {
         let request = v1::ReopenContainerLogRequest { container_id: id.to_owned() };
-        let answer = self.runtime().reopen_container_log(within(CHANGE_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().reopen_container_log(within(CHANGE_DEADLINE, request))).await;
 
         self.answered(answer, || format!("reopen the log of container {id}")).map(drop)
     }

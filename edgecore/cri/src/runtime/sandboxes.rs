@@ -22,7 +22,8 @@ impl Runtime {
         let pod = pod(&config);
         let request =
             v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
-        let answer = self.runtime().run_pod_sandbox(within(RUN_SANDBOX_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().run_pod_sandbox(within(RUN_SANDBOX_DEADLINE, request))).await;
         let answer = self.answered(answer, || format!("run a sandbox for pod {pod}"))?;
 
         Ok(answer.pod_sandbox_id)
@@ -31,7 +32,8 @@ impl Runtime {
     /// Kills what runs in the sandbox and gives back its network. Harmless if already stopped.
     pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), CriError> {
         let request = v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let answer = self.runtime().stop_pod_sandbox(within(CHANGE_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().stop_pod_sandbox(within(CHANGE_DEADLINE, request))).await;
 
         self.answered(answer, || format!("stop sandbox {id}")).map(drop)
     }
@@ -39,7 +41,8 @@ impl Runtime {
     /// Removes the sandbox with its containers. Harmless if already removed.
     pub async fn remove_pod_sandbox(&self, id: &str) -> Result<(), CriError> {
         let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let answer = self.runtime().remove_pod_sandbox(within(CHANGE_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().remove_pod_sandbox(within(CHANGE_DEADLINE, request))).await;
 
         self.answered(answer, || format!("remove sandbox {id}")).map(drop)
     }
@@ -48,7 +51,8 @@ impl Runtime {
     pub async fn pod_sandbox_status(&self, id: &str) -> Result<v1::PodSandboxStatus, CriError> {
         let attempted = || format!("read the status of sandbox {id}");
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
-        let answer = self.runtime().pod_sandbox_status(within(READ_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().pod_sandbox_status(within(READ_DEADLINE, request))).await;
         let answer = self.answered(answer, attempted)?;
 
         required(answer.status, "status", attempted)
@@ -60,7 +64,8 @@ impl Runtime {
         filter: Option<v1::PodSandboxFilter>,
     ) -> Result<Vec<v1::PodSandbox>, CriError> {
         let request = v1::ListPodSandboxRequest { filter };
-        let answer = self.runtime().list_pod_sandbox(within(READ_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().list_pod_sandbox(within(READ_DEADLINE, request))).await;
 
         Ok(self.answered(answer, || "list sandboxes".to_owned())?.items)
     }

@@ -10,7 +10,7 @@ impl Runtime {
     pub async fn container_stats(&self, id: &str) -> Result<v1::ContainerStats, CriError> {
         let attempted = || format!("read the usage of container {id}");
         let request = v1::ContainerStatsRequest { container_id: id.to_owned() };
-        let answer = self.runtime().container_stats(within(READ_DEADLINE, request)).await;
+        let answer = Box::pin(self.runtime().container_stats(within(READ_DEADLINE, request))).await;
         let answer = self.answered(answer, attempted)?;
 
         required(answer.stats, "stats", attempted)
@@ -22,7 +22,8 @@ impl Runtime {
         filter: Option<v1::ContainerStatsFilter>,
     ) -> Result<Vec<v1::ContainerStats>, CriError> {
         let request = v1::ListContainerStatsRequest { filter };
-        let answer = self.runtime().list_container_stats(within(READ_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().list_container_stats(within(READ_DEADLINE, request))).await;
 
         Ok(self.answered(answer, || "read the usage of containers".to_owned())?.stats)
     }
@@ -31,7 +32,8 @@ impl Runtime {
     pub async fn pod_sandbox_stats(&self, id: &str) -> Result<v1::PodSandboxStats, CriError> {
         let attempted = || format!("read the usage of sandbox {id}");
         let request = v1::PodSandboxStatsRequest { pod_sandbox_id: id.to_owned() };
-        let answer = self.runtime().pod_sandbox_stats(within(READ_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().pod_sandbox_stats(within(READ_DEADLINE, request))).await;
         let answer = self.answered(answer, attempted)?;
 
         required(answer.stats, "stats", attempted)
@@ -43,7 +45,8 @@ impl Runtime {
         filter: Option<v1::PodSandboxStatsFilter>,
     ) -> Result<Vec<v1::PodSandboxStats>, CriError> {
         let request = v1::ListPodSandboxStatsRequest { filter };
-        let answer = self.runtime().list_pod_sandbox_stats(within(READ_DEADLINE, request)).await;
+        let answer =
+            Box::pin(self.runtime().list_pod_sandbox_stats(within(READ_DEADLINE, request))).await;
 
         Ok(self.answered(answer, || "read the usage of sandboxes".to_owned())?.stats)
     }

@@ -21,7 +21,7 @@ impl Runtime {
             timeout: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
         };
         let deadline = timeout.saturating_add(CHANGE_DEADLINE);
-        let answer = self.runtime().exec_sync(within(deadline, request)).await;
+        let answer = Box::pin(self.runtime().exec_sync(within(deadline, request))).await;
 
         self.answered(answer, || format!("run a command in container {container}"))
     }
@@ -29,7 +29,7 @@ impl Runtime {
     /// Prepares a command in a container; the answer is the URL that streams to it.
     pub async fn exec(&self, request: v1::ExecRequest) -> Result<String, CriError> {
         let container = request.container_id.clone();
-        let answer = self.runtime().exec(within(CHANGE_DEADLINE, request)).await;
+        let answer = Box::pin(self.runtime().exec(within(CHANGE_DEADLINE, request))).await;
 
         Ok(self.answered(answer, || format!("prepare an exec in container {container}"))?.url)
     }
@@ -37,7 +37,7 @@ impl Runtime {
     /// Prepares an attachment to a container's process; the answer is the URL that streams to it.
     pub async fn attach(&self, request: v1::AttachRequest) -> Result<String, CriError> {
         let container = request.container_id.clone();
-        let answer = self.runtime().attach(within(CHANGE_DEADLINE, request)).await;
+        let answer = Box::pin(self.runtime().attach(within(CHANGE_DEADLINE, request))).await;
 
         Ok(self.answered(answer, || format!("attach to container {container}"))?.url)
     }
@@ -45,7 +45,7 @@ impl Runtime {
     /// Prepares forwarding to ports of a sandbox; the answer is the URL that streams to them.
     pub async fn port_forward(&self, sandbox: &str, ports: Vec<i32>) -> Result<String, CriError> {
         let request = v1::PortForwardRequest { pod_sandbox_id: sandbox.to_owned(), port: ports };
-        let answer = self.runtime().port_forward(within(CHANGE_DEADLINE, request)).await;
+        let answer = Box::pin(self.runtime().port_forward(within(CHANGE_DEADLINE, request))).await;
 
         Ok(self.answered(answer, || format!("forward ports of sandbox {sandbox}"))?.url)
     }
