@@ -1,3 +1,57 @@
-//! Holdfast.
+//! `cloudcore`, the cloud side.
+//!
+//! Turns arguments into a config, a config into a running cloud, and an outcome into an exit code.
+//! Start reading at [`cloudcore::Cloud`].
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use cloudcore::args::{Args, Command, ConfigCommand};
+use cloudcore::signals::Terminate;
+use cloudcore::{Cloud, CloudError, Config, exit, telemetry};
+
+fn main() -> ExitCode {
+    match Args::parse().command {
+        Command::Config { command: ConfigCommand::Example } => telemetry::print(Config::EXAMPLE),
+        Command::Config { command: ConfigCommand::Check { config } } => match Config::load(&config)
+        {
+            Ok(_) => telemetry::print(&format!("{}: no problem found\n", config.display())),
+            Err(error) => telemetry::refuse(&error, exit::BAD_CONFIG),
+        },
+        Command::Run { config } => match Config::load(&config) {
+            Ok(config) => start(config),
+            Err(error) => telemetry::refuse(&error, exit::BAD_CONFIG),
+        },
+    }
+}
+
+fn start(config: Config) -> ExitCode {
+    telemetry::init(config.log_level);
+
+    match cloudcore::runtime().and_then(|runtime| runtime.block_on(run(config))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = %telemetry::chain(&error), "stopped");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn run(config: Config) -> Result<(), CloudError> {
+    let attempted = "listen for signals";
+    let mut terminate =
+        Terminate::listen().map_err(|source| CloudError::Os { attempted, source })?;
+    let mut cloud = Cloud::start(config).await?;
+    tracing::info!("running");
+
+    let outcome = tokio::select! {
+        signal = terminate.next() => {
+            tracing::info!(signal, "draining");
+            Ok(())
+        }
+        fault = cloud.failed() => Err(fault),
+    };
+    cloud.drain().await;
+
+    outcome
+}

@@ -1,0 +1,164 @@
+//! The cluster as this replica knows it: the index behind a lock, fed by the watches.
+//!
+//! Nothing waits while it holds the lock, so a slow node delays no other.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use index::{Index, Reference, Touched};
+use kube::Client;
+use proto::ids::{Kind, NodeName};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::telemetry;
+use crate::watch::{self, KINDS, Told};
+
+/// Events of all watches that wait for the index. A full queue holds the watches back.
+const TOLD_MAX: usize = 256;
+
+/// GETs of ConfigMaps and Secrets under way at once.
+const FETCHES_MAX: usize = 8;
+
+/// See the module's documentation. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Cluster(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    index: Mutex<Index>,
+    /// Told when something that a node must hold may have changed.
+    wakers: Mutex<BTreeMap<NodeName, Arc<Notify>>>,
+    /// Told when any watch went on.
+    progress: Notify,
+}
+
+impl Cluster {
+    /// A cluster of which nothing is known yet.
+    pub fn new(epoch: u64) -> Self {
+        Self(Arc::new(Inner {
+            index: Mutex::new(Index::new(epoch)),
+            wakers: Mutex::new(BTreeMap::new()),
+            progress: Notify::new(),
+        }))
+    }
+
+    /// The index. Not to be held across an await.
+    pub fn index(&self) -> MutexGuard<'_, Index> {
+        // Each change of the index is whole, whatever panicked after it.
+        self.0.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What wakes the worker of a node.
+    pub fn waker(&self, node: &NodeName) -> Arc<Notify> {
+        Arc::clone(self.wakers().entry(node.clone()).or_default())
+    }
+
+    /// Resolves when a watch has gone on.
+    pub async fn progress(&self) {
+        self.0.progress.notified().await;
+    }
+
+    /// Wakes the workers of these nodes.
+    pub fn wake(&self, touched: &Touched) {
+        let wakers = self.wakers();
+        for waker in touched.iter().filter_map(|node| wakers.get(node)) {
+            waker.notify_one();
+        }
+    }
+
+    fn wakers(&self) -> MutexGuard<'_, BTreeMap<NodeName, Arc<Notify>>> {
+        self.0.wakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, told: Told) {
+        let result = match told {
+            Told::Listed { kind, objects, revision } => {
+                let (touched, errors) = self.index().reset(kind, objects, revision);
+                for error in errors {
+                    tracing::warn!(error = %telemetry::chain(&error), "skipping an object");
+                }
+                Ok(touched)
+            }
+            Told::Applied(kind, bytes) => self.index().apply(kind, bytes),
+            Told::Deleted(kind, bytes) => self.index().delete(kind, &bytes),
+            Told::Passed(kind, revision) => {
+                self.index().pass(kind, revision);
+                Ok(Touched::new())
+            }
+        };
+        match result {
+            Ok(touched) => self.wake(&touched),
+            Err(error) => {
+                tracing::warn!(error = %telemetry::chain(&error), "skipping an object");
+            }
+        }
+        self.0.progress.notify_waiters();
+    }
+}
+
+/// Watches every kind and fetches what pods refer to, until asked to stop.
+pub async fn run(cluster: Cluster, watches: Client, reads: Client, stop: CancellationToken) {
+    let (sender, mut told) = mpsc::channel(TOLD_MAX);
+    let mut watching = JoinSet::new();
+    for watched in KINDS {
+        watching.spawn(watch::run(watches.clone(), watched, sender.clone()));
+    }
+    let mut fetches: JoinSet<(Reference, bool)> = JoinSet::new();
+    let mut under_way: Vec<Reference> = Vec::new();
+    loop {
+        let stale = cluster.index().stale();
+        for reference in stale {
+            if under_way.len() >= FETCHES_MAX {
+                break;
+            }
+            if !under_way.contains(&reference) {
+                under_way.push(reference.clone());
+                fetches.spawn(fetch(cluster.clone(), reads.clone(), reference));
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(event) = told.recv() => cluster.take(event),
+            Some(fetched) = fetches.join_next(), if !fetches.is_empty() => {
+                match fetched {
+                    Ok((reference, _)) => under_way.retain(|other| *other != reference),
+                    Err(error) => {
+                        tracing::error!(%error, "a fetch panicked");
+                        under_way.clear();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Waits after a failed GET, so that a forbidding API server is not asked in a loop.
+const FETCH_RETRY: std::time::Duration = std::time::Duration::from_secs(2);
+
+async fn fetch(cluster: Cluster, client: Client, reference: Reference) -> (Reference, bool) {
+    let collection = match reference.kind {
+        Kind::ConfigMap => "configmaps",
+        Kind::Secret | Kind::Pod | Kind::Service | Kind::Node | Kind::Token => "secrets",
+    };
+    let path =
+        format!("/api/v1/namespaces/{}/{collection}/{}", reference.namespace, reference.name);
+    match watch::get(&client, &path).await {
+        Ok(found) => {
+            let touched = cluster.index().fetched(&reference, found);
+            match touched {
+                Ok(touched) => cluster.wake(&touched),
+                Err(error) => {
+                    tracing::warn!(error = %telemetry::chain(&error), "skipping an object");
+                }
+            }
+            (reference, true)
+        }
+        Err(error) => {
+            tracing::warn!(path, error = %telemetry::chain(&*error), "cannot get what a pod refers to");
+            tokio::time::sleep(FETCH_RETRY).await;
+            (reference, false)
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The config file of cloudcore: parsed, then checked into a type that cannot hold nonsense.
+//!
+//! The example in `examples/cloudcore.yaml` documents every field and is loaded by a test.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tracing::level_filters::LevelFilter;
+
+/// Why a config file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read config file {}; give its path with --config", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not YAML of the expected shape.
+    #[error("config file {} is not understood: {reason}; `cloudcore config example` prints every field", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what, as the parser says it.
+        reason: String,
+    },
+    /// Values that make no sense.
+    #[error("config file {} has {} problem(s): {}", path.display(), problems.len(), problems.join("; "))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// All of them, each with its field.
+        problems: Vec<String>,
+    },
+}
+
+/// The file as written; documented in `examples/cloudcore.yaml`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct File {
+    #[serde(default)]
+    kubeconfig: PathBuf,
+    #[serde(default = "defaults::listen")]
+    listen: String,
+    advertise_address: String,
+    #[serde(default = "defaults::namespace")]
+    namespace: String,
+    #[serde(default)]
+    replica: String,
+    #[serde(default = "defaults::toleration")]
+    default_toleration_seconds: i64,
+    #[serde(default = "defaults::log_level")]
+    log_level: String,
+}
+
+mod defaults {
+    pub(super) fn listen() -> String {
+        "0.0.0.0:10000".to_owned()
+    }
+    pub(super) fn namespace() -> String {
+        "holdfast".to_owned()
+    }
+    pub(super) fn toleration() -> i64 {
+        300
+    }
+    pub(super) fn log_level() -> String {
+        "info".to_owned()
+    }
+}
+
+/// A checked config.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `None` for the service account of the pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// Where edges connect.
+    pub listen: SocketAddr,
+    /// Where API servers reach the kubelet API.
+    pub advertise_address: IpAddr,
+    /// Of our own Secrets and Leases.
+    pub namespace: String,
+    /// Name of this replica.
+    pub replica: String,
+    /// The API server's default for NoExecute tolerations, in seconds.
+    pub default_toleration_seconds: i64,
+    /// What is logged.
+    pub log_level: LevelFilter,
+}
+
+impl Config {
+    /// Every field, with its meaning and default.
+    pub const EXAMPLE: &str = include_str!("../examples/cloudcore.yaml");
+
+    /// Reads and checks a file, telling every problem rather than the first.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let file: File = serde_saphyr::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+
+        check(file).map_err(|problems| ConfigError::Invalid { path: path.to_owned(), problems })
+    }
+}
+
+fn check(file: File) -> Result<Config, Vec<String>> {
+    let mut problems = Vec::new();
+    let listen = file.listen.parse().map_err(|_| {
+        problems.push(format!("listen: {:?} is not ADDRESS:PORT", file.listen));
+    });
+    let advertise: Result<IpAddr, ()> = file.advertise_address.parse().map_err(|_| {
+        problems
+            .push(format!("advertiseAddress: {:?} is not an IP address", file.advertise_address));
+    });
+    if advertise.is_ok_and(|address| address.is_loopback() || address.is_unspecified()) {
+        problems.push(format!(
+            "advertiseAddress: API servers refuse {}; give an address of this machine that they reach",
+            file.advertise_address
+        ));
+    }
+    let log_level = file.log_level.parse().map_err(|_| {
+        problems.push(format!(
+            "logLevel: {:?} is not one of off, error, warn, info, debug, trace",
+            file.log_level
+        ));
+    });
+    if file.default_toleration_seconds < 0 {
+        problems.push("defaultTolerationSeconds: must not be negative".to_owned());
+    }
+    if file.namespace.is_empty() {
+        problems.push("namespace: must not be empty".to_owned());
+    }
+    let (Ok(listen), Ok(advertise_address), Ok(log_level), true) =
+        (listen, advertise, log_level, problems.is_empty())
+    else {
+        return Err(problems);
+    };
+    let replica = if file.replica.is_empty() { host_name() } else { file.replica };
+
+    Ok(Config {
+        kubeconfig: (!file.kubeconfig.as_os_str().is_empty()).then_some(file.kubeconfig),
+        listen,
+        advertise_address,
+        namespace: file.namespace,
+        replica,
+        default_toleration_seconds: file.default_toleration_seconds,
+        log_level,
+    })
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+
+    if name.is_empty() { "cloudcore".to_owned() } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_loads() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/cloudcore.yaml");
+        let config = Config::load(&path).unwrap();
+
+        assert_eq!(config.listen.port(), 10000);
+        assert_eq!(config.default_toleration_seconds, 300);
+    }
+
+    #[test]
+    fn every_problem_is_told_with_its_field() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.yaml");
+        std::fs::write(&path, "advertiseAddress: 127.0.0.1\nlisten: here\nlogLevel: loud\n")
+            .unwrap();
+        let error = Config::load(&path).unwrap_err().to_string();
+        for field in [
+            "listen: \"here\"",
+            "advertiseAddress: API servers refuse 127.0.0.1",
+            "logLevel: \"loud\"",
+        ] {
+            assert!(error.contains(field), "{error}");
+        }
+        std::fs::write(&path, "advertiseAddress: 192.0.2.1\nfrobnicate: 1\n").unwrap();
+        let error = Config::load(&path).unwrap_err().to_string();
+        assert!(error.contains("frobnicate"), "{error}");
+    }
+}

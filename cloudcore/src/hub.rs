@@ -1,0 +1,209 @@
+//! Where edges connect: the only place of cloudcore that owns link sockets.
+//!
+//! [`listener`] accepts and bounds what has not proved itself; [`routes`] answers joining and turns
+//! a proven node's request into a WebSocket; [`admission`] decides which session of a node is the
+//! current one and records it; [`session`] runs the link. What the rest of cloudcore sees is
+//! [`Connected`], [`SessionEvent`], [`SessionHandle`] and [`Sessions`].
+
+mod admission;
+mod listener;
+mod routes;
+mod session;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kube::Client;
+use proto::ids::{NodeName, ObjectKey, Uid};
+use proto::object::{Object, Point, Version};
+use proto::outbox::Desired;
+use proto::session::CloudInput;
+use proto::wire::{Health, Hello, Outcome, Report, Seq};
+use tokio::sync::mpsc;
+
+pub use self::listener::{HubError, bind, run};
+use crate::pki::Authority;
+
+/// Inputs waiting for a session's loop. A worker that is faster than its link waits here, and
+/// delays no other node.
+const COMMANDS_MAX: usize = 64;
+
+/// What every connection needs.
+pub struct Shared {
+    /// Signs and proves.
+    pub authority: Authority,
+    /// For tokens and session records.
+    pub client: Client,
+    /// Where those are kept.
+    pub namespace: String,
+    /// Name of this replica in session records.
+    pub replica: String,
+    /// Current epoch of the cluster (invariant 7).
+    pub epoch: u64,
+    /// The sessions of this replica.
+    pub sessions: Sessions,
+    /// To the workers of the nodes.
+    pub connected: mpsc::Sender<Connected>,
+}
+
+/// A session that was admitted.
+#[derive(Debug)]
+pub struct Connected {
+    /// To talk to the node.
+    pub session: SessionHandle,
+    /// How it introduced itself.
+    pub hello: Hello,
+    /// What it says. Ends with [`SessionEvent::Lost`].
+    pub events: mpsc::Receiver<SessionEvent>,
+}
+
+/// What a session says to its worker.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// Answer with [`SessionHandle::report_done`].
+    Report {
+        /// To answer.
+        seq: Seq,
+        /// What the edge says.
+        report: Report,
+    },
+    /// Answer with [`SessionHandle::event_done`].
+    Event {
+        /// To answer.
+        seq: Seq,
+        /// JSON of a core/v1 Event.
+        bytes: Bytes,
+    },
+    /// Held by the edge and not wanted: answer with `absent` or `still_wanted`.
+    Unwanted {
+        /// What it is stored under.
+        key: ObjectKey,
+        /// Which.
+        version: Version,
+    },
+    /// The edge holds exactly what was wanted.
+    InSync,
+    /// The edge answers.
+    Alive {
+        /// How it is.
+        health: Health,
+    },
+    /// The link is gone.
+    Lost {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// One admitted session; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SessionHandle {
+    node: NodeName,
+    generation: u64,
+    current: Arc<AtomicBool>,
+    inputs: mpsc::Sender<CloudInput>,
+}
+
+impl SessionHandle {
+    /// Whose.
+    pub fn node(&self) -> &NodeName {
+        &self.node
+    }
+
+    /// Counts the sessions of the node.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether it is still the node's session. Nothing may be written for the node otherwise.
+    pub fn is_current(&self) -> bool {
+        self.current.load(Ordering::Acquire)
+    }
+
+    /// Everything the node must hold; see [`CloudInput::Sync`].
+    pub async fn sync(&self, wanted: Vec<Arc<Object>>) {
+        self.tell(CloudInput::Sync { wanted }).await;
+    }
+
+    /// Something new from the API server.
+    pub async fn change(&self, desired: Desired) {
+        self.tell(CloudInput::Change(desired)).await;
+    }
+
+    /// Answers `Unwanted`: it is gone.
+    pub async fn absent(&self, key: ObjectKey, uid: Uid, gone_at: Point) {
+        self.tell(CloudInput::Absent { key, uid, gone_at }).await;
+    }
+
+    /// Answers `Unwanted`: it exists.
+    pub async fn still_wanted(&self, key: ObjectKey) {
+        self.tell(CloudInput::StillWanted { key }).await;
+    }
+
+    /// Answers a report.
+    pub async fn report_done(&self, seq: Seq, outcome: Outcome) {
+        self.tell(CloudInput::ReportDone { seq, outcome }).await;
+    }
+
+    /// Answers an event.
+    pub async fn event_done(&self, seq: Seq) {
+        self.tell(CloudInput::EventDone { seq }).await;
+    }
+
+    /// Ends the session in good order.
+    pub async fn drain(&self, reason: &str, retry_after: Duration) {
+        let reason = reason.to_owned();
+        self.tell(CloudInput::Drain { reason, retry_after }).await;
+    }
+
+    async fn tell(&self, input: CloudInput) {
+        // A session that is over needs no answer.
+        drop(self.inputs.send(input).await);
+    }
+}
+
+/// The current sessions of this replica, by node.
+#[derive(Clone, Debug, Default)]
+pub struct Sessions(Arc<Mutex<BTreeMap<NodeName, SessionHandle>>>);
+
+impl Sessions {
+    /// The session of a node.
+    pub fn get(&self, node: &NodeName) -> Option<SessionHandle> {
+        self.lock().get(node).cloned()
+    }
+
+    /// Every current session.
+    pub fn all(&self) -> Vec<SessionHandle> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Makes `session` the node's; the one before is fenced at once.
+    fn replace(&self, session: SessionHandle) -> Option<SessionHandle> {
+        let before = self.lock().insert(session.node.clone(), session);
+        if let Some(before) = &before {
+            before.current.store(false, Ordering::Release);
+        }
+
+        before
+    }
+
+    /// Forgets `session` if it is still the node's.
+    fn remove(&self, session: &SessionHandle) {
+        session.current.store(false, Ordering::Release);
+        let mut sessions = self.lock();
+        let is_it = sessions
+            .get(&session.node)
+            .is_some_and(|other| Arc::ptr_eq(&other.current, &session.current));
+        if is_it {
+            sessions.remove(&session.node);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, SessionHandle>> {
+        // The map is whole whatever panicked beside it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

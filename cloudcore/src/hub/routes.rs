@@ -1,0 +1,143 @@
+//! What edges may ask: to join, to open the link, whether cloudcore lives.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use proto::ids::NodeName;
+use serde::Deserialize;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use super::{Shared, admission, session};
+use crate::pki::token;
+use crate::{clock, telemetry};
+
+/// A token, a name and a certificate request have 2 KiB.
+const BODY_BYTES_MAX: usize = 16 * 1024;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct JoinRequest {
+    token: String,
+    node_name: String,
+    csr: String,
+}
+
+type Answer = Response<Full<Bytes>>;
+type Upgrades = Arc<Mutex<Option<OnUpgrade>>>;
+
+pub(super) async fn answer(
+    request: Request<Incoming>,
+    node: Option<NodeName>,
+    shared: Arc<Shared>,
+    upgraded: Upgrades,
+) -> Result<Answer, Infallible> {
+    Ok(match (request.method(), request.uri().path()) {
+        (&Method::GET, "/healthz") => text(StatusCode::OK, "ok"),
+        (&Method::POST, "/v1/join") => join(request, &shared).await,
+        (&Method::GET, "/v1/link") if node.is_none() => text(
+            StatusCode::UNAUTHORIZED,
+            "the link needs the certificate of a node; join it by token: edgeadm join",
+        ),
+        (&Method::GET, "/v1/link") => upgrade(request, &upgraded),
+        _ => text(StatusCode::NOT_FOUND, "no such route"),
+    })
+}
+
+fn text(status: StatusCode, text: &'static str) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *answer.status_mut() = status;
+
+    answer
+}
+
+fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(value.to_string())));
+    *answer.status_mut() = status;
+
+    answer
+}
+
+fn refuse(status: StatusCode, reason: &str, error: &str) -> Answer {
+    json(status, &serde_json::json!({ "reason": reason, "error": error }))
+}
+
+async fn join(request: Request<Incoming>, shared: &Shared) -> Answer {
+    let bad = |error: &str| refuse(StatusCode::BAD_REQUEST, "BadRequest", error);
+    let body = match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return bad(&format!("the body cannot be read: {error}")),
+    };
+    let asked: JoinRequest = match serde_json::from_slice(&body) {
+        Ok(asked) => asked,
+        Err(error) => return bad(&format!("the body is not understood: {error}")),
+    };
+    let node = match NodeName::new(asked.node_name) {
+        Ok(node) => node,
+        Err(error) => return bad(&error.to_string()),
+    };
+    let now = clock::timestamp();
+    let client = shared.client.clone();
+    if let Err(error) = token::check(client, &shared.namespace, &asked.token, &node, now).await {
+        tracing::warn!(%node, error = %telemetry::chain(&error), "a node was refused to join");
+        return refuse(StatusCode::FORBIDDEN, error.reason(), &telemetry::chain(&error));
+    }
+    let certificate = match shared.authority.sign_node(&node, &asked.csr) {
+        Ok(certificate) => certificate,
+        Err(error) => return bad(&telemetry::chain(&error)),
+    };
+    if let Err(error) = admission::joined(shared, &node).await {
+        let error = format!("the session record cannot be kept: {}", telemetry::chain(&error));
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "NotReady", &error);
+    }
+    tracing::info!(%node, "a node joined");
+
+    json(
+        StatusCode::OK,
+        &serde_json::json!({ "certificate": certificate, "ca": shared.authority.ca_pem() }),
+    )
+}
+
+/// The server's half of the WebSocket handshake (RFC 6455, section 4.2).
+fn upgrade(mut request: Request<Incoming>, upgraded: &Upgrades) -> Answer {
+    let headers = request.headers();
+    let is_websocket = headers
+        .get(UPGRADE)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|value| value == "13");
+    let Some(key) = headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_websocket) else {
+        return text(StatusCode::UPGRADE_REQUIRED, "the link is a WebSocket, version 13");
+    };
+    let accept = derive_accept_key(key.as_bytes());
+    if let Ok(mut slot) = upgraded.lock() {
+        *slot = Some(hyper::upgrade::on(&mut request));
+    }
+    let answer = Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(UPGRADE, "websocket")
+        .header(CONNECTION, "Upgrade")
+        .header(SEC_WEBSOCKET_ACCEPT, accept)
+        .body(Full::default());
+
+    answer.unwrap_or_else(|_| text(StatusCode::INTERNAL_SERVER_ERROR, "cannot answer"))
+}
+
+pub(super) async fn link(
+    upgrade: OnUpgrade,
+    node: NodeName,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+) {
+    match upgrade.await {
+        Ok(stream) => session::run(stream, node, peer, shared).await,
+        Err(error) => tracing::info!(%node, %peer, %error, "the upgrade to a link failed"),
+    }
+}

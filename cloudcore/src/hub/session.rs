@@ -1,0 +1,237 @@
+//! The shell of one link: moves bytes between the socket and the session, and what the session
+//! says between it and the node's worker. Every decision is the session's.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{Sink as _, StreamExt as _};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use proto::codec::{self, FRAME_BYTES_MAX};
+use proto::ids::NodeName;
+use proto::session::{CloudInput, CloudOutput, CloudSession};
+use proto::wire::{Hello, Refusal, RefuseCode};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::mpsc;
+use tokio::time::sleep_until;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
+
+use super::{COMMANDS_MAX, Connected, SessionEvent, SessionHandle, Shared, admission};
+use crate::{clock, telemetry};
+
+/// Bytes read at once: an idle link holds this much.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
+
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Runs a link until it ends.
+pub(super) async fn run(stream: Upgraded, node: NodeName, peer: SocketAddr, shared: Arc<Shared>) {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_message_size(Some(FRAME_BYTES_MAX))
+        .max_frame_size(Some(FRAME_BYTES_MAX));
+    let socket =
+        WebSocketStream::from_raw_socket(TokioIo::new(stream), Role::Server, Some(config)).await;
+    let (sink, stream) = socket.split();
+    let (inputs, commands) = mpsc::channel(COMMANDS_MAX);
+    let link = Link {
+        session: CloudSession::new(seed(), clock::now()),
+        node,
+        peer,
+        shared,
+        inputs,
+        worker: None,
+        waiting: VecDeque::new(),
+    };
+    link.run(sink, stream, commands).await;
+}
+
+fn seed() -> u64 {
+    let mut seed = [0; 8];
+    // Only spreads retries: a fixed seed would do.
+    drop(SystemRandom::new().fill(&mut seed));
+
+    u64::from_ne_bytes(seed)
+}
+
+struct Link {
+    session: CloudSession,
+    node: NodeName,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    inputs: mpsc::Sender<CloudInput>,
+    /// Set once admitted.
+    worker: Option<(SessionHandle, mpsc::Sender<SessionEvent>)>,
+    /// Said by the session and not yet taken by the worker. Bounded by what the session allows to
+    /// be unanswered, and by what a node may hold.
+    waiting: VecDeque<SessionEvent>,
+}
+
+impl Link {
+    async fn run(
+        mut self,
+        mut sink: SplitSink<Socket, Message>,
+        mut stream: SplitStream<Socket>,
+        mut commands: mpsc::Receiver<CloudInput>,
+    ) {
+        let mut flushed = true;
+        let reason = loop {
+            if let Some(reason) = self.outputs().await {
+                break reason;
+            }
+            if flushed && let Some(frame) = self.session.poll_send() {
+                let message = Message::Binary(codec::encode(&frame));
+                if let Err(error) = Pin::new(&mut sink).start_send(message) {
+                    break error.to_string();
+                }
+                flushed = false;
+                continue;
+            }
+            let timeout = self.session.poll_timeout();
+            let worker = self.worker.as_ref().map(|(_, events)| events.clone());
+            tokio::select! {
+                done = poll_fn(|cx| Pin::new(&mut sink).poll_flush(cx)), if !flushed => {
+                    if let Err(error) = done {
+                        break error.to_string();
+                    }
+                    flushed = true;
+                }
+                message = stream.next() => {
+                    if let Some(reason) = self.receive(message) {
+                        break reason;
+                    }
+                }
+                Some(input) = commands.recv() => self.session.handle(input, clock::now()),
+                () = sleep_until(timeout.unwrap_or_else(clock::now).into()), if timeout.is_some() => {
+                    self.session.handle_timeout(clock::now());
+                }
+                permit = reserve(worker.as_ref()), if !self.waiting.is_empty() && worker.is_some() => {
+                    match (permit, self.waiting.pop_front()) {
+                        (Some(permit), Some(event)) => permit.send(event),
+                        (None, _) | (_, None) => break "the worker of the node ended".to_owned(),
+                    }
+                }
+            }
+        };
+        self.end(reason).await;
+    }
+
+    /// Takes a message from the socket; the reason if the link ended.
+    fn receive(&mut self, message: Option<Result<Message, SocketError>>) -> Option<String> {
+        let input = match message {
+            None => return Some("the edge closed the connection".to_owned()),
+            Some(Err(error)) => return Some(error.to_string()),
+            Some(Ok(Message::Binary(bytes))) => match codec::decode(&bytes) {
+                Ok(frame) => CloudInput::Received(frame),
+                Err(error) => CloudInput::Malformed(error),
+            },
+            Some(Ok(Message::Close(_))) => {
+                return Some("the edge closed the connection".to_owned());
+            }
+            Some(Ok(
+                Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_),
+            )) => CloudInput::Heard,
+        };
+        self.session.handle(input, clock::now());
+
+        None
+    }
+
+    /// Does what the session says; the reason if it ends.
+    async fn outputs(&mut self) -> Option<String> {
+        while let Some(output) = self.session.poll_output() {
+            let event = match output {
+                CloudOutput::Hello(hello) => {
+                    self.admit(hello).await;
+                    continue;
+                }
+                CloudOutput::Close(reason) => return Some(telemetry::chain(&reason)),
+                CloudOutput::Nacked { key, reason } => {
+                    tracing::warn!(node = %self.node, %key, reason, "the edge cannot store an object");
+                    continue;
+                }
+                CloudOutput::Stream(_) => continue,
+                CloudOutput::Report { seq, report } => SessionEvent::Report { seq, report },
+                CloudOutput::Event { seq, bytes } => SessionEvent::Event { seq, bytes },
+                CloudOutput::Unwanted { key, version } => SessionEvent::Unwanted { key, version },
+                CloudOutput::InSync => SessionEvent::InSync,
+                CloudOutput::Alive { health } => {
+                    // Only the latest matters.
+                    self.waiting.retain(|event| !matches!(event, SessionEvent::Alive { .. }));
+                    SessionEvent::Alive { health }
+                }
+            };
+            self.waiting.push_back(event);
+        }
+
+        None
+    }
+
+    async fn admit(&mut self, hello: Hello) {
+        let answer = if hello.node == self.node {
+            admission::admit(&self.shared, &hello).await
+        } else {
+            let reason = format!("the certificate is of {}, not of {}", self.node, hello.node);
+            let retry_after = std::time::Duration::from_mins(1);
+            Err(Refusal { code: RefuseCode::UnknownNode, reason, retry_after })
+        };
+        let input = match answer {
+            Ok(admission) => {
+                let (events, receiver) = mpsc::channel(COMMANDS_MAX);
+                let session = SessionHandle {
+                    node: self.node.clone(),
+                    generation: admission.generation,
+                    current: Arc::new(AtomicBool::new(true)),
+                    inputs: self.inputs.clone(),
+                };
+                if let Some(before) = self.shared.sessions.replace(session.clone()) {
+                    let reason = "a newer session of the node was admitted".to_owned();
+                    let retry_after = std::time::Duration::ZERO;
+                    let refusal = Refusal { code: RefuseCode::Superseded, reason, retry_after };
+                    // The old loop may be stuck on a dead path: it is fenced whether or not it reads.
+                    drop(before.inputs.try_send(CloudInput::Refused(refusal)));
+                }
+                tracing::info!(node = %self.node, peer = %self.peer, generation = admission.generation, "a session began");
+                let connected = Connected { session: session.clone(), hello, events: receiver };
+                self.worker = Some((session, events));
+                drop(self.shared.connected.send(connected).await);
+                CloudInput::Admitted(admission)
+            }
+            Err(refusal) => {
+                let code = refusal.code.as_str();
+                tracing::warn!(node = %self.node, peer = %self.peer, code, reason = refusal.reason, "a session was refused");
+                CloudInput::Refused(refusal)
+            }
+        };
+        self.session.handle(input, clock::now());
+    }
+
+    async fn end(self, reason: String) {
+        let Some((session, events)) = self.worker else {
+            tracing::info!(node = %self.node, peer = %self.peer, reason, "a connection ended before it was a session");
+            return;
+        };
+        self.shared.sessions.remove(&session);
+        tracing::info!(node = %self.node, generation = session.generation, reason, "a session ended");
+        for event in self.waiting {
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+        drop(events.send(SessionEvent::Lost { reason }).await);
+    }
+}
+
+async fn reserve(
+    worker: Option<&mpsc::Sender<SessionEvent>>,
+) -> Option<mpsc::Permit<'_, SessionEvent>> {
+    worker?.reserve().await.ok()
+}

@@ -1,0 +1,46 @@
+//! Nodes: one worker a connected node, which sends what the node must hold and writes what it says.
+
+mod lease;
+mod object;
+mod tokens;
+mod worker;
+
+use std::sync::Arc;
+
+use kube::Client;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
+use crate::hub::Connected;
+
+/// What every worker needs.
+pub struct Shared {
+    /// What is known of the API server's objects.
+    pub cluster: Cluster,
+    /// For writes and GETs; watches have a client of their own.
+    pub client: Client,
+    /// Address at which API servers find the kubelet API of every node: this replica's.
+    pub advertise_address: String,
+}
+
+/// Gives every session its worker, until asked to stop.
+pub async fn run(
+    shared: Arc<Shared>,
+    mut connected: mpsc::Receiver<Connected>,
+    stop: CancellationToken,
+) {
+    let mut workers = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(session) = connected.recv() => {
+                workers.spawn(worker::run(Arc::clone(&shared), session));
+            }
+            Some(_) = workers.join_next(), if !workers.is_empty() => {}
+        }
+    }
+    // Sessions are being drained: each worker ends when its session does.
+    while workers.join_next().await.is_some() {}
+}

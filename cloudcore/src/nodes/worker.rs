@@ -1,0 +1,363 @@
+//! The worker of one session: everything that cloudcore does for one node happens here, in order, so
+//! that a slow node delays nobody else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::ids::{Kind, NodeName, ObjectKey, Uid};
+use proto::object::{Point, Version};
+use proto::outbox::Desired;
+use proto::wire::{Health, Outcome, Report, ReportKey, Seq};
+use serde_json::Value;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval_at};
+
+use super::object::{self, Facing};
+use super::{Shared, lease, tokens};
+use crate::hub::{Connected, SessionEvent, SessionHandle};
+use crate::pods::{self, PodPath, Statuses};
+use crate::{clock, events, telemetry};
+
+/// Half of the Lease's life.
+const RENEW_INTERVAL: Duration = Duration::from_secs(20);
+
+/// The node status is written again this often even if nothing changed (kubelet:
+/// `nodeStatusReportFrequency`).
+const STATUS_INTERVAL: Duration = Duration::from_mins(5);
+
+struct Worker {
+    shared: Arc<Shared>,
+    session: SessionHandle,
+    node: NodeName,
+    node_ip: String,
+    /// What was sent or agreed on; empty before the first sync.
+    sent: BTreeMap<ObjectKey, Version>,
+    is_synced: bool,
+    statuses: Statuses,
+    node_report: Option<Value>,
+    health: Option<Health>,
+    status_written: Option<std::time::Instant>,
+    /// Writes under way: answers to reports.
+    writes: JoinSet<()>,
+}
+
+/// Works for a session until it is lost.
+pub(super) async fn run(shared: Arc<Shared>, connected: Connected) {
+    let Connected { session, hello, events } = connected;
+    let node = session.node().clone();
+    let waker = shared.cluster.waker(&node);
+    let worker = Worker {
+        node_ip: hello.node_ip.clone(),
+        sent: BTreeMap::new(),
+        is_synced: false,
+        statuses: Statuses::default(),
+        node_report: None,
+        health: None,
+        status_written: None,
+        writes: JoinSet::new(),
+        shared,
+        session,
+        node,
+    };
+    worker.run(hello.held.high_water, events, waker).await;
+}
+
+impl Worker {
+    async fn run(
+        mut self,
+        high_water: proto::digest::HighWater,
+        mut events: mpsc::Receiver<SessionEvent>,
+        waker: Arc<Notify>,
+    ) {
+        let start = Instant::from_std(clock::now()) + RENEW_INTERVAL;
+        let mut renewal = interval_at(start, RENEW_INTERVAL);
+        let shared = Arc::clone(&self.shared);
+        loop {
+            if !self.is_synced && shared.cluster.index().has_passed(&high_water) {
+                self.synchronise().await;
+            }
+            tokio::select! {
+                event = events.recv() => match event {
+                    None | Some(SessionEvent::Lost { .. }) => break,
+                    Some(event) => self.event(event).await,
+                },
+                () = waker.notified(), if self.is_synced => self.send_changes().await,
+                () = shared.cluster.progress(), if !self.is_synced => {}
+                _ = renewal.tick() => self.renew().await,
+                Some(_) = self.writes.join_next(), if !self.writes.is_empty() => {}
+            }
+        }
+        while self.writes.join_next().await.is_some() {}
+    }
+
+    /// Says everything that the node must hold.
+    async fn synchronise(&mut self) {
+        let wanted = self.shared.cluster.index().desired(&self.node);
+        self.sent = index::versions(&wanted);
+        self.is_synced = true;
+        self.session.sync(wanted).await;
+    }
+
+    /// Says what has changed since, and takes in what the API server says of pods.
+    async fn send_changes(&mut self) {
+        self.confirm_missing().await;
+        let (wanted, passed) = {
+            let index = self.shared.cluster.index();
+            (index.desired(&self.node), passed(&index))
+        };
+        let now = index::versions(&wanted);
+        for object in wanted {
+            let before = self.sent.get(&object.key);
+            let is_same = before.is_some_and(|before| {
+                before.hash == object.version.hash && before.uid == object.version.uid
+            });
+            if !is_same {
+                self.session.change(Desired::Put(object)).await;
+            }
+        }
+        let gone: Vec<_> = self
+            .sent
+            .iter()
+            .filter(|(key, _)| key.kind() != Kind::Token && !now.contains_key(*key))
+            .map(|(key, version)| (key.clone(), version.uid.clone()))
+            .collect();
+        for (key, uid) in gone {
+            let gone_at = passed.get(&key.kind()).copied().unwrap_or_default();
+            self.session.change(Desired::Delete { key, uid, gone_at }).await;
+        }
+        self.sent = now;
+        self.assert_statuses();
+    }
+
+    /// Pods that a relist did not show are gone when a GET says so.
+    async fn confirm_missing(&self) {
+        let missing = self.shared.cluster.index().missing(&self.node);
+        for (namespace, name, uid) in missing {
+            let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
+            match crate::watch::get(&self.shared.client, &path).await {
+                Ok(found) => {
+                    let found_uid = found.and_then(|bytes| {
+                        let pod: Value = serde_json::from_slice(&bytes).ok()?;
+                        Some(pod["metadata"]["uid"].as_str()?.to_owned())
+                    });
+                    if found_uid.as_deref() != Some(uid.as_str()) {
+                        self.shared.cluster.index().confirm_gone(&uid);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(path, error = %telemetry::chain(&*error), "cannot tell whether a pod is gone");
+                }
+            }
+        }
+    }
+
+    /// Asserts what the node reported where the API server says something else (invariant 9).
+    fn assert_statuses(&mut self) {
+        let uids = self.shared.cluster.index().pods_on(&self.node);
+        self.statuses.retain(|uid| uids.contains(uid));
+        for uid in uids {
+            let Some((path, object)) = self.pod(&uid) else { continue };
+            let Ok(current) = serde_json::from_slice::<Value>(&object.bytes) else { continue };
+            if let Some(status) = self.statuses.to_assert(&uid, &current) {
+                let (client, session) = (self.shared.client.clone(), self.session.clone());
+                self.writes.spawn(async move {
+                    pods::write(&client, &session, &path, &uid, &status).await;
+                });
+            }
+        }
+    }
+
+    fn pod(&self, uid: &Uid) -> Option<(PodPath, Arc<proto::object::Object>)> {
+        let index = self.shared.cluster.index();
+        let pod = index.pod(uid).filter(|pod| *pod.node == self.node)?;
+        let path = PodPath { namespace: pod.namespace.to_owned(), name: pod.name.to_owned() };
+
+        Some((path, Arc::clone(pod.object)))
+    }
+
+    async fn event(&mut self, event: SessionEvent) {
+        match event {
+            SessionEvent::Report { seq, report } => self.report(seq, report).await,
+            SessionEvent::Event { seq, bytes } => {
+                let (client, session) = (self.shared.client.clone(), self.session.clone());
+                self.writes.spawn(async move {
+                    events::write(&client, &session, &bytes).await;
+                    session.event_done(seq).await;
+                });
+            }
+            SessionEvent::Unwanted { key, version } => self.unwanted(key, version).await,
+            SessionEvent::InSync => tracing::info!(node = %self.node, "the node is in sync"),
+            SessionEvent::Alive { health } => {
+                let was = self.health.as_ref().is_none_or(object::is_responsive);
+                let is = object::is_responsive(&health);
+                self.health = Some(health);
+                if was != is {
+                    self.write_node().await;
+                }
+            }
+            SessionEvent::Lost { .. } => {}
+        }
+    }
+
+    async fn report(&mut self, seq: Seq, report: Report) {
+        let Report { key, bytes, done } = report;
+        match key {
+            ReportKey::NodeStatus => {
+                let outcome = match serde_json::from_slice(&bytes) {
+                    Ok(report) => {
+                        self.node_report = Some(report);
+                        self.write_node().await
+                    }
+                    Err(error) => Outcome::Refused { reason: error.to_string() },
+                };
+                self.session.report_done(seq, outcome).await;
+            }
+            ReportKey::PodStatus(uid) => self.pod_status(seq, uid, &bytes, done),
+            ReportKey::TokenWanted { pod, source } => self.token(seq, pod, source, bytes),
+        }
+    }
+
+    fn pod_status(&mut self, seq: Seq, uid: Uid, bytes: &[u8], done: bool) {
+        let status: Result<Value, _> = serde_json::from_slice(bytes);
+        let found = self.pod(&uid);
+        let (client, session) = (self.shared.client.clone(), self.session.clone());
+        if let Ok(status) = &status {
+            self.statuses.keep(uid.clone(), status.clone());
+        }
+        self.writes.spawn(async move {
+            let outcome = match (status, found) {
+                (Err(error), _) => Outcome::Refused { reason: error.to_string() },
+                // Not bound to this node (any more): nothing to say about it.
+                (Ok(_), None) => Outcome::Done,
+                (Ok(status), Some((path, object))) => {
+                    let written = pods::write(&client, &session, &path, &uid, &status).await;
+                    let is_deleted = || {
+                        let pod: Option<Value> = serde_json::from_slice(&object.bytes).ok();
+                        pod.is_some_and(|pod| pod["metadata"]["deletionTimestamp"].is_string())
+                    };
+                    if written == Outcome::Done && done && is_deleted() {
+                        pods::remove(&client, &session, &path, &uid).await
+                    } else {
+                        written
+                    }
+                }
+            };
+            session.report_done(seq, outcome).await;
+        });
+    }
+
+    fn token(&mut self, seq: Seq, pod: Uid, source: String, wanted: bytes::Bytes) {
+        let found = self.pod(&pod);
+        let (client, session) = (self.shared.client.clone(), self.session.clone());
+        self.writes.spawn(async move {
+            let Some((path, object)) = found else {
+                let reason = "the pod is not bound to this node".to_owned();
+                session.report_done(seq, Outcome::Refused { reason }).await;
+                return;
+            };
+            let PodPath { namespace, name } = path;
+            let pod = tokens::ForPod { namespace, name, uid: pod, object };
+            let outcome = match tokens::request(&client, &pod, &source, &wanted).await {
+                Ok(token) => {
+                    session.change(Desired::Put(Arc::new(token))).await;
+                    Outcome::Done
+                }
+                Err(reason) => Outcome::Retry { reason },
+            };
+            session.report_done(seq, outcome).await;
+        });
+    }
+
+    /// The edge holds what is not wanted here: it is deleted only on positive evidence.
+    async fn unwanted(&mut self, key: ObjectKey, version: Version) {
+        let gone_at = {
+            let index = self.shared.cluster.index();
+            passed(&index).get(&key.kind()).copied().unwrap_or_default()
+        };
+        let is_gone = match key.kind() {
+            Kind::Pod => self.is_pod_gone(&version.uid).await,
+            // A token belongs to its pod.
+            Kind::Token => !self.shared.cluster.index().pods_on(&self.node).contains(&version.uid),
+            // Nothing on the node refers to it: the index has seen every pod.
+            Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::Node => true,
+        };
+        if is_gone {
+            self.session.absent(key, version.uid, gone_at).await;
+        } else {
+            self.session.still_wanted(key).await;
+        }
+    }
+
+    /// A consistent list of the node's pods does not have it, and the cluster is not an empty one.
+    async fn is_pod_gone(&self, uid: &Uid) -> bool {
+        let path = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{}", self.node);
+        let listed = crate::watch::get(&self.shared.client, &path).await;
+        let Ok(Some(bytes)) = listed else { return false };
+        let Ok(list) = serde_json::from_slice::<Value>(&bytes) else { return false };
+        let Some(items) = list["items"].as_array() else { return false };
+
+        !items.iter().any(|pod| pod["metadata"]["uid"] == uid.as_str())
+    }
+
+    async fn renew(&mut self) {
+        if !self.session.is_current() || self.node_report.is_none() {
+            return;
+        }
+        if self.health.as_ref().is_some_and(|health| !object::is_responsive(health)) {
+            return;
+        }
+        let due = self.status_written.is_none_or(|at| clock::now() - at >= STATUS_INTERVAL);
+        if due {
+            self.write_node().await;
+            return;
+        }
+        let uid = self.node_uid();
+        let renewed = lease::renew(&self.shared.client, &self.node, &uid, clock::timestamp()).await;
+        if let Err(error) = renewed {
+            tracing::warn!(node = %self.node, error = %telemetry::chain(&error), "cannot renew the node's lease");
+        }
+    }
+
+    fn node_uid(&self) -> String {
+        let index = self.shared.cluster.index();
+
+        index.node(&self.node).map(|node| node.version.uid.to_string()).unwrap_or_default()
+    }
+
+    /// Writes Node object, status and Lease.
+    async fn write_node(&mut self) -> Outcome {
+        let Some(report) = self.node_report.clone() else { return Outcome::Done };
+        if !self.session.is_current() {
+            return Outcome::Retry { reason: "a newer session writes for this node".to_owned() };
+        }
+        let (client, node) = (&self.shared.client, &self.node);
+        let now = clock::timestamp();
+        let facing = Facing {
+            address: &self.shared.advertise_address,
+            node_ip: &self.node_ip,
+            health: self.health,
+        };
+        let written = async {
+            let uid = object::ensure(client, node, &report).await?;
+            lease::renew(client, node, &uid, now).await?;
+            object::write_status(client, node, &report, &facing, now).await
+        };
+        match written.await {
+            Ok(()) => {
+                self.status_written = Some(clock::now());
+                Outcome::Done
+            }
+            Err(error) => {
+                let reason = telemetry::chain(&error);
+                tracing::warn!(node = %self.node, reason, "cannot write the node's status");
+                Outcome::Retry { reason }
+            }
+        }
+    }
+}
+
+fn passed(index: &index::Index) -> BTreeMap<Kind, Point> {
+    Kind::ALL.into_iter().map(|kind| (kind, index.passed(kind))).collect()
+}

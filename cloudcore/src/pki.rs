@@ -1,0 +1,267 @@
+//! The authority of this installation: it names nodes, and proves to them who cloudcore is.
+//!
+//! Its key is in a Secret of cloudcore's namespace, made once by whichever replica comes first.
+
+pub mod token;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use proto::admission::TicketKey;
+use proto::ids::NodeName;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::RootCertStore;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+
+/// The name in cloudcore's certificate; edges ask for it whatever address they dial, so that a
+/// change of address needs no new certificate.
+pub const SERVER_NAME: &str = "cloudcore.holdfast.internal";
+
+/// The Secret with certificate and key of the authority.
+const CA_SECRET: &str = "holdfast-ca";
+const CA_CERT: &str = "ca.crt";
+const CA_KEY: &str = "ca.key";
+
+const CA_LIFE: Duration = Duration::from_hours(24 * 3650);
+/// Node certificates; renewed at two thirds.
+pub const NODE_LIFE: Duration = Duration::from_hours(24 * 30);
+/// Made anew at every start of cloudcore.
+const SERVER_LIFE: Duration = Duration::from_hours(24 * 365);
+/// Clocks of edges are not exact.
+const CLOCK_SKEW: Duration = Duration::from_hours(24);
+
+/// Prefix of the common name of nodes' certificates (Kubernetes: `system:node:`).
+const NODE_PREFIX: &str = "system:node:";
+/// Organization of nodes' certificates.
+const NODES_GROUP: &str = "system:nodes";
+
+/// Why the authority cannot do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// The API server refuses the Secret.
+    #[error("cannot {verb} secret {CA_SECRET} in namespace {namespace}")]
+    Secret {
+        /// get or create.
+        verb: &'static str,
+        /// Where.
+        namespace: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// The Secret does not hold what it should.
+    #[error(
+        "secret {CA_SECRET} has no usable {0}; restore it from a backup, or delete it and join every node anew"
+    )]
+    Content(&'static str),
+    /// A certificate could not be made.
+    #[error("cannot make the certificate of {what}")]
+    Make {
+        /// Whose.
+        what: String,
+        /// Why.
+        #[source]
+        source: rcgen::Error,
+    },
+    /// A node asks for a certificate it may not have.
+    #[error("the certificate request is not for node {node}: {reason}")]
+    Request {
+        /// Which node asks.
+        node: NodeName,
+        /// What is wrong.
+        reason: String,
+    },
+    /// TLS does not take the certificates.
+    #[error("TLS does not take the certificates of the authority")]
+    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Certificate and key of the authority.
+pub struct Authority {
+    ca_pem: String,
+    ca_der: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+    tickets: TicketKey,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// Reads the authority, or makes it if this is the first start.
+    pub async fn load_or_create(client: Client, namespace: &str) -> Result<Self, PkiError> {
+        let secrets: Api<Secret> = Api::namespaced(client, namespace);
+        let failed =
+            |verb| move |source| PkiError::Secret { verb, namespace: namespace.to_owned(), source };
+        if let Some(secret) = secrets.get_opt(CA_SECRET).await.map_err(failed("get"))? {
+            return Self::read(&secret);
+        }
+        let made = Self::make()?;
+        match secrets.create(&PostParams::default(), &made).await {
+            Ok(secret) => Self::read(&secret),
+            // Another replica was faster: its authority is ours.
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                let secret = secrets.get(CA_SECRET).await.map_err(failed("get"))?;
+                Self::read(&secret)
+            }
+            Err(source) => Err(failed("create")(source)),
+        }
+    }
+
+    fn make() -> Result<Secret, PkiError> {
+        let failed = |source| PkiError::Make { what: "the authority".to_owned(), source };
+        let key = KeyPair::generate().map_err(failed)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "holdfast");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        valid_for(&mut params, CA_LIFE);
+        let certificate = params.self_signed(&key).map_err(failed)?;
+        let mut secret = Secret::default();
+        secret.metadata.name = Some(CA_SECRET.to_owned());
+        secret.data = Some(BTreeMap::from([
+            (CA_CERT.to_owned(), ByteString(certificate.pem().into_bytes())),
+            (CA_KEY.to_owned(), ByteString(key.serialize_pem().into_bytes())),
+        ]));
+
+        Ok(secret)
+    }
+
+    fn read(secret: &Secret) -> Result<Self, PkiError> {
+        let text = |name: &'static str| {
+            let bytes = secret.data.as_ref().and_then(|data| data.get(name));
+            let text = bytes.and_then(|bytes| String::from_utf8(bytes.0.clone()).ok());
+            text.ok_or(PkiError::Content(name))
+        };
+        let ca_pem = text(CA_CERT)?;
+        let key = KeyPair::from_pem(&text(CA_KEY)?).map_err(|_| PkiError::Content(CA_KEY))?;
+        let tickets = TicketKey::new(
+            ring::digest::digest(
+                &ring::digest::SHA256,
+                &[b"holdfast tickets", key.serialize_der().as_slice()].concat(),
+            )
+            .as_ref(),
+        );
+        let (_, block) = x509_parser::pem::parse_x509_pem(ca_pem.as_bytes())
+            .map_err(|_| PkiError::Content(CA_CERT))?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&ca_pem, key).map_err(|_| PkiError::Content(CA_CERT))?;
+
+        Ok(Self { ca_pem, ca_der: CertificateDer::from(block.contents), issuer, tickets })
+    }
+
+    /// The authority's certificate.
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// What resume tickets are signed with.
+    pub fn tickets(&self) -> &TicketKey {
+        &self.tickets
+    }
+
+    /// Signs the request of a node that has proved who it is. Only its key is taken from the
+    /// request; name, usages and life are ours.
+    pub fn sign_node(&self, node: &NodeName, csr_pem: &str) -> Result<String, PkiError> {
+        let refused = |reason: String| PkiError::Request { node: node.clone(), reason };
+        let request = CertificateSigningRequestParams::from_pem(csr_pem)
+            .map_err(|error| refused(error.to_string()))?;
+        let asked = &request.params.distinguished_name;
+        let has = |kind: DnType, value: &str| {
+            asked.get(&kind).is_some_and(|found| {
+                *found == rcgen::DnValue::Utf8String(value.to_owned())
+                    || format!("{found:?}").contains(&format!("\"{value}\""))
+            })
+        };
+        let common_name = format!("{NODE_PREFIX}{node}");
+        if !has(DnType::CommonName, &common_name) || !has(DnType::OrganizationName, NODES_GROUP) {
+            return Err(refused(format!("its subject must be O={NODES_GROUP}, CN={common_name}")));
+        }
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::OrganizationName, NODES_GROUP);
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        valid_for(&mut params, NODE_LIFE);
+        let public_key = request.public_key;
+        let signed = CertificateSigningRequestParams { params, public_key }
+            .signed_by(&self.issuer)
+            .map_err(|source| PkiError::Make { what: format!("node {node}"), source })?;
+
+        Ok(signed.pem())
+    }
+
+    /// TLS for the port that edges dial: they may show a certificate, and routes ask for it.
+    pub fn link_tls(&self) -> Result<rustls::ServerConfig, PkiError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(self.ca_der.clone()).map_err(tls)?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .allow_unauthenticated()
+                .build()
+                .map_err(tls)?;
+        let (chain, key) = self.serving(vec![SERVER_NAME.to_owned()])?;
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(tls)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .map_err(tls)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+
+        Ok(config)
+    }
+
+    /// A serving certificate for these names and addresses, with the authority's behind it.
+    pub fn serving(
+        &self,
+        names: Vec<String>,
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
+        let failed = |source| PkiError::Make { what: "cloudcore".to_owned(), source };
+        let key = KeyPair::generate().map_err(failed)?;
+        let mut params = CertificateParams::new(names).map_err(failed)?;
+        params.distinguished_name.push(DnType::CommonName, "cloudcore");
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        valid_for(&mut params, SERVER_LIFE);
+        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
+        let chain = vec![certificate.der().clone(), self.ca_der.clone()];
+
+        Ok((chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
+    }
+}
+
+fn tls(error: impl std::error::Error + Send + Sync + 'static) -> PkiError {
+    PkiError::Tls(Box::new(error))
+}
+
+fn valid_for(params: &mut CertificateParams, life: Duration) {
+    let now = crate::clock::system_time();
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = (now + life).into();
+}
+
+/// The node that a verified client certificate names.
+pub fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeName> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let subject = parsed.subject();
+    let name = subject.iter_common_name().next()?.as_str().ok()?;
+    let group = subject.iter_organization().next()?.as_str().ok()?;
+    let node = name.strip_prefix(NODE_PREFIX).filter(|_| group == NODES_GROUP)?;
+
+    NodeName::new(node).ok()
+}
