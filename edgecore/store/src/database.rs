@@ -288,3 +288,68 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::schema::{self, Schema};
+
+    const LIMIT_BYTES: u64 = 64 * PAGE_BYTES;
+    const SCHEMA: Schema = Schema {
+        application_id: 1,
+        migrations: &["CREATE TABLE t (content)"],
+        limit_bytes: LIMIT_BYTES,
+    };
+
+    fn commit(database: &Database, sql: &'static str) -> Option<StoreError> {
+        let (tell, told) = mpsc::channel();
+        database.commit(Commit {
+            apply: Box::new(move |transaction| transaction.execute_batch(sql)),
+            bytes: 0,
+            done: Box::new(move |outcome| tell.send(outcome).unwrap()),
+        });
+        told.recv().unwrap().err()
+    }
+
+    #[test]
+    fn a_full_database_is_told_from_a_full_disk_and_takes_again_after_a_delete() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.db");
+        let connection = schema::open(&path, &SCHEMA, |_| Ok(())).unwrap().connection;
+        let database = Database::start("test", &path, connection, LIMIT_BYTES).unwrap();
+        let insert = "INSERT INTO t VALUES (zeroblob(20000))";
+        let refused = (0..20).find_map(|_| commit(&database, insert)).unwrap();
+
+        assert!(matches!(refused, StoreError::LimitReached { .. }), "{refused:?}");
+        assert!(commit(&database, "DELETE FROM t WHERE rowid < 3").is_none());
+        assert!(commit(&database, insert).is_none());
+    }
+
+    #[test]
+    fn commits_that_waited_together_fail_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.db");
+        let connection = schema::open(&path, &SCHEMA, |_| Ok(())).unwrap().connection;
+        let database = Database::start("test", &path, connection, LIMIT_BYTES).unwrap();
+        let (release, held) = mpsc::channel::<()>();
+        let hold = move |_: &Connection, _: &Path| assert!(held.recv().is_err());
+        database.read(hold).unwrap();
+        let (tell, told) = mpsc::channel();
+        for (n, sql) in ["INSERT INTO t VALUES (1)", "nonsense", "INSERT INTO t VALUES (2)"]
+            .into_iter()
+            .enumerate()
+        {
+            let tell = tell.clone();
+            database.commit(Commit {
+                apply: Box::new(move |transaction| transaction.execute_batch(sql)),
+                bytes: 0,
+                done: Box::new(move |outcome| tell.send((n, outcome.is_ok())).unwrap()),
+            });
+        }
+        drop((release, tell));
+
+        assert_eq!(told.iter().collect::<Vec<_>>(), [(0, true), (1, false), (2, true)]);
+    }
+}
