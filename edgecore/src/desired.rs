@@ -27,6 +27,7 @@ pub struct Desired(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     changed: Notify,
+    synced: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -104,6 +105,11 @@ impl Desired {
         self.state().synced_once
     }
 
+    /// Resolves once when [`Self::synced_once`] becomes true.
+    pub async fn became_synced(&self) {
+        self.0.synced.notified().await;
+    }
+
     /// Waits for changes and takes the keys that changed.
     pub async fn changed(&self) -> BTreeSet<ObjectKey> {
         loop {
@@ -160,6 +166,7 @@ impl Desired {
         let mut state = self.state();
         if !state.synced_once {
             state.synced_once = true;
+            self.0.synced.notify_one();
             tracing::info!(objects = state.objects.len(), "in sync with the cloud");
         }
     }

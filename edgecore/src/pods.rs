@@ -58,6 +58,8 @@ struct Loop {
     workers: JoinSet<Uid>,
     /// Removals under way; at most one sweep at a time.
     chores: JoinSet<()>,
+    /// The sweep under way removes sandboxes.
+    swept: bool,
     burstable_milli: Option<i64>,
     stop: CancellationToken,
 }
@@ -77,6 +79,7 @@ pub async fn run(
         listed,
         workers: JoinSet::new(),
         chores: JoinSet::new(),
+        swept: false,
         burstable_milli: None,
         stop: stop.clone(),
     };
@@ -95,7 +98,13 @@ pub async fn run(
                 }
             }
             Some(ended) = pods.workers.join_next() => pods.ended(ended),
-            Some(_chore) = pods.chores.join_next() => {}
+            () = context.desired.became_synced() => relist.reset_immediately(),
+            Some(_chore) = pods.chores.join_next() => {
+                // What was in the removed sandboxes can go now too.
+                if pods.chores.is_empty() && std::mem::take(&mut pods.swept) {
+                    relist.reset_immediately();
+                }
+            }
             Ok(()) = addresses.changed() => pods.wake_all(),
             _ = relist.tick() => pods.relist().await,
             _ = turn.tick() => {}
@@ -242,6 +251,7 @@ impl Loop {
                 && !context.registry.contains(&uid)
                 && context.desired.may_sweep(&uid);
             if is_orphan {
+                self.swept = true;
                 self.chores.spawn(sweep::remove_orphan(Arc::clone(context), uid, listed));
             }
         }

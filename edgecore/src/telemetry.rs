@@ -6,15 +6,22 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+
+/// The crates that say what an operator wants to know in detail. Those of others only warn.
+const OURS: [&str; 5] = ["edgecore", "podcore", "proto", "store", "cri"];
 
 /// Starts the log: one line an event on stderr, where systemd collects it.
 pub fn init(level: LevelFilter) {
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(level)
+    let others = level.min(LevelFilter::WARN);
+    let ours = OURS.map(|name| (name, level));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false)
-        .with_ansi(false)
-        .finish();
+        .with_ansi(false);
+    let targets = Targets::new().with_default(others).with_targets(ours);
+    let subscriber = tracing_subscriber::registry().with(targets).with(lines);
 
     // Fails only if a log was started before, which then goes on.
     let _already_started = tracing::subscriber::set_global_default(subscriber);

@@ -185,6 +185,7 @@ impl Worker {
         }
         self.look |= reasons.observe;
         for id in reasons.exited {
+            tracing::debug!(%id, "exited");
             self.look_at(id);
         }
     }
@@ -449,7 +450,10 @@ impl Worker {
             }
             let (job, given) = (job.clone(), action.clone());
             let handle = self.work.spawn(async move {
+                let began = clock::instant();
                 let done = job.run(given.clone()).await;
+                let took_ms = began.elapsed().as_millis();
+                tracing::debug!(action = ?given, took_ms, "done");
                 Finished::Action(given, done)
             });
             self.under_way.insert(action.clone(), handle);

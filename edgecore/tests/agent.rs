@@ -1,0 +1,398 @@
+//! The agent without a cloud, on a real container runtime: what the link would deliver is delivered
+//! by hand, what it would send up is read.
+//!
+//! Needs a site of `scripts/edge-site`; HOLDFAST_TEST_SITE names it, and its network must be entered:
+//! `scripts/edge-site exec --name NAME -- cargo test -p edgecore --test agent -- --ignored`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use edgecore::agent::Local;
+use edgecore::link::{Delivery, LinkState};
+use edgecore::tasks::Tasks;
+use edgecore::{Config, clock, telemetry};
+use proto::ids::{Kind, ObjectKey, Uid};
+use proto::object::{Change, ContentHash, Object, Version};
+use proto::wire::ReportKey;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+/// Longest wait for anything: a slow machine needs seconds.
+const DEADLINE: Duration = Duration::from_secs(40);
+
+struct Site {
+    facts: BTreeMap<String, String>,
+}
+
+impl Site {
+    fn find() -> Self {
+        let name = std::env::var("HOLDFAST_TEST_SITE").expect("HOLDFAST_TEST_SITE names a site");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/edge-site");
+        let output = std::process::Command::new(script)
+            .args(["status", "--name", &name])
+            .output()
+            .expect("scripts/edge-site runs");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let facts = text.lines().filter_map(|line| line.split_once('='));
+
+        Self { facts: facts.map(|(k, v)| (k.to_owned(), v.to_owned())).collect() }
+    }
+
+    fn config(&self, state: &Path) -> Config {
+        let fact = |name: &str| self.facts[name].clone();
+        let text = format!(
+            "nodeName: agent-test\ncloudcore: 192.0.2.1:1\nruntimeEndpoint: {}\nrootDir: {}\n\
+             podLogsDir: {}\ncontainerLogsDir: {}\nstateDir: {}\ncgroupRoot: {}\nbootIdFile: {}\n",
+            fact("RUNTIME"),
+            fact("KUBELET_ROOT"),
+            fact("POD_LOGS"),
+            fact("CONTAINER_LOGS"),
+            state.display(),
+            fact("CGROUP_ROOT"),
+            fact("BOOT_ID_FILE"),
+        );
+
+        Config::parse(Path::new("test"), &text).unwrap()
+    }
+}
+
+/// An agent and what it has reported.
+struct Agent {
+    local: Local,
+    tasks: Tasks,
+    statuses: BTreeMap<Uid, (Value, bool)>,
+    events: Vec<String>,
+    revision: u64,
+}
+
+impl Agent {
+    fn start(config: &Config) -> Self {
+        let mut tasks = Tasks::default();
+        let local = Local::start(config, &mut tasks)
+            .unwrap_or_else(|error| panic!("{}", telemetry::chain(&error)));
+
+        Self { local, tasks, statuses: BTreeMap::new(), events: Vec::new(), revision: 0 }
+    }
+
+    async fn stop(self) {
+        drop(self.local);
+        self.tasks.drain(Duration::from_secs(5)).await.unwrap();
+    }
+
+    async fn deliver(&mut self, changes: Vec<Change>) {
+        let (done, answer) = oneshot::channel();
+        self.local.deliveries.send(Delivery { changes, done }).await.unwrap();
+        answer.await.unwrap().unwrap();
+    }
+
+    fn put(&mut self, key: ObjectKey, uid: &str, object: &Value) -> Change {
+        self.revision += 1;
+        let bytes = Bytes::from(object.to_string());
+        let version = Version {
+            uid: Uid::new(uid).unwrap(),
+            epoch: 0,
+            revision: self.revision,
+            hash: ContentHash::of(&[&bytes]),
+        };
+        Change::Put(Object { key, version, bytes })
+    }
+
+    /// Reads reports until `pod` satisfies `wanted`.
+    async fn wait(&mut self, pod: &str, wanted: impl Fn(&Value, bool) -> bool) -> Value {
+        let uid = Uid::new(pod).unwrap();
+        let upstream = self.local.upstream.clone();
+        let found = tokio::time::timeout(DEADLINE, async {
+            loop {
+                if let Some((status, done)) = self.statuses.get(&uid)
+                    && wanted(status, *done)
+                {
+                    return status.clone();
+                }
+                let (reports, events) = upstream.take().await;
+                for event in events {
+                    let event: Value = serde_json::from_slice(&event).unwrap();
+                    self.events.push(format!("{} {}", event["reason"], event["message"]));
+                }
+                for report in reports {
+                    if let ReportKey::PodStatus(uid) = report.key {
+                        let status = serde_json::from_slice(&report.bytes).unwrap();
+                        self.statuses.insert(uid, (status, report.done));
+                    }
+                }
+            }
+        });
+        match found.await {
+            Ok(status) => status,
+            Err(_) => panic!(
+                "{pod}: not in {DEADLINE:?}\nlast: {:#?}\nevents: {:#?}",
+                self.statuses.get(&uid),
+                self.events
+            ),
+        }
+    }
+}
+
+fn ready(status: &Value, _done: bool) -> bool {
+    let conditions = status["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+}
+
+fn done(_status: &Value, done: bool) -> bool {
+    done
+}
+
+fn pod(uid: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "uid": uid, "namespace": "default", "name": format!("p-{uid}"),
+            "labels": { "app": "test" } },
+        "spec": spec,
+    })
+}
+
+fn sleeper(command: &str) -> Value {
+    json!({
+        "restartPolicy": "Always", "terminationGracePeriodSeconds": 30,
+        "containers": [{
+            "name": "main", "image": "holdfast.dev/test/busybox:1",
+            "command": ["sh", "-c", command],
+            "env": [{ "name": "GREETING", "valueFrom":
+                { "configMapKeyRef": { "name": "words", "key": "greeting" } } }],
+            "volumeMounts": [
+                { "name": "words", "mountPath": "/words" },
+                { "name": "scratch", "mountPath": "/scratch" },
+                { "name": "ram", "mountPath": "/ram" } ],
+        }],
+        "volumes": [
+            { "name": "words", "configMap": { "name": "words" } },
+            { "name": "scratch", "emptyDir": {} },
+            { "name": "ram", "emptyDir": { "medium": "Memory" } } ],
+    })
+}
+
+const SERVE: &str = "trap 'exit 0' TERM; echo $GREETING from $HOSTNAME; cat /words/greeting; \
+    sleep 3600 & wait";
+
+fn words(agent: &mut Agent, greeting: &str) -> Change {
+    let key = ObjectKey::named(Kind::ConfigMap, "default", "words");
+    let object = json!({ "metadata": { "name": "words" }, "data": { "greeting": greeting } });
+    agent.put(key, "words-uid", &object)
+}
+
+fn pod_key(uid: &str) -> ObjectKey {
+    ObjectKey::pod(&Uid::new(uid).unwrap())
+}
+
+fn logs(site: &Site, uid: &str, attempt: u32) -> PathBuf {
+    let dir = format!("default_p-{uid}_{uid}/main/{attempt}.log");
+    Path::new(&site.facts["POD_LOGS"]).join(dir)
+}
+
+async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let waited = tokio::time::timeout(DEADLINE, async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "{what}: not in {DEADLINE:?}");
+}
+
+fn run(test: impl Future<Output = ()>) {
+    telemetry::init(tracing::level_filters::LevelFilter::DEBUG);
+    edgecore::runtime().unwrap().block_on(test);
+}
+
+#[test]
+#[ignore = "needs a site of scripts/edge-site"]
+fn a_pod_runs_is_adopted_updated_and_deleted() {
+    run(async {
+        let site = Site::find();
+        let state = tempfile::tempdir().unwrap();
+        let config = site.config(state.path());
+        let uid = "a1";
+
+        let mut agent = Agent::start(&config);
+        let map = words(&mut agent, "hello");
+        let put = agent.put(pod_key(uid), uid, &pod(uid, &sleeper(SERVE)));
+        let started = clock::instant();
+        agent.deliver(vec![map, put]).await;
+        let first = agent.wait(uid, ready).await;
+        println!("ready after {:?}\n{first:#}", started.elapsed());
+        let log = logs(&site, uid, 0);
+        eventually("the log", || {
+            std::fs::read_to_string(&log).is_ok_and(|text| text.contains("hello from p-a1"))
+        })
+        .await;
+
+        // A changed ConfigMap reaches the volume.
+        let map = words(&mut agent, "changed");
+        agent.deliver(vec![map]).await;
+        let volumes = config.root_dir.join("pods").join(uid).join("volumes");
+        let file = volumes.join("kubernetes.io~configmap/words/greeting");
+        eventually("the file", || std::fs::read_to_string(&file).is_ok_and(|t| t == "changed"))
+            .await;
+        agent.stop().await;
+
+        // Another agent adopts it, without a cloud.
+        let mut agent = Agent::start(&config);
+        let second = agent.wait(uid, ready).await;
+        let id = |status: &Value| status["containerStatuses"][0]["containerID"].clone();
+        assert_eq!(id(&first), id(&second));
+        assert_eq!(second["containerStatuses"][0]["restartCount"], 0);
+        assert_eq!(first["startTime"], second["startTime"]);
+
+        let mut deleted = pod(uid, &sleeper(SERVE));
+        deleted["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        deleted["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+        agent.revision = 10;
+        let put = agent.put(pod_key(uid), uid, &deleted);
+        let started = clock::instant();
+        agent.deliver(vec![put]).await;
+        let last = agent.wait(uid, done).await;
+        println!("gone after {:?}\n{last:#}", started.elapsed());
+        assert!(!config.root_dir.join("pods").join(uid).exists());
+        let delete = Change::Delete { key: pod_key(uid), uid: Uid::new(uid).unwrap() };
+        agent.deliver(vec![delete]).await;
+        eventually("the logs are removed", || !log.exists()).await;
+        println!("{:#?}", agent.events);
+        agent.stop().await;
+    });
+}
+
+#[test]
+#[ignore = "needs a site of scripts/edge-site"]
+fn a_job_ends_once_and_a_crash_loop_counts_on() {
+    run(async {
+        let site = Site::find();
+        let state = tempfile::tempdir().unwrap();
+        let config = site.config(state.path());
+        let mut agent = Agent::start(&config);
+        let map = words(&mut agent, "hello");
+        let mut job = sleeper("echo done > /dev/termination-log");
+        job["restartPolicy"] = json!("Never");
+        let job = agent.put(pod_key("job"), "job", &pod("job", &job));
+        let crash = agent.put(pod_key("crash"), "crash", &pod("crash", &sleeper("exit 3")));
+        agent.deliver(vec![map, job, crash]).await;
+
+        let job = agent.wait("job", |status, _| status["phase"] == "Succeeded").await;
+        let ended = &job["containerStatuses"][0]["state"]["terminated"];
+        assert_eq!((&ended["exitCode"], &ended["message"]), (&json!(0), &json!("done\n")));
+        let loops = |count: u64| {
+            move |status: &Value, _| {
+                let container = &status["containerStatuses"][0];
+                container["restartCount"] == count
+                    && container["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+            }
+        };
+        agent.wait("crash", loops(0)).await;
+        agent.stop().await;
+
+        let mut agent = Agent::start(&config);
+        agent.wait("job", |status, _| status["phase"] == "Succeeded").await;
+        agent.wait("crash", loops(1)).await;
+        for uid in ["job", "crash"] {
+            // Force-deleted: the object is gone without notice.
+            let delete = Change::Delete { key: pod_key(uid), uid: Uid::new(uid).unwrap() };
+            agent.deliver(vec![delete]).await;
+        }
+        for uid in ["job", "crash"] {
+            agent.wait(uid, done).await;
+            let dir = config.root_dir.join("pods").join(uid);
+            eventually("the volumes are removed", || !dir.exists()).await;
+        }
+        agent.stop().await;
+    });
+}
+
+/// The same twenty pods by the runtime's three calls alone: what no agent can be faster than.
+#[test]
+#[ignore = "needs a site of scripts/edge-site"]
+fn floor() {
+    use cri_api::v1;
+    run(async {
+        let site = Site::find();
+        let runtime = cri::Runtime::new(&site.facts["RUNTIME"]).unwrap();
+        let at_once: usize = std::env::var("AT_ONCE").map_or(20, |n| n.parse().unwrap());
+        let places = std::sync::Arc::new(tokio::sync::Semaphore::new(at_once));
+        let started = clock::instant();
+        let mut all = tokio::task::JoinSet::new();
+        for n in 0..20 {
+            let (runtime, places) = (runtime.clone(), places.clone());
+            let cgroup = site.facts["CGROUP_ROOT"].clone();
+            all.spawn(async move {
+                let _place = places.acquire().await;
+                let sandbox = v1::PodSandboxConfig {
+                    metadata: Some(v1::PodSandboxMetadata {
+                        name: format!("floor{n}"),
+                        uid: format!("floor{n}"),
+                        namespace: "default".into(),
+                        attempt: 0,
+                    }),
+                    linux: Some(v1::LinuxPodSandboxConfig {
+                        cgroup_parent: format!("{cgroup}/floor{n}"),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                };
+                let id = runtime.run_pod_sandbox(sandbox.clone(), "").await.unwrap();
+                let config = v1::ContainerConfig {
+                    metadata: Some(v1::ContainerMetadata { name: "c".into(), attempt: 0 }),
+                    image: Some(v1::ImageSpec {
+                        image: "holdfast.dev/test/busybox:1".into(),
+                        ..Default::default()
+                    }),
+                    command: vec!["sh".into(), "-c".into(), "sleep 3600".into()],
+                    linux: Some(v1::LinuxContainerConfig::default()),
+                    ..Default::default()
+                };
+                let container = runtime.create_container(&id, config, sandbox).await.unwrap();
+                runtime.start_container(&container).await.unwrap();
+                id
+            });
+        }
+        let ids = all.join_all().await;
+        println!("floor of twenty: {:?}", started.elapsed());
+        for id in ids {
+            runtime.stop_pod_sandbox(&id).await.unwrap();
+            runtime.remove_pod_sandbox(&id).await.unwrap();
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs a site of scripts/edge-site"]
+fn twenty_pods_at_once_and_an_orphan() {
+    run(async {
+        let site = Site::find();
+        let state = tempfile::tempdir().unwrap();
+        let config = site.config(state.path());
+        let mut agent = Agent::start(&config);
+        let uids: Vec<_> = (0..20).map(|n| format!("t{n}")).collect();
+        let map = words(&mut agent, "hello");
+        let mut changes = vec![map];
+        for uid in &uids {
+            changes.push(agent.put(pod_key(uid), uid, &pod(uid, &sleeper(SERVE))));
+        }
+        let started = clock::instant();
+        agent.deliver(changes).await;
+        for uid in &uids {
+            agent.wait(uid, ready).await;
+        }
+        println!("twenty ready after {:?}", started.elapsed());
+        agent.stop().await;
+
+        // An agent with an empty store touches nothing before a full sync, then removes them all.
+        let empty = tempfile::tempdir().unwrap();
+        let agent = Agent::start(&site.config(empty.path()));
+        let pods = config.root_dir.join("pods");
+        let count = || std::fs::read_dir(&pods).map_or(0, Iterator::count);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(count() >= 20, "pods were removed without a sync");
+        let since = clock::now();
+        agent.local.link.send(LinkState::Up { since, generation: 1, synced: true }).unwrap();
+        eventually("the orphans are removed", || count() == 0).await;
+        agent.stop().await;
+    });
+}
