@@ -142,6 +142,13 @@ fn check_recording(seed: u64) {
     let checkpoints = recording.ops.iter().filter(database).count();
     assert!(checkpoints > 2, "the log was copied into the database {checkpoints} times");
 
+    let of_one_sync = recording
+        .ops
+        .split(|op| matches!(op, Op::Acknowledged(_)))
+        .filter(|ops| ops.iter().filter(|op| matches!(op, Op::Sync { .. })).count() == 1)
+        .count();
+    assert!(of_one_sync * 4 >= COMMITS * 3, "{of_one_sync} of {COMMITS} commits cost one sync");
+
     let mut disk = Disk::default();
     let mut acknowledged = 0;
     for (point, op) in recording.ops.iter().enumerate() {
