@@ -4,13 +4,13 @@
 //! (what a pod references before the pod), within a window. A refused entry waits for its own
 //! back-off and holds up no other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backoff::{Backoff, Rng};
 use crate::digest::HELD_OBJECTS_MAX;
-use crate::ids::{ObjectKey, Uid};
+use crate::ids::{Kind, ObjectKey, Uid};
 use crate::object::{Object, Point};
 use crate::payload::Payload;
 use crate::wire::{Frame, Seq};
@@ -25,6 +25,10 @@ pub const WINDOW_BYTES_MAX: usize = 1024 * 1024;
 /// Entries at once: every object of a node replaced and deleted. Beyond, the session is closed
 /// and the next one starts with a comparison instead.
 pub const ENTRIES_MAX: usize = 2 * HELD_OBJECTS_MAX;
+
+/// Deletes that follow one another under one name while the edge answers none of them. Beyond, as
+/// for [`ENTRIES_MAX`].
+const STEPS_MAX: usize = 8;
 
 /// An edge whose disk is full is asked again often enough that the repair is seen at once, and
 /// rarely enough that a thousand of them are nothing.
@@ -76,40 +80,58 @@ impl Desired {
             }
         }
     }
-
-    /// What the next wish makes of this one. What comes later counts, whatever its revision: the
-    /// history of an API server that was restored goes back.
-    fn then(&self, next: &Self) -> Verdict {
-        match (self, next) {
-            (Self::Put(old), Self::Put(new))
-                if (&old.version.uid, old.version.hash) == (&new.version.uid, new.version.hash) =>
-            {
-                Verdict::Same
-            }
-            // The successor is on its way, which implies this.
-            (Self::Put(old), Self::Delete { uid, .. }) if old.version.uid != *uid => Verdict::Stale,
-            (Self::Delete { uid: old, .. }, Self::Delete { uid: new, .. }) if old == new => {
-                Verdict::Same
-            }
-            (Self::Put(_) | Self::Delete { .. }, Self::Put(_) | Self::Delete { .. }) => {
-                Verdict::Newer
-            }
-        }
-    }
 }
 
+/// What an entry makes of the next wish.
 enum Verdict {
+    /// It changes nothing.
     Stale,
-    Same,
-    Newer,
+    /// It comes after what the entry holds.
+    After,
+    /// It replaces what the entry holds.
+    Instead,
 }
 
 #[derive(Debug)]
 struct Entry {
-    desired: Desired,
+    /// One step, or a `Put` and a `Delete` after it: the `Put` also removes predecessors of the
+    /// same name, whose UIDs are not known here.
+    steps: VecDeque<Desired>,
     state: State,
     /// Refusals in a row.
     failures: u32,
+}
+
+impl Entry {
+    fn new(desired: Desired, state: State) -> Self {
+        Self { steps: VecDeque::from([desired]), state, failures: 0 }
+    }
+
+    /// What comes later counts, whatever its revision: the history of an API server that was
+    /// restored goes back.
+    fn verdict(&self, next: &Desired) -> Verdict {
+        let Some(last) = self.steps.back() else { return Verdict::Instead };
+        match (last, next) {
+            (Desired::Put(old), Desired::Put(new)) => {
+                let (old, new) = (&old.version, &new.version);
+                let same = (&old.uid, old.hash) == (&new.uid, new.hash);
+                if same { Verdict::Stale } else { Verdict::Instead }
+            }
+            (Desired::Delete { .. }, Desired::Put(_)) => Verdict::Instead,
+            // The successor is on its way, which implies this.
+            (Desired::Put(old), Desired::Delete { uid, .. }) if old.version.uid != *uid => {
+                Verdict::Stale
+            }
+            // No two pods have one key.
+            (Desired::Put(_), Desired::Delete { key, .. }) if key.kind() == Kind::Pod => {
+                Verdict::Instead
+            }
+            (Desired::Delete { uid: old, .. }, Desired::Delete { uid: new, .. }) if old == new => {
+                Verdict::Stale
+            }
+            (Desired::Put(_) | Desired::Delete { .. }, Desired::Delete { .. }) => Verdict::After,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -145,14 +167,16 @@ impl Outbox {
                 return Err(OutboxFull);
             }
             let state = self.queue(&key);
-            self.entries.insert(key, Entry { desired, state, failures: 0 });
+            self.entries.insert(key, Entry::new(desired, state));
             return Ok(());
         };
-        match entry.desired.then(&desired) {
+        match entry.verdict(&desired) {
             Verdict::Stale => {}
-            Verdict::Same => entry.desired = desired,
-            Verdict::Newer => {
-                entry.desired = desired;
+            Verdict::After if entry.steps.len() >= STEPS_MAX => return Err(OutboxFull),
+            Verdict::After => entry.steps.push_back(desired),
+            Verdict::Instead => {
+                entry.steps.clear();
+                entry.steps.push_back(desired);
                 self.replaced(&key);
             }
         }
@@ -160,11 +184,26 @@ impl Outbox {
         Ok(())
     }
 
+    /// Forgets everything that is not under way; of what is, only the answer is awaited.
+    pub fn withdraw(&mut self) {
+        self.ready.clear();
+        self.waiting.clear();
+        self.entries.retain(|_, entry| match &mut entry.state {
+            State::InFlight { replaced, .. } => {
+                entry.steps.clear();
+                *replaced = true;
+                true
+            }
+            State::Ready { .. } | State::Waiting { .. } => false,
+        });
+    }
+
     /// The next change to send, if the window has room.
     pub fn poll_send(&mut self) -> Option<Frame> {
         let (&place, key) = self.ready.first_key_value()?;
         let entry = self.entries.get_mut(key)?;
-        let bytes = entry.desired.window_bytes();
+        let step = entry.steps.front()?;
+        let bytes = step.window_bytes();
         let full = self.in_flight.len() >= WINDOW_CHANGES_MAX
             || self.in_flight_bytes + bytes > WINDOW_BYTES_MAX;
         if full && !self.in_flight.is_empty() {
@@ -172,8 +211,8 @@ impl Outbox {
         }
         self.last_seq += 1;
         let seq = self.last_seq;
+        let frame = step.frame(seq);
         entry.state = State::InFlight { seq, replaced: false };
-        let frame = entry.desired.frame(seq);
         let key = self.ready.remove(&place)?;
         self.in_flight.insert(seq, (key, bytes));
         self.in_flight_bytes += bytes;
@@ -184,10 +223,11 @@ impl Outbox {
     /// The edge has stored it. An unknown number is harmless: `false`.
     pub fn acknowledge(&mut self, seq: Seq) -> bool {
         let Some((key, replaced)) = self.land(seq) else { return false };
-        if replaced {
-            self.requeue(&key, 0);
-        } else {
-            self.entries.remove(&key);
+        if let Some(entry) = self.entries.get_mut(&key) {
+            if !replaced {
+                entry.steps.pop_front();
+            }
+            self.go_on(&key, 0);
         }
 
         true
@@ -198,7 +238,7 @@ impl Outbox {
         let (key, replaced) = self.land(seq)?;
         let failures = self.entries.get(&key)?.failures.saturating_add(1);
         if replaced {
-            self.requeue(&key, failures);
+            self.go_on(&key, failures);
             return Some(key);
         }
         let until = now + RETRY.patient_delay(failures, rng);
@@ -239,6 +279,15 @@ impl Outbox {
     /// Whether nothing was ever sent or offered.
     pub fn is_untouched(&self) -> bool {
         self.next_place == 0
+    }
+
+    /// What is left of an entry is to be sent; if nothing is, it is done.
+    fn go_on(&mut self, key: &ObjectKey, failures: u32) {
+        if self.entries.get(key).is_some_and(|entry| entry.steps.is_empty()) {
+            self.entries.remove(key);
+        } else {
+            self.requeue(key, failures);
+        }
     }
 
     fn queue(&mut self, key: &ObjectKey) -> State {

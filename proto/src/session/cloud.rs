@@ -53,7 +53,7 @@ pub enum CloudInput {
     /// this node: the replica's watches have passed the high water of the Hello. Nothing is sent
     /// down before, or a replica that lags would bring back what is gone. May be said again.
     Sync {
-        /// In the order in which it is to be sent: what a pod references before the pod.
+        /// In any order: what pods reference is sent before the pods.
         wanted: Vec<Arc<Object>>,
     },
     /// The API server has something new. Ignored before the first `Sync`, which has it all.
@@ -167,7 +167,6 @@ struct Closing {
 struct Up {
     liveness: Liveness,
     welcome: Option<Welcome>,
-    list_request: Option<u32>,
     synced_due: bool,
 }
 
@@ -312,7 +311,9 @@ impl CloudSession {
                 if let Some((is_ping, beat)) = up.liveness.poll_send(None) {
                     return Some(if is_ping { Frame::Ping(beat) } else { Frame::Pong(beat) });
                 }
-                if let Some(request) = up.list_request.take() {
+                if self.outbox.is_empty()
+                    && let Some(request) = self.sync.poll_request()
+                {
                     return Some(Frame::ListHeld { request });
                 }
                 if std::mem::take(&mut up.synced_due) {
@@ -351,7 +352,6 @@ impl CloudSession {
         self.phase = Phase::Up(Box::new(Up {
             liveness: Liveness::new(End::Cloud, now),
             welcome: Some(Welcome { generation, ticket, epoch, server_time_ms }),
-            list_request: None,
             synced_due: false,
         }));
     }
@@ -368,21 +368,17 @@ impl CloudSession {
         for object in oversized {
             self.oversize(&object);
         }
-        let Phase::Up(up) = &mut self.phase else { return };
         // The summary tells nothing once something was sent on top of it.
         if self.outbox.is_untouched() && Sync::agrees(&wanted, &self.held) {
             self.sync = Sync::settled();
             return;
         }
+        self.outbox.withdraw();
         self.last_request += 1;
-        up.list_request = Some(self.last_request);
         self.sync = Sync::list(self.last_request, wanted);
     }
 
     fn change(&mut self, desired: Desired, now: Instant) {
-        if matches!(self.sync, Sync::Idle) {
-            return;
-        }
         self.oversized.remove(desired.key());
         if let Desired::Put(object) = &desired
             && object.bytes.len() > OBJECT_BYTES_MAX
@@ -390,8 +386,9 @@ impl CloudSession {
             let object = Arc::clone(object);
             return self.oversize(&object);
         }
-        self.sync.change(&desired);
-        self.offer(desired, now);
+        if let Some(desired) = self.sync.change(desired) {
+            self.offer(desired, now);
+        }
     }
 
     fn oversize(&mut self, object: &Object) {

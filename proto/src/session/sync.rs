@@ -1,32 +1,41 @@
-//! Bringing an edge to exactly what the cloud wants, once for each session.
+//! Bringing an edge to exactly what the cloud wants, once for each session and after each list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::digest::{HELD_OBJECTS_MAX, Summary, summarise};
-use crate::ids::{ObjectKey, Uid};
+use crate::ids::{Kind, ObjectKey};
 use crate::object::{Object, Version};
 use crate::outbox::Desired;
 use crate::session::ProtocolError;
 
-type Wanted = BTreeMap<ObjectKey, Arc<Object>>;
-
 #[derive(Debug)]
 pub(super) enum Sync {
-    /// Not asked for yet.
+    /// Not asked for yet: nothing is sent down.
     Idle,
-    /// The edge was asked for its list, under this number.
-    Listing { request: u32, wanted: Wanted, held: BTreeMap<ObjectKey, Version> },
+    /// The edge is to list what it holds. It is asked when nothing is under way, and nothing is
+    /// sent before it has answered: the list shows exactly what it holds.
+    Listing(Box<Listing>),
     /// What differs is in the outbox; these are held, not wanted, and not yet confirmed as gone.
     Settling { unconfirmed: BTreeSet<ObjectKey> },
     /// Said.
     Synced,
 }
 
-/// What a listing shows.
+#[derive(Debug)]
+pub(super) struct Listing {
+    request: u32,
+    asked: bool,
+    wanted: BTreeMap<ObjectKey, Arc<Object>>,
+    /// Deletes that came meanwhile.
+    gone: BTreeMap<ObjectKey, Desired>,
+    held: BTreeMap<ObjectKey, Version>,
+}
+
+/// What a list shows.
 #[derive(Debug, Default)]
 pub(super) struct Difference {
-    pub(super) puts: Vec<Arc<Object>>,
+    pub(super) changes: Vec<Desired>,
     pub(super) unwanted: Vec<(ObjectKey, Version)>,
 }
 
@@ -45,23 +54,35 @@ impl Sync {
 
     pub(super) fn list(request: u32, wanted: Vec<Arc<Object>>) -> Self {
         let wanted = wanted.into_iter().map(|object| (object.key.clone(), object)).collect();
+        let (gone, held) = (BTreeMap::new(), BTreeMap::new());
 
-        Self::Listing { request, wanted, held: BTreeMap::new() }
+        Self::Listing(Box::new(Listing { request, asked: false, wanted, gone, held }))
     }
 
-    /// A change while the edge lists: what is wanted at the end counts.
-    pub(super) fn change(&mut self, desired: &Desired) {
+    /// The number to ask for a list with, once.
+    pub(super) fn poll_request(&mut self) -> Option<u32> {
         match self {
-            Self::Listing { wanted, .. } => match desired {
-                Desired::Put(object) => {
-                    wanted.insert(object.key.clone(), Arc::clone(object));
-                }
-                Desired::Delete { key, uid, .. } => forget(wanted, key, uid),
-            },
+            Self::Listing(listing) if !listing.asked => {
+                listing.asked = true;
+                Some(listing.request)
+            }
+            Self::Idle | Self::Listing(_) | Self::Settling { .. } | Self::Synced => None,
+        }
+    }
+
+    /// Takes note of a change; gives it back if it is to be sent now.
+    pub(super) fn change(&mut self, desired: Desired) -> Option<Desired> {
+        match self {
+            Self::Idle => None,
+            Self::Listing(listing) => {
+                listing.change(desired);
+                None
+            }
             Self::Settling { unconfirmed } => {
                 unconfirmed.remove(desired.key());
+                Some(desired)
             }
-            Self::Idle | Self::Synced => {}
+            Self::Synced => Some(desired),
         }
     }
 
@@ -71,7 +92,7 @@ impl Sync {
             Self::Settling { unconfirmed } => {
                 unconfirmed.remove(key);
             }
-            Self::Idle | Self::Listing { .. } | Self::Synced => {}
+            Self::Idle | Self::Listing(_) | Self::Synced => {}
         }
     }
 
@@ -83,19 +104,18 @@ impl Sync {
         entries: Vec<(ObjectKey, Version)>,
         last: bool,
     ) -> Result<Option<Difference>, ProtocolError> {
-        let Self::Listing { request, wanted, held } = self else { return Ok(None) };
-        if *request != number {
+        let Self::Listing(listing) = self else { return Ok(None) };
+        if listing.request != number {
             return Ok(None);
         }
-        held.extend(entries);
-        if held.len() > HELD_OBJECTS_MAX {
+        listing.held.extend(entries);
+        if listing.held.len() > HELD_OBJECTS_MAX {
             return Err(ProtocolError::TooManyHeld);
         }
         if !last {
             return Ok(None);
         }
-        let (wanted, held) = (std::mem::take(wanted), std::mem::take(held));
-        let difference = diff(wanted, held);
+        let difference = listing.diff();
         let unconfirmed = difference.unwanted.iter().map(|(key, _)| key.clone()).collect();
         *self = Self::Settling { unconfirmed };
 
@@ -106,28 +126,51 @@ impl Sync {
     pub(super) fn is_settled(&self) -> bool {
         match self {
             Self::Settling { unconfirmed } => unconfirmed.is_empty(),
-            Self::Idle | Self::Listing { .. } | Self::Synced => false,
+            Self::Idle | Self::Listing(_) | Self::Synced => false,
         }
     }
 }
 
-fn forget(wanted: &mut Wanted, key: &ObjectKey, uid: &Uid) {
-    if wanted.get(key).is_some_and(|object| object.version.uid == *uid) {
-        wanted.remove(key);
-    }
-}
-
-fn diff(wanted: Wanted, mut held: BTreeMap<ObjectKey, Version>) -> Difference {
-    let mut difference = Difference::default();
-    for (key, object) in wanted {
-        let same = held.remove(&key).is_some_and(|held| {
-            (&held.uid, held.hash) == (&object.version.uid, object.version.hash)
-        });
-        if !same {
-            difference.puts.push(object);
+impl Listing {
+    fn change(&mut self, desired: Desired) {
+        match &desired {
+            Desired::Put(object) => {
+                self.gone.remove(&object.key);
+                self.wanted.insert(object.key.clone(), Arc::clone(object));
+            }
+            Desired::Delete { key, uid, .. } => {
+                if self.wanted.get(key).is_none_or(|object| object.version.uid == *uid) {
+                    self.wanted.remove(key);
+                    self.gone.insert(key.clone(), desired);
+                }
+            }
         }
     }
-    difference.unwanted = held.into_iter().collect();
 
-    difference
+    fn diff(&mut self) -> Difference {
+        let mut difference = Difference::default();
+        let mut held = std::mem::take(&mut self.held);
+        // What pods reference goes before the pods.
+        let (pods, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.wanted)
+            .into_iter()
+            .partition(|(key, _)| key.kind() == Kind::Pod);
+        for (key, object) in others.into_iter().chain(pods) {
+            let same = held.remove(&key).is_some_and(|held| {
+                (&held.uid, held.hash) == (&object.version.uid, object.version.hash)
+            });
+            if !same {
+                difference.changes.push(Desired::Put(object));
+            }
+        }
+        for (key, version) in held {
+            match self.gone.remove(&key) {
+                Some(Desired::Delete { key, uid, gone_at }) if uid == version.uid => {
+                    difference.changes.push(Desired::Delete { key, uid, gone_at });
+                }
+                Some(_) | None => difference.unwanted.push((key, version)),
+            }
+        }
+
+        difference
+    }
 }

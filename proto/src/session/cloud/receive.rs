@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use crate::codec::REPORT_BYTES_MAX;
-use crate::outbox::Desired;
 use crate::session::cloud::{CloudOutput, CloudSession, Phase, Subject};
 use crate::session::events::EVENTS_IN_FLIGHT_MAX;
 use crate::session::reports::REPORTS_IN_FLIGHT_MAX;
@@ -117,8 +116,8 @@ impl CloudSession {
     }
 
     fn settle(&mut self, difference: Difference, now: Instant) {
-        for object in difference.puts {
-            self.offer(Desired::Put(object), now);
+        for desired in difference.changes {
+            self.offer(desired, now);
         }
         for (key, version) in difference.unwanted {
             self.outputs.push_back(CloudOutput::Unwanted { key, version });

@@ -192,6 +192,30 @@ fn a_late_delete_never_hits_the_successor_of_the_same_name() {
 }
 
 #[test]
+fn a_predecessor_goes_even_if_its_successor_was_never_sent() {
+    let (first, second) = (config("a", "first", 1), config("a", "second", 2));
+    for refused in [false, true] {
+        let mut pair = Pair::up();
+        pair.put(&first);
+        pair.run_storing();
+        // The successor comes and goes while the edge is busy.
+        pair.put(&config("a", "first", 3));
+        pair.run();
+        pair.change(delete(&first));
+        pair.put(&second);
+        pair.change(delete(&second));
+        if refused {
+            pair.fail_unless(|_| false);
+            pair.run();
+            pair.wait(2 * SECOND);
+        }
+        pair.run_storing();
+        assert_eq!(pair.stored_keys(), [""; 0], "refused: {refused}");
+        assert_eq!(pair.cloud.outbox_len(), 0);
+    }
+}
+
+#[test]
 fn the_window_bounds_what_is_under_way() {
     for (len, expected) in [(100, WINDOW_CHANGES_MAX), (WINDOW_BYTES_MAX / 4, 4), (3 << 20, 1)] {
         let mut pair = Pair::up();
