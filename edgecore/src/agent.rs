@@ -3,15 +3,22 @@
 mod local;
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cri::CriError;
 use proto::ids::NodeName;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tunnel::TunnelStream;
 
 pub use self::local::{Local, addresses_now};
 use crate::config::Config;
-use crate::exit;
+use crate::link::shell::{ACCEPTED_MAX, LinkParts};
 use crate::tasks::{Stragglers, TaskFault, Tasks};
+use crate::{exit, identity, kubelet_api, link};
 
 /// Why the agent cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +46,9 @@ pub enum AgentError {
     /// The machine has no cgroups.
     #[error("cannot run pods here")]
     Cgroups(#[source] crate::node::cgroups::CgroupError),
+    /// The node has not joined, or its files are damaged.
+    #[error("this node has no usable identity")]
+    Identity(#[source] identity::IdentityError),
     /// A task ended.
     #[error("the agent cannot go on")]
     Task(#[source] TaskFault),
@@ -54,7 +64,7 @@ impl AgentError {
             Self::NotRoot => exit::NOT_PERMITTED,
             Self::Os { .. } | Self::Cgroups(_) => exit::OS_ERROR,
             Self::Store(_) => exit::STORE_UNUSABLE,
-            Self::Endpoint(_) => exit::BAD_CONFIG,
+            Self::Endpoint(_) | Self::Identity(_) => exit::BAD_CONFIG,
             Self::Task(TaskFault::Failed { source, .. }) => {
                 let runtime = source.downcast_ref::<CriError>();
                 if runtime.is_some_and(CriError::is_unusable) {
@@ -85,8 +95,37 @@ impl Agent {
             return Err(AgentError::NotRoot);
         }
         let mut tasks = Tasks::default();
+        let tls = identity::client_tls(&config.identity_dir).map_err(AgentError::Identity)?;
         let local = Local::start(&config, &mut tasks)?;
-        drop(local);
+        let (accepted, streams) = mpsc::channel(ACCEPTED_MAX);
+        let api = kubelet_api::Context {
+            pods: Arc::new(local.registry.clone()),
+            runtime: local.runtime.clone(),
+        };
+        tasks.spawn("kubelet-api", |stop| async move {
+            serve_streams(api, streams, stop).await;
+            Ok(())
+        });
+        let parts = LinkParts {
+            node: config.node.clone(),
+            address: config.cloudcore.to_string(),
+            tls,
+            seed: seed(),
+            boot_id: local.boot_id,
+            deliveries: local.deliveries,
+            link: local.link,
+            health: local.health,
+            upstream: local.upstream,
+            desired: local.desired,
+            store: local.store,
+            settings: local.settings,
+            addresses: local.addresses,
+            accepted,
+        };
+        tasks.spawn("link", |stop| async move {
+            link::shell::run(parts, stop).await;
+            Ok(())
+        });
 
         Ok(Self { node: config.node, grace: config.shutdown_grace, tasks })
     }
@@ -104,5 +143,36 @@ impl Agent {
     /// Asks all tasks to end and waits for them. Containers go on running.
     pub async fn drain(self) -> Result<(), AgentError> {
         self.tasks.drain(self.grace).await.map_err(AgentError::Stragglers)
+    }
+}
+
+/// Spreads what many nodes would otherwise do at the same moment.
+fn seed() -> u64 {
+    let mut seed = [0; 8];
+    let _fixed_seed_will_do = SystemRandom::new().fill(&mut seed);
+
+    u64::from_ne_bytes(seed)
+}
+
+/// Serves the kubelet API on every stream the cloud opens; their number is bounded by the link.
+async fn serve_streams(
+    api: kubelet_api::Context,
+    mut streams: mpsc::Receiver<TunnelStream>,
+    stop: CancellationToken,
+) {
+    let mut serving = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(stream) = streams.recv() => {
+                let api = api.clone();
+                serving.spawn(async move {
+                    if let Err(error) = kubelet_api::serve(stream, api).await {
+                        tracing::debug!(%error, "a request of the kubelet API failed");
+                    }
+                });
+            }
+            Some(_) = serving.join_next(), if !serving.is_empty() => {}
+        }
     }
 }

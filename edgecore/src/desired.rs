@@ -13,7 +13,7 @@ use store::{Store, Write};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::link::{Delivery, LinkState, StoreRefusal};
+use crate::link::{Delivery, HIGH_WATER_SETTING, LinkState, StoreRefusal};
 
 /// Batches waiting for the store. The link sends the next only after the answer to the last, so
 /// one is in use; the rest let the link's task never wait here.
@@ -199,9 +199,12 @@ pub async fn run(
 
 /// Commits one batch, then shows it and answers. If the store refuses, nothing changes and the link
 /// is told why: the cloud sends the objects again.
-async fn take(desired: &Desired, store: &Store, Delivery { changes, done }: Delivery) {
+async fn take(desired: &Desired, store: &Store, delivery: Delivery) {
+    let Delivery { changes, high_water, done } = delivery;
     let changes = desired.applicable(changes);
-    let answer = match commit(store, changes.iter().cloned().map(Write::Object).collect()).await {
+    let mut writes: Vec<_> = changes.iter().cloned().map(Write::Object).collect();
+    writes.push(Write::Setting { name: HIGH_WATER_SETTING.to_owned(), value: high_water });
+    let answer = match commit(store, writes).await {
         Ok(()) => {
             desired.apply(changes);
             Ok(())

@@ -19,6 +19,7 @@ pub mod config;
 pub mod desired;
 pub mod events;
 pub mod exit;
+pub mod identity;
 pub mod kubelet_api;
 pub mod layout;
 pub mod link;

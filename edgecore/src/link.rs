@@ -1,4 +1,8 @@
-//! The link to the cloud: what the rest of the agent sees of it.
+//! The link to the cloud: what the rest of the agent sees of it. [`shell`] runs it; [`dial`] is the
+//! only code of the agent that opens connections to the cloud.
+
+pub mod dial;
+pub mod shell;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,11 +14,16 @@ use proto::session::EVENTS_MAX;
 use proto::wire::{Report, ReportKey};
 use tokio::sync::{Notify, oneshot};
 
+/// The store's setting that says how far the cloud has taken this node in each kind.
+pub const HIGH_WATER_SETTING: &str = "link.high-water";
+
 /// Changes for the store. Answered when they are durable, or refused.
 #[derive(Debug)]
 pub struct Delivery {
     /// In the order of the cloud.
     pub changes: Vec<Change>,
+    /// For [`HIGH_WATER_SETTING`], in the same transaction.
+    pub high_water: Vec<u8>,
     /// Told the outcome; nothing is acknowledged before.
     pub done: oneshot::Sender<Result<(), StoreRefusal>>,
 }

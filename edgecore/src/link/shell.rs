@@ -1,0 +1,413 @@
+//! The shell of the link: moves bytes between the socket and the session, and what the session says
+//! between it and the rest of the agent. Every decision is the session's.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt as _, Sink as _, StreamExt as _};
+use proto::admission::Ticket;
+use proto::codec;
+use proto::digest::{HeldSet, HighWater};
+use proto::ids::NodeName;
+use proto::session::{BatchId, EdgeInput, EdgeOutput, EdgeSession, Introduction};
+use proto::stream::StreamInput;
+use proto::wire::StreamKind;
+use store::{Store, StoreError};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::sleep_until;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
+use tokio_util::sync::CancellationToken;
+use tunnel::{TunnelStream, Tunnels};
+
+use super::dial::{self, Connection, DialError};
+use super::{Delivery, HIGH_WATER_SETTING, LinkState, StoreRefusal, Upstream};
+use crate::clock;
+use crate::desired::Desired;
+use crate::telemetry::chain;
+
+/// The store's setting with the resume ticket.
+const TICKET_SETTING: &str = "link.ticket";
+
+/// Streams opened by the cloud and not yet taken; the session bounds how many there are.
+pub const ACCEPTED_MAX: usize = 64;
+
+/// A message more is taken from the socket before the session is asked, as long as they are there:
+/// what arrives together is stored together.
+const TAKEN_AT_ONCE_MAX: usize = 64;
+
+/// What the link works with.
+#[derive(Debug)]
+pub struct LinkParts {
+    /// The node, as in its certificate.
+    pub node: NodeName,
+    /// HOST:PORT of cloudcore.
+    pub address: String,
+    /// From the identity.
+    pub tls: Arc<ClientConfig>,
+    /// Spreads retries of many nodes.
+    pub seed: u64,
+    /// Changes with every boot.
+    pub boot_id: String,
+    /// Takes what the cloud wants.
+    pub deliveries: mpsc::Sender<Delivery>,
+    /// Tells the rest whether the cloud is in reach.
+    pub link: watch::Sender<LinkState>,
+    /// For pings.
+    pub health: watch::Receiver<proto::wire::Health>,
+    /// What is to be told to the cloud.
+    pub upstream: Upstream,
+    /// What is held, for the digest.
+    pub desired: Desired,
+    /// Keeps the ticket.
+    pub store: Store,
+    /// What the store held at start.
+    pub settings: BTreeMap<String, Vec<u8>>,
+    /// The node's addresses now.
+    pub addresses: watch::Receiver<Vec<String>>,
+    /// Takes streams of the kubelet API.
+    pub accepted: mpsc::Sender<TunnelStream>,
+}
+
+type Stored = Result<(), StoreRefusal>;
+
+struct Shell {
+    parts: LinkParts,
+    session: EdgeSession,
+    connection: Option<Connection>,
+    dialing: JoinSet<Result<Connection, (DialError, Option<Duration>)>>,
+    tunnels: Tunnels,
+    high_water: HighWater,
+    storing: Option<(BatchId, HighWater, oneshot::Receiver<Stored>)>,
+    ticket: Option<oneshot::Receiver<Result<(), StoreError>>>,
+    told_down: String,
+}
+
+/// Keeps the link until asked to stop.
+pub async fn run(parts: LinkParts, stop: CancellationToken) {
+    let setting = |name: &str| parts.settings.get(name).cloned();
+    let who = Introduction {
+        node: parts.node.clone(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        node_ip: first(&parts.addresses),
+        boot_id: parts.boot_id.clone(),
+        ticket: setting(TICKET_SETTING).and_then(Ticket::new),
+    };
+    let high_water = setting(HIGH_WATER_SETTING).and_then(|b| HighWater::from_bytes(&b));
+    let mut shell = Shell {
+        session: EdgeSession::new(who, parts.seed, clock::instant()),
+        connection: None,
+        dialing: JoinSet::new(),
+        tunnels: Tunnels::default(),
+        high_water: high_water.unwrap_or_default(),
+        storing: None,
+        ticket: None,
+        told_down: String::new(),
+        parts,
+    };
+    let mut stopping = false;
+    loop {
+        if shell.outputs().await && stopping {
+            return;
+        }
+        shell.send();
+        tokio::select! {
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                let reason = "the agent stops".to_owned();
+                shell.session.handle(EdgeInput::Shutdown { reason }, clock::instant());
+                if shell.connection.is_none() {
+                    return;
+                }
+            }
+            input = shell.next() => {
+                if let Some(input) = input {
+                    shell.session.handle(input, clock::instant());
+                } else {
+                    shell.session.handle_timeout(clock::instant());
+                }
+            }
+        }
+    }
+}
+
+fn first(addresses: &watch::Receiver<Vec<String>>) -> String {
+    addresses.borrow().first().cloned().unwrap_or_default()
+}
+
+impl Shell {
+    /// Gives the socket the most urgent frame, as soon as it takes one.
+    fn send(&mut self) {
+        let Some(connection) = self.connection.as_mut().filter(|c| c.flushed) else { return };
+        let Some(frame) = self.session.poll_send() else { return };
+        connection.flushed = false;
+        let message = Message::Binary(codec::encode(&frame));
+        if let Err(error) = Pin::new(&mut connection.sink).start_send(message) {
+            self.lost(error.to_string());
+        }
+    }
+
+    fn lost(&mut self, reason: String) {
+        self.connection = None;
+        self.tunnels.lose("the link is down");
+        self.session.handle(EdgeInput::Lost { reason }, clock::instant());
+    }
+
+    /// Waits for whatever happens next; `None` if it is only time that passed.
+    async fn next(&mut self) -> Option<EdgeInput> {
+        let timeout = self.session.poll_timeout();
+        tokio::select! {
+            happened = socket(&mut self.connection) => match happened {
+                Io::Flushed => None,
+                Io::Message(message) => self.received(message),
+                Io::Failed(error) => {
+                    self.lost(error.to_string());
+                    None
+                }
+            },
+            Some(dialed) = self.dialing.join_next(), if !self.dialing.is_empty() => {
+                self.dialed(dialed.ok()?)
+            }
+            stored = answer(&mut self.storing) => Some(self.stored(stored)),
+            stored = ticket_answer(&mut self.ticket) => {
+                self.ticket = None;
+                Some(if stored { EdgeInput::TicketStored } else { EdgeInput::TicketNotStored })
+            }
+            (reports, events) = self.parts.upstream.take() => {
+                let now = clock::instant();
+                for report in reports {
+                    self.session.handle(EdgeInput::Report(report), now);
+                }
+                for event in events {
+                    self.session.handle(EdgeInput::Event(event), now);
+                }
+                None
+            }
+            Ok(()) = self.parts.health.changed() => {
+                let health = *self.parts.health.borrow_and_update();
+                Some(EdgeInput::Health(health))
+            }
+            Ok(()) = self.parts.addresses.changed() => {
+                let node_ip = first(&self.parts.addresses);
+                Some(EdgeInput::AddressChanged { node_ip })
+            }
+            () = self.tunnels.changed() => {
+                for input in self.tunnels.take_inputs() {
+                    self.session.handle(EdgeInput::Stream(input), clock::instant());
+                }
+                None
+            }
+            () = sleep_until(timeout.unwrap_or_else(clock::instant).into()), if timeout.is_some() => None,
+        }
+    }
+
+    /// Takes a message, and those that are there already.
+    fn received(&mut self, message: Option<Result<Message, SocketError>>) -> Option<EdgeInput> {
+        let mut message = message;
+        for _ in 0..TAKEN_AT_ONCE_MAX {
+            let input = match message {
+                None => return self.ended("cloudcore closed the connection"),
+                Some(Err(error)) => return self.ended(&error.to_string()),
+                Some(Ok(Message::Binary(bytes))) => match codec::decode(&bytes) {
+                    Ok(frame) => EdgeInput::Received(frame),
+                    Err(error) => EdgeInput::Malformed(error),
+                },
+                Some(Ok(Message::Close(_))) => {
+                    return self.ended("cloudcore closed the connection");
+                }
+                Some(Ok(
+                    Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_),
+                )) => EdgeInput::Heard,
+            };
+            self.session.handle(input, clock::instant());
+            let connection = self.connection.as_mut()?;
+            match connection.stream.next().now_or_never() {
+                Some(next) => message = next,
+                None => return None,
+            }
+        }
+
+        None
+    }
+
+    fn ended(&mut self, reason: &str) -> Option<EdgeInput> {
+        self.lost(reason.to_owned());
+
+        None
+    }
+
+    fn dialed(
+        &mut self,
+        dialed: Result<Connection, (DialError, Option<Duration>)>,
+    ) -> Option<EdgeInput> {
+        match dialed {
+            Ok(connection) => {
+                self.connection = Some(connection);
+                Some(EdgeInput::Connected)
+            }
+            Err((error, retry_after)) => {
+                Some(EdgeInput::DialFailed { reason: chain(&error), retry_after })
+            }
+        }
+    }
+
+    fn stored(&mut self, stored: Stored) -> EdgeInput {
+        let Some((batch, high_water, _)) = self.storing.take() else {
+            return EdgeInput::Heard;
+        };
+        match stored {
+            Ok(()) => {
+                self.high_water = high_water;
+                EdgeInput::Persisted { batch }
+            }
+            Err(refusal) => EdgeInput::PersistFailed { batch, reason: refusal.reason },
+        }
+    }
+
+    /// Does what the session says; whether it closed.
+    async fn outputs(&mut self) -> bool {
+        let mut closed = false;
+        while let Some(output) = self.session.poll_output() {
+            match output {
+                EdgeOutput::Dial => {
+                    self.dialing.abort_all();
+                    self.dialing = JoinSet::new();
+                    let (address, tls) = (self.parts.address.clone(), self.parts.tls.clone());
+                    self.dialing.spawn(dial::dial(address, tls));
+                }
+                EdgeOutput::AskHeld => {
+                    let objects = self.parts.desired.held().into_iter().collect();
+                    let held = HeldSet { objects, high_water: self.high_water.clone() };
+                    self.session.handle(EdgeInput::Held(held), clock::instant());
+                }
+                EdgeOutput::Deliver { batch, high_water, changes } => {
+                    let (done, told) = oneshot::channel();
+                    let marks = high_water.to_bytes();
+                    self.storing = Some((batch, high_water, told));
+                    let delivery = Delivery { changes, high_water: marks, done };
+                    // Without a receiver the process is about to end.
+                    drop(self.parts.deliveries.send(delivery).await);
+                }
+                EdgeOutput::Up(welcome) => self.up(&welcome),
+                EdgeOutput::Synced => self.parts.link.send_modify(|state| {
+                    if let LinkState::Up { synced, .. } = state {
+                        *synced = true;
+                    }
+                }),
+                EdgeOutput::Down(reason) => self.down(&chain(&reason)),
+                EdgeOutput::ReportDone { .. } => {}
+                EdgeOutput::Stream(output) => self.stream(output),
+                EdgeOutput::Close(reason) => {
+                    tracing::debug!(reason = %chain(&reason), "closing the connection");
+                    self.connection = None;
+                    self.dialing.abort_all();
+                    self.tunnels.lose("the link is down");
+                    closed = true;
+                }
+            }
+        }
+
+        closed
+    }
+
+    fn up(&mut self, welcome: &proto::wire::Welcome) {
+        tracing::info!(generation = welcome.generation, "the link is up");
+        self.told_down.clear();
+        let (tell, told) = oneshot::channel();
+        let ticket = welcome.ticket.as_bytes().to_vec();
+        let done = Box::new(move |stored| {
+            // The shell may have gone on to another session.
+            drop(tell.send(stored));
+        });
+        self.parts.store.put_setting(TICKET_SETTING, ticket, done);
+        self.ticket = Some(told);
+        let generation = welcome.generation;
+        self.parts.link.send_replace(LinkState::Up {
+            since: clock::now(),
+            generation,
+            synced: false,
+        });
+    }
+
+    fn down(&mut self, reason: &str) {
+        // Said when it changes, not at every try.
+        if self.told_down != reason {
+            tracing::warn!(reason, "the link is down");
+            reason.clone_into(&mut self.told_down);
+        }
+        self.parts.link.send_modify(|state| {
+            let since = match state {
+                LinkState::Down { since, .. } => *since,
+                LinkState::Up { .. } => clock::now(),
+            };
+            *state = LinkState::Down { since, reason: reason.to_owned() };
+        });
+    }
+
+    fn stream(&mut self, output: proto::stream::StreamOutput) {
+        let Some((id, kind)) = self.tunnels.handle(output) else { return };
+        let refuse = |reason: &str| StreamInput::Reset { id, reason: reason.to_owned() };
+        if kind != StreamKind::KUBELET_API {
+            let input = EdgeInput::Stream(refuse("this agent knows no such kind of stream"));
+            self.session.handle(input, clock::instant());
+            return;
+        }
+        let stream = self.tunnels.open(id);
+        if self.parts.accepted.try_send(stream).is_err() {
+            tracing::warn!("too many streams wait for the kubelet API");
+        }
+    }
+}
+
+/// What the socket did.
+enum Io {
+    /// It took the frame.
+    Flushed,
+    /// It gave a message, or its end.
+    Message(Option<Result<Message, SocketError>>),
+    /// It is broken.
+    Failed(SocketError),
+}
+
+async fn socket(connection: &mut Option<Connection>) -> Io {
+    let Some(Connection { sink, stream, flushed }) = connection else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        done = poll_fn(|cx| Pin::new(&mut *sink).poll_flush(cx)), if !*flushed => match done {
+            Ok(()) => {
+                *flushed = true;
+                Io::Flushed
+            }
+            Err(error) => Io::Failed(error),
+        },
+        message = stream.next() => Io::Message(message),
+    }
+}
+
+async fn answer(storing: &mut Option<(BatchId, HighWater, oneshot::Receiver<Stored>)>) -> Stored {
+    match storing {
+        Some((_, _, told)) => told
+            .await
+            .unwrap_or_else(|_| Err(StoreRefusal { reason: "the store's task ended".to_owned() })),
+        None => std::future::pending().await,
+    }
+}
+
+async fn ticket_answer(ticket: &mut Option<oneshot::Receiver<Result<(), StoreError>>>) -> bool {
+    match ticket {
+        Some(told) => match told.await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::warn!(error = %chain(&error), "cannot store the resume ticket");
+                false
+            }
+            Err(_) => false,
+        },
+        None => std::future::pending().await,
+    }
+}
