@@ -141,7 +141,7 @@ impl Loop {
                 && let Ok(uid) = Uid::new(key.id())
                 && !self.context.registry.contains(&uid)
             {
-                self.start(uid);
+                self.start(&uid);
                 continue;
             }
             for wake in self.context.registry.wakes_for(key) {
@@ -151,12 +151,12 @@ impl Loop {
     }
 
     /// Starts the task of a pod, if the pod is desired.
-    fn start(&mut self, uid: Uid) {
-        let key = ObjectKey::pod(&uid);
+    fn start(&mut self, uid: &Uid) {
+        let key = ObjectKey::pod(uid);
         let Some(object) = self.context.desired.get(&key) else { return };
-        let wake = self.context.registry.add(&uid, key);
-        let memory = self.memories.remove(&uid).unwrap_or_default();
-        let listed = self.listed.remove(&uid);
+        let wake = self.context.registry.add(uid, key);
+        let memory = self.memories.remove(uid).unwrap_or_default();
+        let listed = self.listed.remove(uid);
         let context = Arc::clone(&self.context);
         let worker = Worker::new(context, object, wake, &memory, listed.as_ref());
         self.workers.spawn(worker.run(self.stop.clone()));
@@ -189,7 +189,7 @@ impl Loop {
             Ok(uid) => {
                 self.context.registry.remove(&uid);
                 // Wanted again meanwhile.
-                self.start(uid);
+                self.start(&uid);
             }
             Err(error) => tracing::error!(%error, "a pod's task panicked"),
         }
@@ -275,7 +275,7 @@ impl Loop {
         match weighed.await {
             Ok(()) => self.burstable_milli = Some(milli),
             Err(error) => {
-                tracing::warn!(error = %chain(&error), "burstable pods keep their weight")
+                tracing::warn!(error = %chain(&error), "burstable pods keep their weight");
             }
         }
     }

@@ -4,6 +4,8 @@
 //! Needs a site of `scripts/edge-site`; HOLDFAST_TEST_SITE names it, and its network must be entered:
 //! `scripts/edge-site exec --name NAME -- cargo test -p edgecore --test agent -- --ignored`.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -83,7 +85,11 @@ impl Agent {
 
     async fn deliver(&mut self, changes: Vec<Change>) {
         let (done, answer) = oneshot::channel();
-        self.local.deliveries.send(Delivery { changes, done }).await.unwrap();
+        self.local
+            .deliveries
+            .send(Delivery { changes, high_water: Vec::new(), done })
+            .await
+            .unwrap();
         answer.await.unwrap().unwrap();
     }
 

@@ -24,6 +24,7 @@ use crate::link::{Delivery, LinkState, Upstream};
 use crate::node::cgroups::{Cgroups, Limits};
 use crate::node::facts::{self, Facts};
 use crate::node::monitor::{self, Beat, Monitor};
+use crate::node::status::Wanted;
 use crate::pods;
 use crate::pods::context::{Context, STARTS_MAX};
 use crate::pods::images::Images;
@@ -66,14 +67,7 @@ pub struct Local {
 impl Local {
     /// Opens the store and starts the tasks. Must be called within the tokio runtime.
     pub fn start(config: &Config, tasks: &mut Tasks) -> Result<Self, AgentError> {
-        let layout = Layout {
-            root: config.root_dir.clone(),
-            pod_logs: config.pod_logs_dir.clone(),
-            container_logs: config.container_logs_dir.clone(),
-        };
-        for dir in [layout.pods(), layout.pod_logs.clone(), layout.container_logs.clone()] {
-            make_dir(&dir)?;
-        }
+        let layout = make_layout(config)?;
         let cgroups = Cgroups::detect().map_err(AgentError::Cgroups)?;
         let runtime =
             Runtime::new(&config.runtime_socket.to_string_lossy()).map_err(AgentError::Endpoint)?;
@@ -93,11 +87,7 @@ impl Local {
         say_start(config, &upstream);
 
         let monitor = Monitor {
-            node: config.node.as_str().to_owned(),
-            labels: config.node_labels.clone(),
-            taints: config.taints.clone(),
-            pods_max: config.pods_max,
-            reserved: config.system_reserved,
+            wanted: wanted(config),
             root_dir: config.root_dir.clone(),
             facts: facts.clone(),
             runtime_version: version,
@@ -109,15 +99,10 @@ impl Local {
             configured_address: config.node_ip,
             upstream: upstream.clone(),
         };
-        tasks.spawn("node", |stop| async move {
-            monitor::run(monitor, stop).await;
-            Ok(())
-        });
-        let (held, durable) = (desired.clone(), store.clone());
-        let link_changes = link_seen.clone();
-        tasks.spawn("desired", |stop| async move {
-            desired::run(held, durable, delivered, link_changes, stop).await;
-            Ok(())
+        tasks.spawn("node", |stop| ends_well(monitor::run(monitor, stop)));
+        let (held, durable, changes) = (desired.clone(), store.clone(), link_seen.clone());
+        tasks.spawn("desired", |stop| {
+            ends_well(desired::run(held, durable, delivered, changes, stop))
         });
         let parts = Parts {
             fields: node_fields(config, &facts),
@@ -148,6 +133,36 @@ impl Local {
             runtime,
             boot_id,
         })
+    }
+}
+
+/// A task that ends only when asked to.
+async fn ends_well(task: impl Future<Output = ()>) -> Result<(), BoxError> {
+    task.await;
+
+    Ok(())
+}
+
+fn make_layout(config: &Config) -> Result<Layout, AgentError> {
+    let layout = Layout {
+        root: config.root_dir.clone(),
+        pod_logs: config.pod_logs_dir.clone(),
+        container_logs: config.container_logs_dir.clone(),
+    };
+    for dir in [layout.pods(), layout.pod_logs.clone(), layout.container_logs.clone()] {
+        make_dir(&dir)?;
+    }
+
+    Ok(layout)
+}
+
+fn wanted(config: &Config) -> Wanted {
+    Wanted {
+        name: config.node.as_str().to_owned(),
+        labels: config.node_labels.clone(),
+        taints: config.taints.clone(),
+        pods_max: config.pods_max,
+        reserved: config.system_reserved,
     }
 }
 

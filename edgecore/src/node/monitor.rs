@@ -1,7 +1,6 @@
 //! Watches the runtime and the machine, tells the link how healthy this node is, and reports the
 //! Node object when something about it changed.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +17,6 @@ use super::pressure;
 use super::status::{Condition, Image, Live, NodeReport, Wanted, report};
 use crate::agent::addresses_now;
 use crate::clock;
-use crate::config::{Reserved, Taint};
 use crate::link::Upstream;
 
 /// How often the runtime is asked. The cloud calls a node unhealthy after 30 s without an answer.
@@ -68,16 +66,8 @@ impl Default for Beat {
 /// What the monitor works with.
 #[derive(Debug)]
 pub struct Monitor {
-    /// Name of the node.
-    pub node: String,
-    /// Labels of the Node object.
-    pub labels: BTreeMap<String, String>,
-    /// Taints of the Node object.
-    pub taints: Vec<Taint>,
-    /// Most pods.
-    pub pods_max: u32,
-    /// Kept back from pods.
-    pub reserved: Reserved,
+    /// What is configured.
+    pub wanted: Wanted,
     /// Where volumes are, to see how full that file system is.
     pub root_dir: PathBuf,
     /// What the machine is.
@@ -204,15 +194,8 @@ impl Monitor {
             pid_pressure: pressure.pids,
             images: images.to_vec(),
         };
-        let wanted = Wanted {
-            name: &self.node,
-            labels: &self.labels,
-            taints: &self.taints,
-            pods_max: self.pods_max,
-            reserved: self.reserved,
-        };
 
-        report(&wanted, &self.facts, &live, before, clock::now())
+        report(&self.wanted, &self.facts, &live, before, clock::now())
     }
 
     fn send(&self, report: &NodeReport) {
@@ -240,7 +223,7 @@ fn not_ready(conditions: &[cri_api::v1::RuntimeCondition]) -> Vec<String> {
                 "{subject}: {}=false reason:{} message:{}",
                 r#type, condition.reason, condition.message
             )),
-            None => reasons.push(format!("{subject}: {} is not reported", r#type)),
+            None => reasons.push(format!("{subject}: {type} is not reported")),
         }
     }
 

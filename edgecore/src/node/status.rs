@@ -44,13 +44,13 @@ pub struct Live {
 
 /// What is configured.
 #[derive(Clone, Debug)]
-pub struct Wanted<'a> {
+pub struct Wanted {
     /// Name of the node.
-    pub name: &'a str,
+    pub name: String,
     /// Labels of the Node object.
-    pub labels: &'a BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
     /// Taints of the Node object.
-    pub taints: &'a [Taint],
+    pub taints: Vec<Taint>,
     /// Most pods.
     pub pods_max: u32,
     /// Kept back from pods.
@@ -130,7 +130,7 @@ impl NodeReport {
 /// The report for now. `before` are the conditions of the last one: a transition time moves only
 /// when a status changes, so that equal states give equal reports.
 pub fn report(
-    wanted: &Wanted<'_>,
+    wanted: &Wanted,
     facts: &Facts,
     live: &Live,
     before: &[Condition],
@@ -139,8 +139,8 @@ pub fn report(
     NodeReport {
         api_version: "v1",
         kind: "Node",
-        metadata: Metadata { name: wanted.name.to_owned(), labels: labels(wanted, facts) },
-        spec: Spec { taints: wanted.taints.to_vec() },
+        metadata: Metadata { name: wanted.name.clone(), labels: labels(wanted, facts) },
+        spec: Spec { taints: wanted.taints.clone() },
         status: Status {
             capacity: resources(facts, wanted.pods_max, Reserved::default()),
             allocatable: resources(facts, wanted.pods_max, wanted.reserved),
@@ -174,9 +174,9 @@ pub fn resources(
     ])
 }
 
-fn labels(wanted: &Wanted<'_>, facts: &Facts) -> BTreeMap<String, String> {
+fn labels(wanted: &Wanted, facts: &Facts) -> BTreeMap<String, String> {
     let own = [
-        ("kubernetes.io/hostname", wanted.name),
+        ("kubernetes.io/hostname", wanted.name.as_str()),
         ("kubernetes.io/os", "linux"),
         ("kubernetes.io/arch", &facts.architecture),
         ("beta.kubernetes.io/os", "linux"),
@@ -276,9 +276,14 @@ fn listed(images: &[Image]) -> Vec<Image> {
 mod tests {
     use super::*;
 
-    fn wanted(labels: &BTreeMap<String, String>) -> Wanted<'_> {
-        let reserved = Reserved { cpu_millis: 100, memory_bytes: 1 << 20, ..Reserved::default() };
-        Wanted { name: "edge-node", labels, taints: &[], pods_max: 110, reserved }
+    fn wanted() -> Wanted {
+        Wanted {
+            name: "edge-node".into(),
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            pods_max: 110,
+            reserved: Reserved { cpu_millis: 100, memory_bytes: 1 << 20, ..Reserved::default() },
+        }
     }
 
     fn at(second: i64) -> Timestamp {
@@ -288,8 +293,7 @@ mod tests {
     #[test]
     fn reserved_resources_are_not_allocatable() {
         let facts = Facts { cpus: 2, memory_bytes: 4 << 20, ..Facts::default() };
-        let labels = BTreeMap::new();
-        let report = report(&wanted(&labels), &facts, &Live::default(), &[], at(0));
+        let report = report(&wanted(), &facts, &Live::default(), &[], at(0));
 
         assert_eq!(report.status.capacity["cpu"], "2");
         assert_eq!(report.status.allocatable["cpu"], "1900m");
@@ -298,12 +302,11 @@ mod tests {
 
     #[test]
     fn transition_times_move_only_with_the_status() {
-        let labels = BTreeMap::new();
         let facts = Facts::default();
         let down = Live { not_ready: vec!["container runtime is down".into()], ..Live::default() };
-        let first = report(&wanted(&labels), &facts, &Live::default(), &[], at(10));
-        let same = report(&wanted(&labels), &facts, &Live::default(), first.conditions(), at(20));
-        let changed = report(&wanted(&labels), &facts, &down, same.conditions(), at(30));
+        let first = report(&wanted(), &facts, &Live::default(), &[], at(10));
+        let same = report(&wanted(), &facts, &Live::default(), first.conditions(), at(20));
+        let changed = report(&wanted(), &facts, &down, same.conditions(), at(30));
 
         assert_eq!(first, same);
         let ready = changed.conditions().last().unwrap();

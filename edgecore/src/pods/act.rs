@@ -391,13 +391,11 @@ impl Job {
         let layout = &context.layout;
         let mut volumes = std::collections::BTreeMap::new();
         for volume in pod.spec().volumes.iter().flatten() {
-            let path = match &volume.host_path {
-                Some(host) => host.path.clone(),
-                None => {
-                    let dir = layout.volume(&pod.uid, plugin(volume), &volume.name);
-                    dir.to_string_lossy().into_owned()
-                }
-            };
+            let own = || layout.volume(&pod.uid, plugin(volume), &volume.name);
+            let path = volume
+                .host_path
+                .as_ref()
+                .map_or_else(|| own().to_string_lossy().into_owned(), |host| host.path.clone());
             volumes.insert(volume.name.clone(), path);
         }
         let termination_log = layout.container(&pod.uid, name).join(format!("{attempt:08x}"));

@@ -16,7 +16,7 @@ use super::context::Context;
 /// Before a token that did not come is asked for again: doubled each time. The link itself repeats
 /// what the cloud has not answered.
 const ASK_AGAIN: Duration = Duration::from_mins(1);
-const ASK_AGAIN_MAX: Duration = Duration::from_mins(60);
+const ASK_AGAIN_MAX: Duration = Duration::from_hours(1);
 
 /// What the cloud is asked, as JSON. The pod says for which service account.
 #[derive(Serialize)]

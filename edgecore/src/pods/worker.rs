@@ -233,7 +233,7 @@ impl Worker {
         match finished {
             Ok((_, Finished::Action(action, done))) => {
                 self.under_way.remove(&action);
-                self.use_answer(Some(action), done);
+                self.use_answer(Some(&action), done);
             }
             Ok((_, Finished::Exit(_, Some(done)))) => self.use_answer(None, done),
             Ok((_, Finished::Exit(id, None))) => {
@@ -248,16 +248,16 @@ impl Worker {
         }
     }
 
-    fn use_answer(&mut self, action: Option<Action>, done: Done) {
+    fn use_answer(&mut self, action: Option<&Action>, done: Done) {
         let now = clock::now();
-        if let (Some(action), Done::Failed { message }) = (&action, &done) {
+        if let (Some(action), Done::Failed { message }) = (action, &done) {
             tracing::warn!(pod = %self.uid, ?action, message, "an action failed");
             let retry = Retry::after(self.retries.get(action), now);
             self.retries.insert(action.clone(), retry);
             self.look = true;
             return;
         }
-        if let Some(action) = &action {
+        if let Some(action) = action {
             self.retries.remove(action);
         }
         match done {
@@ -266,8 +266,12 @@ impl Worker {
                     self.observed.volumes = VolumesState::Ready;
                 }
                 self.memory.note(outcome, now);
-                sandbox.into_iter().for_each(|view| self.put_sandbox(view));
-                container.into_iter().for_each(|seen| self.put_container(seen));
+                if let Some(view) = sandbox {
+                    self.put_sandbox(view);
+                }
+                if let Some(seen) = container {
+                    self.put_container(seen);
+                }
                 self.look |= look;
             }
             Done::Container(seen) => self.put_container(seen),
@@ -313,9 +317,7 @@ impl Worker {
         if let Some(wait) = self.look_if_needed(now).await {
             return Some(wait);
         }
-        let Some((pod, gathered)) = self.view() else {
-            return None;
-        };
+        let (pod, gathered) = self.view()?;
         self.observed.missing.clone_from(&gathered.missing);
         let before = self.memory.clone();
         let next = plan(&pod, &before, &self.observed, now);
