@@ -5,6 +5,16 @@ GO_MOD_VERSION=$(sed -nE 's#^[[:space:]]*k8s.io/kubernetes v##p' "$CONTROLPLANE/
 KUBERNETES_VERSION=${HOLDFAST_KUBERNETES_VERSION:-$GO_MOD_VERSION}
 KUBERNETES_PROGRAMS="kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl"
 
+# keep_version DIR: the version of the first up is that of the cluster in DIR until down.
+keep_version() {
+  mkdir -p "$1"
+  [ -s "$1/version" ] || echo "$KUBERNETES_VERSION" >"$1/version"
+  [ -z "${HOLDFAST_KUBERNETES_VERSION:-}" ] || [ "$HOLDFAST_KUBERNETES_VERSION" = "$(cat "$1/version")" ] ||
+    die "the cluster is of Kubernetes $(cat "$1/version"); take it down before starting $HOLDFAST_KUBERNETES_VERSION"
+  use_version "$1"
+}
+use_version() { [ ! -s "$1/version" ] || KUBERNETES_VERSION=$(cat "$1/version"); }
+
 # Prints the folder with the programs of the version.
 kubernetes_dir() {
   printf '%s/kubernetes-%s-%s\n' "$CACHE" "$KUBERNETES_VERSION" "$(cat "$CONTROLPLANE"/{main.go,go.sum} | sha256sum | cut -c1-12)"
@@ -41,8 +51,10 @@ compile_kubernetes() {
   for program in $KUBERNETES_PROGRAMS; do ln -s kubernetes "out/$program"; done
 }
 
-# Rewrites go.mod for another version; what it needs indirectly is worked out anew.
+# Rewrites the module for another version; what it needs indirectly is worked out anew.
 change_version() {
+  # The kubelet takes a context since 1.34.
+  [[ $1 != 1.33.* ]] || sed -i 's/(context.Background())/()/; /^\t"context"$/d' main.go
   sed -i "/\/\/ indirect/d; s#v$GO_MOD_VERSION\$#v$1#; s#v0\.${GO_MOD_VERSION#1.}\$#v0.${1#1.}#" go.mod
   go mod tidy
 }

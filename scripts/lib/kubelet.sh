@@ -5,6 +5,7 @@
 . "$CHECKOUT/scripts/lib/pki.sh"
 
 pki=$STATE/clusters/$cluster/pki
+use_version "$STATE/clusters/$cluster"
 admin() { "$(kubernetes_dir)/kubectl" --kubeconfig "$STATE/clusters/$cluster/admin.kubeconfig" "$@"; }
 node_ready() { admin get node "$name" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' | grep -qx True; }
 
