@@ -235,3 +235,103 @@ pub async fn commit(store: &Store, writes: Vec<Write>) -> Result<(), store::Stor
 
     told.await.unwrap_or(Err(store::StoreError::Closed))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proto::object::ContentHash;
+    use store::Options;
+
+    use super::*;
+
+    fn uid(text: &str) -> Uid {
+        Uid::new(text).unwrap()
+    }
+
+    fn put(key: &ObjectKey, of: &str, epoch: u64, revision: u64, bytes: Vec<u8>) -> Change {
+        let hash = ContentHash::of(&[&bytes]);
+        let version = Version { uid: uid(of), epoch, revision, hash };
+        Change::Put(Object { key: key.clone(), version, bytes: bytes.into() })
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    async fn deliver(
+        desired: &Desired,
+        store: &Store,
+        changes: Vec<Change>,
+    ) -> Result<(), StoreRefusal> {
+        let (done, answer) = oneshot::channel();
+        take(desired, store, Delivery { changes, high_water: vec![1], done }).await;
+        answer.await.unwrap()
+    }
+
+    fn revision(desired: &Desired, key: &ObjectKey) -> Option<(String, u64)> {
+        desired.get(key).map(|o| (o.version.uid.to_string(), o.version.revision))
+    }
+
+    #[test]
+    fn changes_are_applied_to_the_object_they_are_about() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(&Options::in_folder(dir.path())).unwrap();
+        let key = ObjectKey::named(Kind::ConfigMap, "ns", "c");
+        let desired = Desired::default();
+        let delete = |of| Change::Delete { key: key.clone(), uid: uid(of) };
+        let check = |change, expected: Option<(&str, u64)>| {
+            runtime().block_on(deliver(&desired, &store, vec![change])).unwrap();
+            let expected = expected.map(|(uid, revision)| (uid.to_owned(), revision));
+            assert_eq!(revision(&desired, &key), expected);
+        };
+
+        check(put(&key, "a", 0, 5, vec![1]), Some(("a", 5)));
+        check(put(&key, "a", 0, 4, vec![2]), Some(("a", 5)));
+        check(put(&key, "a", 1, 2, vec![3]), Some(("a", 2)));
+        check(put(&key, "b", 1, 3, vec![4]), Some(("b", 3)));
+        check(delete("a"), Some(("b", 3)));
+        check(delete("b"), None);
+        drop(store);
+
+        let (_store, opened) = Store::open(&Options::in_folder(dir.path())).unwrap();
+        assert!(opened.objects.is_empty() && opened.is_intact());
+    }
+
+    #[test]
+    fn orphans_may_be_swept_only_on_evidence() {
+        let held = ObjectKey::pod(&uid("held"));
+        let Change::Put(object) = put(&held, "held", 0, 1, vec![1]) else { panic!() };
+        let desired = Desired::new(vec![object], [uid("deleted")]);
+        let may = |pod: &str| desired.may_sweep(&uid(pod));
+
+        assert_eq!((may("held"), may("deleted"), may("unknown")), (false, true, false));
+        desired.mark_synced();
+        assert_eq!((may("held"), may("deleted"), may("unknown")), (false, true, true));
+    }
+
+    #[test]
+    fn what_a_full_disk_refuses_is_taken_once_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap();
+        crate::volumes::mounts::ensure_tmpfs(&path, Some(1 << 20)).unwrap();
+        refused_then_taken(&path);
+        crate::volumes::mounts::unmount_below(&path).unwrap();
+    }
+
+    fn refused_then_taken(path: &Path) {
+        let (store, _) = Store::open(&Options::in_folder(path.join("state"))).unwrap();
+        let desired = Desired::default();
+        let key = ObjectKey::named(Kind::ConfigMap, "ns", "large");
+        let change = || put(&key, "a", 0, 1, vec![7; 200_000]);
+        std::fs::write(path.join("filler"), vec![0; 850_000]).unwrap();
+
+        let refusal = runtime().block_on(deliver(&desired, &store, vec![change()])).unwrap_err();
+        assert!(refusal.reason.contains("full"), "{refusal}");
+        assert!(desired.get(&key).is_none());
+
+        std::fs::remove_file(path.join("filler")).unwrap();
+        runtime().block_on(deliver(&desired, &store, vec![change()])).unwrap();
+        assert!(desired.get(&key).is_some());
+    }
+}

@@ -217,6 +217,7 @@ impl Loop {
             if self.context.registry.held(&uid).is_some_and(|held| held != seen.states())
                 && let Some(wake) = self.context.registry.wake(&uid)
             {
+                tracing::debug!(pod = %uid, "the runtime holds something else than was seen");
                 wake.because(|reasons| reasons.observe = true);
             }
         }

@@ -1,12 +1,12 @@
 //! The agent without a cloud, on a real container runtime: what the link would deliver is delivered
 //! by hand, what it would send up is read.
 //!
-//! Needs a site of `scripts/edge-site`; HOLDFAST_TEST_SITE names it, and its network must be entered:
-//! `scripts/edge-site exec --name NAME -- cargo test -p edgecore --test agent -- --ignored`.
+//! Needs a site of `scripts/edge-site`, named by HOLDFAST_TEST_SITE:
+//! `HOLDFAST_TEST_SITE=NAME cargo test -p edgecore --test agent -- --ignored --test-threads 1`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,23 +30,29 @@ struct Site {
 
 impl Site {
     fn find() -> Self {
-        let name = std::env::var("HOLDFAST_TEST_SITE").expect("HOLDFAST_TEST_SITE names a site");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/edge-site");
-        let output = std::process::Command::new(script)
-            .args(["status", "--name", &name])
-            .output()
-            .expect("scripts/edge-site runs");
-        let text = String::from_utf8(output.stdout).unwrap();
+        let text = Self::script("status");
         let facts = text.lines().filter_map(|line| line.split_once('='));
 
         Self { facts: facts.map(|(k, v)| (k.to_owned(), v.to_owned())).collect() }
+    }
+
+    /// Runs a verb of `scripts/edge-site`.
+    fn script(verb: &str) -> String {
+        let name = std::env::var("HOLDFAST_TEST_SITE").expect("HOLDFAST_TEST_SITE names a site");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/edge-site");
+        let output =
+            std::process::Command::new(script).args([verb, "--name", &name]).output().unwrap();
+        assert!(output.status.success(), "edge-site {verb}: {output:?}");
+
+        String::from_utf8(output.stdout).unwrap()
     }
 
     fn config(&self, state: &Path) -> Config {
         let fact = |name: &str| self.facts[name].clone();
         let text = format!(
             "nodeName: agent-test\ncloudcore: 192.0.2.1:1\nruntimeEndpoint: {}\nrootDir: {}\n\
-             podLogsDir: {}\ncontainerLogsDir: {}\nstateDir: {}\ncgroupRoot: {}\nbootIdFile: {}\n",
+             podLogsDir: {}\ncontainerLogsDir: {}\nstateDir: {}\ncgroupRoot: {}\nbootIdFile: {}\n\
+             nodeIP: {}\n",
             fact("RUNTIME"),
             fact("KUBELET_ROOT"),
             fact("POD_LOGS"),
@@ -54,6 +60,7 @@ impl Site {
             state.display(),
             fact("CGROUP_ROOT"),
             fact("BOOT_ID_FILE"),
+            fact("ADDRESS"),
         );
 
         Config::parse(Path::new("test"), &text).unwrap()
@@ -105,6 +112,25 @@ impl Agent {
         Change::Put(Object { key, version, bytes })
     }
 
+    /// Reads reports until this many tokens are wanted.
+    async fn next_tokens(&mut self, count: usize) -> BTreeSet<(Uid, String)> {
+        let upstream = self.local.upstream.clone();
+        let mut wanted = BTreeSet::new();
+        while wanted.len() < count {
+            let taken = tokio::time::timeout(DEADLINE, upstream.take()).await;
+            let (reports, _) = taken.unwrap_or_else(|_| panic!("tokens asked for: {wanted:?}"));
+            for report in reports {
+                if let ReportKey::TokenWanted { pod, source } = report.key {
+                    let ask: Value = serde_json::from_slice(&report.bytes).unwrap();
+                    assert_eq!(ask["expirationSeconds"], 3607);
+                    wanted.insert((pod, source));
+                }
+            }
+        }
+
+        wanted
+    }
+
     /// Reads reports until `pod` satisfies `wanted`.
     async fn wait(&mut self, pod: &str, wanted: impl Fn(&Value, bool) -> bool) -> Value {
         let uid = Uid::new(pod).unwrap();
@@ -131,7 +157,7 @@ impl Agent {
         });
         match found.await {
             Ok(status) => status,
-            Err(_) => panic!(
+            Err(tokio::time::error::Elapsed { .. }) => panic!(
                 "{pod}: not in {DEADLINE:?}\nlast: {:#?}\nevents: {:#?}",
                 self.statuses.get(&uid),
                 self.events
@@ -399,6 +425,100 @@ fn twenty_pods_at_once_and_an_orphan() {
         let since = clock::now();
         agent.local.link.send(LinkState::Up { since, generation: 1, synced: true }).unwrap();
         eventually("the orphans are removed", || count() == 0).await;
+        agent.stop().await;
+    });
+}
+
+/// A pod as the API server's admission makes it, with a projected token and its certificates.
+fn with_token(uid: &str) -> Value {
+    let mut spec = sleeper(SERVE);
+    spec["volumes"].as_array_mut().unwrap().push(json!({
+        "name": "access", "projected": { "defaultMode": 0o644, "sources": [
+            { "serviceAccountToken": { "expirationSeconds": 3607, "path": "token" } },
+            { "configMap": { "name": "words", "items": [{ "key": "greeting", "path": "ca" }] } },
+            { "downwardAPI": { "items": [
+                { "path": "namespace", "fieldRef": { "fieldPath": "metadata.namespace" } }] } }] },
+    }));
+    let mount = json!({ "name": "access", "mountPath": "/access", "readOnly": true });
+    spec["containers"][0]["volumeMounts"].as_array_mut().unwrap().push(mount);
+    spec["containers"][0]["imagePullPolicy"] = json!("Always");
+
+    pod(uid, &spec)
+}
+
+#[test]
+#[ignore = "needs a site of scripts/edge-site"]
+fn pods_run_again_after_a_power_cut_without_the_cloud() {
+    run(async {
+        let site = Site::find();
+        let state = tempfile::tempdir().unwrap();
+        let config = site.config(state.path());
+        let uids: Vec<_> = (0..20).map(|n| format!("c{n}")).collect();
+        let mut agent = Agent::start(&config);
+        let mut changes = vec![words(&mut agent, "hello")];
+        for uid in &uids {
+            let mut pod = with_token(uid);
+            // No registry has the image: who never had it does not get it by `Always`.
+            if uid != "c0" {
+                pod["spec"]["containers"][0]["imagePullPolicy"] = json!("IfNotPresent");
+            }
+            changes.push(agent.put(pod_key(uid), uid, &pod));
+        }
+        agent.deliver(changes).await;
+        let wanted = agent.next_tokens(uids.len()).await;
+        // The token expired long ago: it stays until there is a newer one.
+        let token = json!({
+            "spec": { "audiences": [], "expirationSeconds": 3607 },
+            "status": { "token": "t0ken", "expirationTimestamp": "2020-01-01T00:00:00Z" },
+        });
+        let tokens = wanted
+            .iter()
+            .map(|(pod, source)| agent.put(ObjectKey::token(pod, source), pod.as_str(), &token))
+            .collect();
+        agent.deliver(tokens).await;
+        let refused = |status: &Value, _| {
+            let waiting = &status["containerStatuses"][0]["state"]["waiting"];
+            waiting["reason"] == "ErrImagePull" || waiting["reason"] == "ImagePullBackOff"
+        };
+        agent.wait("c0", refused).await;
+        let mut pod = with_token("c0");
+        pod["spec"]["containers"][0]["imagePullPolicy"] = json!("IfNotPresent");
+        let put = agent.put(pod_key("c0"), "c0", &pod);
+        agent.deliver(vec![put]).await;
+        for uid in &uids {
+            agent.wait(uid, ready).await;
+        }
+        for uid in &uids {
+            let put = agent.put(pod_key(uid), uid, &with_token(uid));
+            agent.deliver(vec![put]).await;
+        }
+        agent.stop().await;
+
+        Site::script("powercut");
+        Site::script("up");
+        let started = clock::instant();
+        let mut agent = Agent::start(&config);
+        for uid in &uids {
+            let again = |status: &Value, done| {
+                ready(status, done) && status["containerStatuses"][0]["restartCount"] == 1
+            };
+            agent.wait(uid, again).await;
+        }
+        println!("twenty ready again after {:?}", started.elapsed());
+        let token = config.root_dir.join("pods/c0/volumes/kubernetes.io~projected/access/token");
+        assert_eq!(std::fs::read_to_string(token).unwrap(), "t0ken");
+        for uid in &uids {
+            let delete = Change::Delete { key: pod_key(uid), uid: Uid::new(uid).unwrap() };
+            agent.deliver(vec![delete]).await;
+        }
+        for uid in &uids {
+            agent.wait(uid, done).await;
+        }
+        let pods = config.root_dir.join("pods");
+        eventually("all is removed", || {
+            std::fs::read_dir(&pods).is_ok_and(|left| left.count() == 0)
+        })
+        .await;
         agent.stop().await;
     });
 }

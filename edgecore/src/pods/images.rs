@@ -1,7 +1,8 @@
 //! Getting the image of a container, by its pull policy, also when the registry is out of reach.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use cri::{Code, CriError, Runtime};
 use cri_api::v1;
@@ -13,7 +14,10 @@ use crate::clock;
 
 /// How long a registry may take when the cloud is out of reach too and the image pulled earlier for
 /// the pod is here: a registry within the site says in a second that it has nothing newer.
-const OFFLINE_PULL_DEADLINE: Duration = Duration::from_secs(2);
+const OFFLINE_PULL_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a registry that was out of reach is not tried again for pods that can do without:
+/// otherwise each of many pods would wait for it after a power cut.
+const OUT_OF_REACH: Duration = Duration::from_secs(30);
 
 /// When an image is pulled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,12 +111,17 @@ pub struct Images {
     slots: Arc<Semaphore>,
     /// Tells the node's status that the list of images changed.
     pulled: Arc<Notify>,
+    /// Registries that were out of reach, and until when they are not tried. As many as images
+    /// name; those whose time is over are dropped at each look.
+    away: Arc<Mutex<BTreeMap<String, Instant>>>,
 }
 
 impl Images {
     /// At most `pulls_max` pulls at once; `pulled` is notified after each.
     pub fn new(runtime: Runtime, pulls_max: usize, pulled: Arc<Notify>) -> Self {
-        Self { runtime, slots: Arc::new(Semaphore::new(pulls_max)), pulled }
+        let slots = Arc::new(Semaphore::new(pulls_max));
+
+        Self { runtime, slots, pulled, away: Arc::default() }
     }
 
     /// Finds the image, or pulls it; `pulling` is told before a pull begins.
@@ -158,6 +167,10 @@ impl Images {
         let began = clock::now();
         // The semaphore is never closed; without a slot the pull would still be right.
         let _slot = self.slots.acquire().await;
+        if let Some(image) = earlier.as_ref().filter(|_| self.is_away(&wanted.image)) {
+            let why = "it was out of reach a moment ago".to_owned();
+            return Ok(Ready { image_ref: image.id.clone(), how: How::FellBack { why } });
+        }
         pulling();
         let started = clock::now();
         let deadline = (earlier.is_some() && wanted.offline).then_some(OFFLINE_PULL_DEADLINE);
@@ -181,6 +194,7 @@ impl Images {
         };
         match earlier {
             Some(image) if is_out_of_reach(&failed) => {
+                self.set_away(&wanted.image);
                 Ok(Ready { image_ref: image.id, how: How::FellBack { why: failed.message() } })
             }
             _ => Err(Missing {
@@ -188,6 +202,19 @@ impl Images {
                 message: failed.message(),
             }),
         }
+    }
+
+    fn is_away(&self, image: &str) -> bool {
+        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock::instant();
+        away.retain(|_, until| now < *until);
+
+        away.contains_key(registry(image))
+    }
+
+    fn set_away(&self, image: &str) {
+        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        away.insert(registry(image).to_owned(), clock::instant() + OUT_OF_REACH);
     }
 
     /// Pulls with each of the credentials that fit until one is taken.
@@ -215,6 +242,14 @@ impl Images {
         let spec = v1::ImageSpec { image: wanted.image.clone(), ..v1::ImageSpec::default() };
 
         self.runtime.pull_image(spec, auth, wanted.sandbox.clone()).await
+    }
+}
+
+/// The registry of an image: what is before the first slash, if that can be a host.
+fn registry(image: &str) -> &str {
+    match image.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+        _ => "",
     }
 }
 
@@ -263,6 +298,18 @@ mod tests {
             (Some("Always"), "busybox:1", PullPolicy::Always),
         ] {
             assert_eq!(PullPolicy::of(written, image), policy, "{image}");
+        }
+    }
+
+    #[test]
+    fn images_of_one_registry_share_its_absence() {
+        for (image, host) in [
+            ("r.example/a/b:1", "r.example"),
+            ("localhost:5000/a", "localhost:5000"),
+            ("library/busybox", ""),
+            ("busybox", ""),
+        ] {
+            assert_eq!(registry(image), host, "{image}");
         }
     }
 
