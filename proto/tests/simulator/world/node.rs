@@ -284,7 +284,9 @@ impl World {
     fn check_edge_bounds(&self, edge: usize) {
         let node = &self.edges[edge];
         let Some(session) = &node.session else { return };
-        assert!(session.reports_len() <= REPORT_KEYS_MAX.min(1 + node.statuses.len() + 8));
+        // One for each pod that is or was.
+        let pods = node.statuses.len() + node.deleted.len();
+        assert!(session.reports_len() <= REPORT_KEYS_MAX.min(pods));
         assert!(session.events_len() <= EVENTS_MAX);
         let batches = node.commits.iter().filter(|commit| matches!(commit, Commit::Batch { .. }));
         assert!(batches.count() <= 1, "one batch is with the store at a time");
