@@ -1,135 +1,166 @@
-//! Join tokens: Secrets of cloudcore's namespace that hold only a hash.
+//! The text form of a join token: `hf1.<SHA-256 of the CA certificate, hex>.<id>.<secret>`.
+//!
+//! The hash lets the node know cloudcore before cloudcore knows the node; the secret lets cloudcore
+//! know that somebody with access to the cluster wants the node. The id names the Secret that
+//! keeps the secret's hash.
 
-use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
-use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, ListParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client};
-use ring::rand::{SecureRandom as _, SystemRandom};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::digest::{SHA256, digest};
+use ring::rand::SecureRandom;
 
-use crate::cli::{ClusterArgs, CreateArgs, DeleteArgs};
-use crate::ui;
+const VERSION: &str = "hf1";
+const ID_LEN: usize = 8;
+const HASH_LEN: usize = 32;
+const SECRET_LEN: usize = 32;
 
-/// Prefix of the names of tokens' Secrets.
-const SECRET_PREFIX: &str = "holdfast-join-";
-/// Label of tokens' Secrets.
-const LABEL: &str = "holdfast.dev/join-token";
-/// The Secret with the authority, made by cloudcore.
-const CA_SECRET: &str = "holdfast-ca";
-
-/// Makes a token and prints it.
-pub async fn create(args: CreateArgs) -> Result<()> {
-    let secrets = secrets(&args.cluster).await?;
-    let ca = secrets.get(CA_SECRET).await.with_context(|| {
-        format!(
-            "cannot read secret {CA_SECRET} in namespace {}; is cloudcore running there?",
-            args.cluster.namespace
-        )
-    })?;
-    let ca = field(&ca, "ca.crt").context("secret holdfast-ca has no ca.crt")?;
-    let pin = ca_hash(&ca)?;
-    let (mut id, mut secret) = ([0; 4], [0; 32]);
-    let random = SystemRandom::new();
-    if random.fill(&mut id).is_err() || random.fill(&mut secret).is_err() {
-        bail!("the operating system gives no random bytes");
-    }
-    let id = hex(&id);
-    let expires = now() + SignedDuration::from_hours(i64::from(args.ttl_hours));
-    let mut data = BTreeMap::from([
-        ("secretHash", hex(ring::digest::digest(&ring::digest::SHA256, &secret).as_ref())),
-        ("expires", expires.to_string()),
-    ]);
-    if let Some(node) = args.node_name {
-        data.insert("nodeName", node);
-    }
-    if args.single_use {
-        data.insert("singleUse", "true".to_owned());
-    }
-    let mut object = Secret::default();
-    object.metadata.name = Some(format!("{SECRET_PREFIX}{id}"));
-    object.metadata.labels = Some(BTreeMap::from([(LABEL.to_owned(), "true".to_owned())]));
-    object.data =
-        Some(data.into_iter().map(|(k, v)| (k.to_owned(), ByteString(v.into_bytes()))).collect());
-    secrets.create(&PostParams::default(), &object).await.context("cannot create the token")?;
-    let secret = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(secret);
-    ui::answer(&format!("hf1.{pin}.{id}.{secret}"));
-
-    Ok(())
+/// A join token. Its secret is shown by [`Token::reveal`] alone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    ca_hash: [u8; HASH_LEN],
+    id: String,
+    secret: [u8; SECRET_LEN],
 }
 
-/// Lists tokens without their secrets.
-pub async fn list(args: ClusterArgs) -> Result<()> {
-    let secrets = secrets(&args).await?;
-    let params = ListParams::default().labels(LABEL);
-    let listed = secrets.list(&params).await.context("cannot list tokens")?;
-    ui::answer("ID        EXPIRES                   NODE");
-    for secret in listed {
-        let name = secret.metadata.name.clone().unwrap_or_default();
-        let id = name.strip_prefix(SECRET_PREFIX).unwrap_or(&name);
-        let expires = field(&secret, "expires").unwrap_or_default();
-        let node = field(&secret, "nodeName").unwrap_or_else(|| "any".to_owned());
-        ui::answer(&format!("{id:<9} {expires:<25} {node}"));
+/// What is wrong with the text of a token. The text itself is not repeated: it is a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the token is malformed: {0}; it must be hf1.<64 hex digits>.<8 hex digits>.<43 characters>, \
+     copied whole as `edgeadm token create` printed it"
+)]
+pub struct TokenMalformed(&'static str);
+
+/// No random bytes are to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the operating system gives no random bytes")]
+pub struct NoRandomness;
+
+impl Token {
+    /// A fresh token for the authority with this certificate.
+    pub fn generate(ca_der: &[u8], random: &dyn SecureRandom) -> Result<Self, NoRandomness> {
+        let (mut id, mut secret) = ([0; ID_LEN / 2], [0; SECRET_LEN]);
+        random.fill(&mut id).map_err(|_| NoRandomness)?;
+        random.fill(&mut secret).map_err(|_| NoRandomness)?;
+
+        Ok(Self { ca_hash: hash(ca_der), id: hex(&id), secret })
     }
 
-    Ok(())
+    /// Which token.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Whether it was made for the authority with this certificate.
+    pub fn is_for(&self, ca_der: &[u8]) -> bool {
+        self.ca_hash == hash(ca_der)
+    }
+
+    /// What the cluster keeps of the secret.
+    pub fn secret_hash(&self) -> String {
+        hex(&hash(&self.secret))
+    }
+
+    /// The text, secret and all.
+    pub fn reveal(&self) -> String {
+        let secret = URL_SAFE_NO_PAD.encode(self.secret);
+
+        format!("{VERSION}.{}.{}.{secret}", hex(&self.ca_hash), self.id)
+    }
 }
 
-/// Deletes a token.
-pub async fn delete(args: DeleteArgs) -> Result<()> {
-    let secrets = secrets(&args.cluster).await?;
-    let name = format!("{SECRET_PREFIX}{}", args.id);
-    secrets
-        .delete(&name, &DeleteParams::default())
-        .await
-        .with_context(|| format!("cannot delete token {}", args.id))?;
-
-    Ok(())
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
-async fn secrets(args: &ClusterArgs) -> Result<Api<Secret>> {
-    let config = match &args.kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path)
-                .with_context(|| format!("cannot use kubeconfig {}", path.display()))?;
-            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?
+impl FromStr for Token {
+    type Err = TokenMalformed;
+
+    fn from_str(text: &str) -> Result<Self, TokenMalformed> {
+        let parts: Vec<&str> = text.trim().split('.').collect();
+        let [version, ca_hash, id, secret] = parts[..] else {
+            return Err(TokenMalformed("it does not have four parts"));
+        };
+        if version != VERSION {
+            return Err(TokenMalformed("it does not start with hf1"));
         }
-        None => kube::Config::infer().await.context("no kubeconfig; give one by --kubeconfig")?,
-    };
+        let ca_hash = unhex(ca_hash).ok_or(TokenMalformed("the second part is no SHA-256"))?;
+        if id.len() != ID_LEN || !id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(TokenMalformed("the third part is no id"));
+        }
+        let secret = URL_SAFE_NO_PAD.decode(secret).ok().and_then(|secret| secret.try_into().ok());
+        let secret = secret.ok_or(TokenMalformed("the last part is no secret"))?;
 
-    Ok(Api::namespaced(Client::try_from(config)?, &args.namespace))
+        Ok(Self { ca_hash, id: id.to_owned(), secret })
+    }
 }
 
-fn field(secret: &Secret, key: &str) -> Option<String> {
-    let bytes = secret.data.as_ref()?.get(key)?;
+fn hash(bytes: &[u8]) -> [u8; HASH_LEN] {
+    let mut hash = [0; HASH_LEN];
+    hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
 
-    String::from_utf8(bytes.0.clone()).ok()
+    hash
 }
 
-/// SHA-256 of a certificate in PEM, of its DER.
-pub(crate) fn ca_hash(pem: &str) -> Result<String> {
-    use tokio_rustls::rustls::pki_types::CertificateDer;
-    use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or('0');
 
-    let der = CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|error| anyhow::anyhow!("the authority's certificate is not PEM: {error}"))?;
-
-    Ok(hex(ring::digest::digest(&ring::digest::SHA256, &der).as_ref()))
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
+fn unhex(text: &str) -> Option<[u8; HASH_LEN]> {
+    if text.len() != 2 * HASH_LEN {
+        return None;
+    }
+    let digits: Option<Vec<u32>> = text.chars().map(|c| c.to_digit(16)).collect();
+    let digits = digits?;
+    let bytes = digits.chunks_exact(2).map(|pair| u8::try_from(pair[0] * 16 + pair[1]).ok());
+    let bytes: Option<Vec<u8>> = bytes.collect();
 
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _infallible = write!(text, "{byte:02x}");
-        text
-    })
+    bytes?.try_into().ok()
 }
 
-fn now() -> Timestamp {
-    Timestamp::now()
+#[cfg(test)]
+mod tests {
+    use ring::rand::SystemRandom;
+
+    use super::*;
+
+    #[test]
+    fn a_token_reads_back_as_written() {
+        let token = Token::generate(b"certificate", &SystemRandom::new()).unwrap();
+
+        assert_eq!(token.reveal().parse(), Ok(token.clone()));
+        assert!(token.is_for(b"certificate"));
+        assert!(!token.is_for(b"another"));
+        assert_eq!(token.id().len(), ID_LEN);
+        assert!(!format!("{token:?}").contains(&URL_SAFE_NO_PAD.encode(token.secret)));
+    }
+
+    #[test]
+    fn malformed_tokens_say_which_part() {
+        let (ca, secret) = ("a".repeat(64), "A".repeat(43));
+        for (given, part) in [
+            (String::new(), "four parts"),
+            (format!("hf1.{ca}.0123abcd"), "four parts"),
+            (format!("hf1.{ca}.0123abcd.{secret}.x"), "four parts"),
+            (format!("hf2.{ca}.0123abcd.{secret}"), "start with hf1"),
+            (format!("hf1.{}.0123abcd.{secret}", &ca[1..]), "second part"),
+            (format!("hf1.{}g.0123abcd.{secret}", &ca[1..]), "second part"),
+            (format!("hf1.{}é.0123abcd.{secret}", &ca[2..]), "second part"),
+            (format!("hf1.{ca}.0123ABCD.{secret}"), "third part"),
+            (format!("hf1.{ca}.../../x.{secret}"), "four parts"),
+            (format!("hf1.{ca}.0123abcd.{}", &secret[1..]), "last part"),
+            (format!("hf1.{ca}.0123abcd.{secret}="), "last part"),
+        ] {
+            let error = given.parse::<Token>().unwrap_err().to_string();
+            assert!(error.contains(part), "{given}: {error}");
+        }
+        assert!(format!(" hf1.{ca}.0123abcd.{secret}\n").parse::<Token>().is_ok());
+    }
 }

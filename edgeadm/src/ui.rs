@@ -1,17 +1,33 @@
-//! What `edgeadm` says: answers on stdout, progress and errors on stderr.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the module that prints")]
+//! What `edgeadm` says: answers on stdout, progress and failures on stderr.
 
-/// An answer, for people or pipes.
+use std::error::Error;
+use std::io::Write as _;
+
+/// An answer, for people and scripts.
 pub fn answer(text: &str) {
-    println!("{text}");
+    // Whoever closed stdout does not want it.
+    let _closed = writeln!(std::io::stdout().lock(), "{text}");
 }
 
 /// What is being done.
-pub fn progress(text: &str) {
-    eprintln!("{text}");
+pub fn step(text: &str) {
+    let _closed = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// Why a command failed, with its causes.
-pub fn error(error: &anyhow::Error) {
-    eprintln!("edgeadm: {error:#}");
+/// Why the command failed.
+pub fn fail(error: &dyn Error) {
+    let _closed = writeln!(std::io::stderr().lock(), "edgeadm: {}", chain(error));
+}
+
+/// The texts of an error and its causes.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+
+    text
 }

@@ -1,0 +1,107 @@
+//! Takes the steps of a plan. Each can be taken again.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use edgecore::identity;
+use rcgen::{CertificateParams, DnType, KeyPair};
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+
+use super::JoinError;
+use super::plan::Plan;
+use crate::ask::{Connection, JoinRequest};
+use crate::token::Token;
+use crate::ui;
+
+/// Organization of nodes (Kubernetes).
+const NODES_GROUP: &str = "system:nodes";
+
+/// Takes all of them.
+pub(super) async fn take(
+    plan: Plan,
+    token: &Token,
+    connection: Connection,
+) -> Result<(), JoinError> {
+    let Plan { config, config_path, config_text } = plan;
+    let key = KeyPair::generate().map_err(JoinError::Request)?;
+    let csr = request(config.node.as_str(), &key).map_err(JoinError::Request)?;
+    let asked = JoinRequest { token: &token.reveal(), node_name: config.node.as_str(), csr: &csr };
+    let joined = connection.join(&asked).await.map_err(JoinError::Ask)?;
+    let ca = CertificateDer::from_pem_slice(joined.ca.as_bytes()).ok();
+    if !ca.is_some_and(|ca| token.is_for(&ca)) {
+        return Err(JoinError::Authority(config.cloudcore.to_string()));
+    }
+    let dir = &config.identity_dir;
+    identity::write(dir, &joined.ca, &joined.certificate, &key.serialize_pem())
+        .map_err(JoinError::Identity)?;
+    // What was written is what the agent will read.
+    identity::client_tls(dir).map_err(JoinError::Identity)?;
+    ui::step(&format!("wrote the identity of node {} to {}", config.node, dir.display()));
+    if let Some(text) = config_text {
+        write(&config_path, &text)
+            .map_err(|source| JoinError::Write { path: config_path.clone(), source })?;
+        ui::step(&format!("wrote {}", config_path.display()));
+    }
+    ui::answer(&format!(
+        "node {} has joined; start the agent, or restart it if it runs: edgecore run --config {}",
+        config.node,
+        config_path.display()
+    ));
+
+    Ok(())
+}
+
+/// The certificate request of `node`. Cloudcore checks the name and sets everything else.
+fn request(node: &str, key: &KeyPair) -> Result<String, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::OrganizationName, NODES_GROUP);
+    params.distinguished_name.push(DnType::CommonName, format!("system:node:{node}"));
+
+    params.serialize_request(key)?.pem()
+}
+
+/// Writes the file whole or not at all.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let dir = path.parent().unwrap_or_else(|| Path::new("/"));
+    let temporary = path.with_extension("yaml.new");
+    fs::create_dir_all(dir)?;
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+
+    fs::File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateSigningRequestParams, DnValue};
+
+    use super::*;
+
+    #[test]
+    fn a_request_names_the_node_as_kubernetes_does() {
+        let key = KeyPair::generate().unwrap();
+        let pem = request("edge-1", &key).unwrap();
+        let read = CertificateSigningRequestParams::from_pem(&pem).unwrap();
+        let name = read.params.distinguished_name;
+        let expected = |text: &str| DnValue::Utf8String(text.to_owned());
+
+        assert_eq!(name.iter().count(), 2);
+        assert_eq!(name.get(&DnType::OrganizationName), Some(&expected("system:nodes")));
+        assert_eq!(name.get(&DnType::CommonName), Some(&expected("system:node:edge-1")));
+    }
+
+    #[test]
+    fn files_appear_whole_in_folders_that_did_not_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/edgecore.yaml");
+        write(&path, "one").unwrap();
+        write(&path, "two").unwrap();
+
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+}
