@@ -154,9 +154,10 @@ impl Loop {
     fn start(&mut self, uid: &Uid) {
         let key = ObjectKey::pod(uid);
         let Some(object) = self.context.desired.get(&key) else { return };
-        let wake = self.context.registry.add(uid, key);
         let memory = self.memories.remove(uid).unwrap_or_default();
         let listed = self.listed.remove(uid);
+        let held = listed.as_ref().map(Listed::states).unwrap_or_default();
+        let wake = self.context.registry.add(uid, key, held);
         let context = Arc::clone(&self.context);
         let worker = Worker::new(context, object, wake, &memory, listed.as_ref());
         self.workers.spawn(worker.run(self.stop.clone()));

@@ -413,6 +413,13 @@ fn twenty_pods_at_once_and_an_orphan() {
             agent.wait(uid, ready).await;
         }
         println!("twenty ready after {:?}", started.elapsed());
+        if std::env::var_os("HOLDFAST_TEST_LINGER").is_some() {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            for line in status.lines().filter(|line| line.starts_with("Rss")) {
+                println!("{line}");
+            }
+        }
         agent.stop().await;
 
         // An agent with an empty store touches nothing before a full sync, then removes them all.

@@ -43,10 +43,11 @@ impl Registry {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A pod has a task now; changes of the object under `key` concern it.
-    pub fn add(&self, pod: &Uid, key: ObjectKey) -> Arc<Wake> {
+    /// A pod has a task now; changes of the object under `key` concern it, and the runtime holds
+    /// `held` of it.
+    pub fn add(&self, pod: &Uid, key: ObjectKey, held: BTreeMap<String, i32>) -> Arc<Wake> {
         let wake = Arc::<Wake>::default();
-        let entry = Entry { references: [key].into(), ..Entry::default() };
+        let entry = Entry { references: [key].into(), held, ..Entry::default() };
         let mut state = self.state();
         state.link(pod, &entry);
         state.pods.insert(pod.clone(), (Arc::clone(&wake), entry));
@@ -172,7 +173,7 @@ mod tests {
     #[test]
     fn events_and_objects_find_their_pods() {
         let registry = Registry::default();
-        let wake = registry.add(&uid("u1"), ObjectKey::pod(&uid("u1")));
+        let wake = registry.add(&uid("u1"), ObjectKey::pod(&uid("u1")), BTreeMap::new());
         let key = ObjectKey::named(Kind::ConfigMap, "ns", "c");
         registry.own(&uid("u1"), "early");
         registry.update(
@@ -202,7 +203,7 @@ mod tests {
     fn of_two_pods_of_one_name_the_one_with_a_sandbox_is_found() {
         let registry = Registry::default();
         for (pod, sandbox) in [("old", None), ("new", Some("s")), ("older", None)] {
-            registry.add(&uid(pod), ObjectKey::pod(&uid(pod)));
+            registry.add(&uid(pod), ObjectKey::pod(&uid(pod)), BTreeMap::new());
             let pod_ref =
                 PodRef { uid: uid(pod), sandbox: sandbox.map(str::to_owned), containers: vec![] };
             registry.update(
