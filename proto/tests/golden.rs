@@ -66,7 +66,7 @@ fn control() -> Vec<(&'static str, Frame)> {
     let (epoch, server_time_ms) = (2, 1_787_000_000_123);
     let health = Health { pod_loop_age_ms: 15, runtime_age_ms: 2100, runtime_ok: true };
     let refusal = |code: RefuseCode| {
-        let retry_after = Duration::from_secs(60);
+        let retry_after = Duration::from_mins(1);
         Frame::Refuse(Refusal { code, reason: "join it by token".to_owned(), retry_after })
     };
 

@@ -73,7 +73,8 @@ impl World {
             CloudOutput::Report { seq, report } => {
                 let status = std::str::from_utf8(&report.bytes).unwrap().parse().unwrap();
                 let key = report.key;
-                self.after_ms(1, 300, Event::Write { replica, conn, seq, key, status });
+                let slow = if self.chance(1, 8) { 8000 } else { 300 };
+                self.after_ms(1, slow, Event::Write { replica, conn, seq, key, status });
             }
             CloudOutput::Event { seq, .. } => {
                 self.after_ms(1, 100, Event::Recorded { replica, conn, seq });
@@ -223,7 +224,8 @@ impl World {
         if !node.listing {
             node.listing = true;
             let life = node.life;
-            self.after_ms(10, 400, Event::List { replica, life });
+            let lag = u64::try_from(node.watch_delay.as_millis()).unwrap();
+            self.after_ms(10, 400 + lag, Event::List { replica, life });
         }
     }
 
