@@ -1,14 +1,21 @@
-//! Dials cloudcore: TCP, TLS with the pinned authority, the WebSocket upgrade. Every error says at
-//! which stage and what to do.
+//! Dials cloudcore: name, TCP, TLS with the pinned authority, the WebSocket upgrade. Every error
+//! says at which stage and what to do.
+
+#[cfg(test)]
+mod tests;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{SplitSink, SplitStream};
 use proto::codec::FRAME_BYTES_MAX;
-use tokio::net::TcpStream;
+use socket2::SockRef;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
@@ -24,6 +31,16 @@ pub const SERVER_NAME: &str = "cloudcore.holdfast.internal";
 /// Bytes read at once: an idle link holds this much.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 
+/// Bytes that the kernel takes before they can be sent: what is urgent waits behind two chunks of a
+/// stream at most, and a fast link never runs dry between two wake-ups.
+const UNSENT_BYTES_MAX: u32 = 32 * 1024;
+
+/// Head start of each address before the next is tried too (RFC 8305, section 5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 8;
+
 pub(super) type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
 /// A connection that is ready for frames.
@@ -38,7 +55,16 @@ pub(super) struct Connection {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// No name server knows it, nobody listens there, or no route leads there.
+    /// No name server knows it, or none answers.
+    #[error("cannot resolve {address}: check the name and the name servers of this node")]
+    Resolve {
+        /// HOST:PORT.
+        address: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody listens there, or no route leads there.
     #[error("cannot connect to {address}: check the address, the route and firewalls")]
     Connect {
         /// HOST:PORT.
@@ -56,8 +82,12 @@ pub enum DialError {
         #[source]
         source: io::Error,
     },
-    /// The peer speaks TLS but gives no link.
-    #[error("{address} gives no link")]
+    /// The peer speaks TLS but gives no link: a certificate that has expired or is unknown to it
+    /// shows here, for in TLS 1.3 the client is done before the server has looked at it.
+    #[error(
+        "{address} gives no link; if it says that it does not take the certificate, join this \
+         node anew"
+    )]
     Upgrade {
         /// HOST:PORT.
         address: String,
@@ -72,12 +102,12 @@ pub async fn connect(
     address: &str,
     tls: Arc<ClientConfig>,
 ) -> Result<TlsStream<TcpStream>, DialError> {
-    let socket = TcpStream::connect(address)
+    let resolved = lookup_host(address)
         .await
-        .map_err(|source| DialError::Connect { address: address.to_owned(), source })?;
-    // Frames are small and each matters now.
-    socket
-        .set_nodelay(true)
+        .map_err(|source| DialError::Resolve { address: address.to_owned(), source })?;
+    let socket = first_to_answer(in_turn(resolved.collect()))
+        .await
+        .and_then(prepared)
         .map_err(|source| DialError::Connect { address: address.to_owned(), source })?;
     let name = ServerName::try_from(SERVER_NAME).expect("the name is a DNS name");
 
@@ -85,6 +115,56 @@ pub async fn connect(
         .connect(name, socket)
         .await
         .map_err(|source| DialError::Tls { address: address.to_owned(), source })
+}
+
+/// Frames are small and each matters now; the session, not the kernel, decides which is next.
+fn prepared(socket: TcpStream) -> io::Result<TcpStream> {
+    socket.set_nodelay(true)?;
+    SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+
+    Ok(socket)
+}
+
+/// The two families in turn, in the resolver's order otherwise, so that a family without a route
+/// costs one head start.
+fn in_turn(resolved: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_is_v6 = resolved.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, other): (Vec<_>, Vec<_>) =
+        resolved.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
+    let (mut first, mut other) = (first.into_iter(), other.into_iter());
+    let mut ordered = Vec::new();
+    loop {
+        let pair = [first.next(), other.next()];
+        if pair == [None, None] || ordered.len() >= ADDRESSES_MAX {
+            return ordered;
+        }
+        ordered.extend(pair.into_iter().flatten());
+    }
+}
+
+/// Connects to all addresses, each after a head start of those before or when they have failed;
+/// the first connection wins.
+async fn first_to_answer(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut left = addresses.into_iter();
+    let mut attempts = JoinSet::new();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    loop {
+        let next = left.next();
+        if let Some(address) = next {
+            attempts.spawn(TcpStream::connect(address));
+        } else if attempts.is_empty() {
+            return Err(last);
+        }
+        let ended = match next {
+            Some(_) => timeout(ATTEMPT_DELAY, attempts.join_next()).await.ok().flatten(),
+            None => attempts.join_next().await,
+        };
+        match ended {
+            Some(Ok(Ok(socket))) => return Ok(socket),
+            Some(Ok(Err(error))) => last = error,
+            Some(Err(_)) | None => {}
+        }
+    }
 }
 
 /// Opens a link.

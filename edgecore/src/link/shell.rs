@@ -14,7 +14,7 @@ use proto::digest::{HeldSet, HighWater};
 use proto::ids::NodeName;
 use proto::session::{BatchId, EdgeInput, EdgeOutput, EdgeSession, Introduction};
 use proto::stream::StreamInput;
-use proto::wire::StreamKind;
+use proto::wire::{Outcome, Report, ReportKey, StreamKind};
 use store::{Store, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -85,6 +85,9 @@ struct Shell {
     storing: Option<(BatchId, HighWater, oneshot::Receiver<Stored>)>,
     ticket: Option<oneshot::Receiver<Result<(), StoreError>>>,
     told_down: String,
+    /// The latest status of each thing that is still there: a cloud that has just met the node knows
+    /// none. Bounded by the number of pods.
+    latest: BTreeMap<ReportKey, Report>,
 }
 
 /// Keeps the link until asked to stop.
@@ -107,6 +110,7 @@ pub async fn run(parts: LinkParts, stop: CancellationToken) {
         storing: None,
         ticket: None,
         told_down: String::new(),
+        latest: BTreeMap::new(),
         parts,
     };
     let mut stopping = false;
@@ -180,6 +184,7 @@ impl Shell {
             (reports, events) = self.parts.upstream.take() => {
                 let now = clock::instant();
                 for report in reports {
+                    self.keep(&report);
                     self.session.handle(EdgeInput::Report(report), now);
                 }
                 for event in events {
@@ -299,7 +304,7 @@ impl Shell {
                     }
                 }),
                 EdgeOutput::Down(reason) => self.down(&chain(&reason)),
-                EdgeOutput::ReportDone { .. } => {}
+                EdgeOutput::ReportDone { key, outcome } => self.answered(&key, &outcome),
                 EdgeOutput::Stream(output) => self.stream(output),
                 EdgeOutput::Close(reason) => {
                     tracing::debug!(reason = %chain(&reason), "closing the connection");
@@ -316,6 +321,7 @@ impl Shell {
 
     fn up(&mut self, welcome: &proto::wire::Welcome) {
         tracing::info!(generation = welcome.generation, "the link is up");
+        self.say_all();
         self.told_down.clear();
         let (tell, told) = oneshot::channel();
         let ticket = welcome.ticket.as_bytes().to_vec();
@@ -331,6 +337,34 @@ impl Shell {
             generation,
             synced: false,
         });
+    }
+
+    fn keep(&mut self, report: &Report) {
+        match report.key {
+            ReportKey::PodStatus(_) | ReportKey::NodeStatus => {
+                self.latest.insert(report.key.clone(), report.clone());
+            }
+            // Asked for again by who wants it.
+            ReportKey::TokenWanted { .. } => {}
+        }
+    }
+
+    /// Forgets what is gone and known to be.
+    fn answered(&mut self, key: &ReportKey, outcome: &Outcome) {
+        let is_gone = self.latest.get(key).is_some_and(|report| report.done);
+        match outcome {
+            Outcome::Done | Outcome::Refused { .. } if is_gone => {
+                self.latest.remove(key);
+            }
+            Outcome::Done | Outcome::Refused { .. } | Outcome::Retry { .. } => {}
+        }
+    }
+
+    /// Says everything again to a cloud that may know nothing.
+    fn say_all(&mut self) {
+        for report in self.latest.values().cloned() {
+            self.session.handle(EdgeInput::Report(report), clock::instant());
+        }
     }
 
     fn down(&mut self, reason: &str) {
