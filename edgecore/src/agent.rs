@@ -18,7 +18,7 @@ pub use self::local::{Local, addresses_now};
 use crate::config::Config;
 use crate::link::shell::{ACCEPTED_MAX, LinkParts};
 use crate::tasks::{Stragglers, TaskFault, Tasks};
-use crate::{exit, identity, kubelet_api, link};
+use crate::{clock, exit, identity, kubelet_api, link};
 
 /// Why the agent cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +95,11 @@ impl Agent {
             return Err(AgentError::NotRoot);
         }
         let mut tasks = Tasks::default();
-        let tls = identity::client_tls(&config.identity_dir).map_err(AgentError::Identity)?;
+        let identity = identity::load(&config.identity_dir, clock::since_1970())
+            .map_err(AgentError::Identity)?;
+        if let Some(problem) = &identity.problem {
+            tracing::warn!(%problem, "cloudcore will not take the certificate; join this node anew");
+        }
         let local = Local::start(&config, &mut tasks)?;
         let (accepted, streams) = mpsc::channel(ACCEPTED_MAX);
         let api = kubelet_api::Context {
@@ -109,7 +113,7 @@ impl Agent {
         let parts = LinkParts {
             node: config.node.clone(),
             address: config.cloudcore.to_string(),
-            tls,
+            identity,
             seed: seed(),
             boot_id: local.boot_id,
             deliveries: local.deliveries,

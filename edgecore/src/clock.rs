@@ -1,6 +1,6 @@
 //! The only place of this crate that reads a clock.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -13,4 +13,9 @@ pub fn now() -> Timestamp {
 #[expect(clippy::disallowed_methods, reason = "this is the clock module")]
 pub fn instant() -> Instant {
     Instant::now()
+}
+
+/// Wall-clock time since 1970, for the validity of certificates.
+pub fn since_1970() -> Duration {
+    now().as_duration().try_into().unwrap_or_default()
 }

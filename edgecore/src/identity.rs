@@ -8,11 +8,15 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use ring::digest::{SHA256, digest};
 use tokio_rustls::rustls;
-use tokio_rustls::rustls::RootCertStore;
+use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// The authority's certificate.
 pub const CA_FILE: &str = "ca.crt";
@@ -61,8 +65,20 @@ pub enum IdentityError {
     },
 }
 
-/// Reads the folder and makes the client's half of the link's TLS from it.
-pub fn client_tls(dir: &Path) -> Result<Arc<rustls::ClientConfig>, IdentityError> {
+/// What the link needs of it.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The client's half of the link's TLS.
+    pub tls: Arc<ClientConfig>,
+    /// SHA-256 of the certificate: changes whenever the node joins anew.
+    pub fingerprint: Vec<u8>,
+    /// Why cloudcore will not take the certificate, as far as can be seen from here: it has
+    /// expired, is not yet valid, or is not by the authority. Pods run nevertheless.
+    pub problem: Option<rustls::Error>,
+}
+
+/// Reads the folder. `now` is the time since 1970.
+pub fn load(dir: &Path, now: Duration) -> Result<Identity, IdentityError> {
     let tls = |source| IdentityError::Tls { dir: dir.to_owned(), source };
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&dir.join(CA_FILE))? {
@@ -72,8 +88,10 @@ pub fn client_tls(dir: &Path) -> Result<Arc<rustls::ClientConfig>, IdentityError
     let path = dir.join(KEY_FILE);
     let key = PrivateKeyDer::from_pem_slice(&read(&path)?)
         .map_err(|_| IdentityError::Content { path, what: "private key" })?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+    let fingerprint = digest(&SHA256, &chain[0]).as_ref().to_vec();
+    let roots = Arc::new(roots);
+    let problem = problem(&chain, &roots, now);
+    let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls)?
         .with_root_certificates(roots)
@@ -81,7 +99,20 @@ pub fn client_tls(dir: &Path) -> Result<Arc<rustls::ClientConfig>, IdentityError
         .map_err(tls)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
 
-    Ok(Arc::new(config))
+    Ok(Identity { tls: Arc::new(config), fingerprint, problem })
+}
+
+/// Looks at the certificate as cloudcore will.
+fn problem(
+    chain: &[CertificateDer<'_>],
+    roots: &Arc<RootCertStore>,
+    now: Duration,
+) -> Option<rustls::Error> {
+    let provider = Arc::new(default_provider());
+    let cloud = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider).build();
+    let now = UnixTime::since_unix_epoch(now);
+
+    cloud.ok()?.verify_client_cert(&chain[0], &chain[1..], now).err()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
@@ -123,31 +154,4 @@ pub fn write(dir: &Path, ca: &str, certificate: &str, key: &str) -> Result<(), I
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_missing_or_wrong_is_named_with_the_remedy() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = client_tls(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("ca.crt; join this node: edgeadm join"), "{error}");
-
-        fs::write(dir.path().join(CA_FILE), "nonsense").unwrap();
-        let error = client_tls(dir.path()).unwrap_err().to_string();
-        assert!(
-            error.ends_with("ca.crt holds no certificate in PEM; join this node anew"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn the_key_is_readable_by_its_owner_alone() {
-        use std::os::unix::fs::PermissionsExt as _;
-
-        let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), "a", "b", "c").unwrap();
-        let mode = fs::metadata(dir.path().join(KEY_FILE)).unwrap().permissions().mode();
-
-        assert_eq!(mode & 0o777, 0o600);
-    }
-}
+mod tests;

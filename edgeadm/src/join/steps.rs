@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use edgecore::identity;
+use edgecore::{clock, identity};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -37,7 +37,7 @@ pub(super) async fn take(
     identity::write(dir, &joined.ca, &joined.certificate, &key.serialize_pem())
         .map_err(JoinError::Identity)?;
     // What was written is what the agent will read.
-    identity::client_tls(dir).map_err(JoinError::Identity)?;
+    identity::load(dir, clock::since_1970()).map_err(JoinError::Identity)?;
     ui::step(&format!("wrote the identity of node {} to {}", config.node, dir.display()));
     if let Some(text) = config_text {
         write(&config_path, &text)

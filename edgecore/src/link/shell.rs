@@ -15,11 +15,10 @@ use proto::ids::NodeName;
 use proto::session::{BatchId, EdgeInput, EdgeOutput, EdgeSession, Introduction};
 use proto::stream::StreamInput;
 use proto::wire::{Outcome, Report, ReportKey, StreamKind};
-use store::{Store, StoreError};
+use store::{Store, StoreError, Write};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
-use tokio_rustls::rustls::ClientConfig;
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use tokio_util::sync::CancellationToken;
 use tunnel::{TunnelStream, Tunnels};
@@ -28,10 +27,15 @@ use super::dial::{self, Connection, DialError};
 use super::{Delivery, HIGH_WATER_SETTING, LinkState, StoreRefusal, Upstream};
 use crate::clock;
 use crate::desired::Desired;
+use crate::identity::Identity;
 use crate::telemetry::chain;
 
 /// The store's setting with the resume ticket.
 const TICKET_SETTING: &str = "link.ticket";
+
+/// The store's setting with the fingerprint of the certificate that the ticket was given to. A node
+/// that has joined anew is a new one to the cloud, and must not show the ticket of the old one.
+const TICKET_OWNER_SETTING: &str = "link.ticket-owner";
 
 /// Streams opened by the cloud and not yet taken; the session bounds how many there are.
 pub const ACCEPTED_MAX: usize = 64;
@@ -47,8 +51,8 @@ pub struct LinkParts {
     pub node: NodeName,
     /// HOST:PORT of cloudcore.
     pub address: String,
-    /// From the identity.
-    pub tls: Arc<ClientConfig>,
+    /// Key and certificate.
+    pub identity: Identity,
     /// Spreads retries of many nodes.
     pub seed: u64,
     /// Changes with every boot.
@@ -98,7 +102,7 @@ pub async fn run(parts: LinkParts, stop: CancellationToken) {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         node_ip: first(&parts.addresses),
         boot_id: parts.boot_id.clone(),
-        ticket: setting(TICKET_SETTING).and_then(Ticket::new),
+        ticket: stored_ticket(&parts.settings, &parts.identity.fingerprint),
     };
     let high_water = setting(HIGH_WATER_SETTING).and_then(|b| HighWater::from_bytes(&b));
     let mut shell = Shell {
@@ -139,6 +143,16 @@ pub async fn run(parts: LinkParts, stop: CancellationToken) {
     }
 }
 
+/// The ticket, if it was given to the certificate with this fingerprint.
+fn stored_ticket(settings: &BTreeMap<String, Vec<u8>>, fingerprint: &[u8]) -> Option<Ticket> {
+    let owner = settings.get(TICKET_OWNER_SETTING);
+    if owner.is_some_and(|owner| owner != fingerprint) {
+        return None;
+    }
+
+    settings.get(TICKET_SETTING).cloned().and_then(Ticket::new)
+}
+
 fn first(addresses: &watch::Receiver<Vec<String>>) -> String {
     addresses.borrow().first().cloned().unwrap_or_default()
 }
@@ -174,7 +188,7 @@ impl Shell {
                 }
             },
             Some(dialed) = self.dialing.join_next(), if !self.dialing.is_empty() => {
-                self.dialed(dialed.ok()?)
+                Some(self.dialed(dialed.ok()?))
             }
             stored = answer(&mut self.storing) => Some(self.stored(stored)),
             stored = ticket_answer(&mut self.ticket) => {
@@ -245,17 +259,14 @@ impl Shell {
         None
     }
 
-    fn dialed(
-        &mut self,
-        dialed: Result<Connection, (DialError, Option<Duration>)>,
-    ) -> Option<EdgeInput> {
+    fn dialed(&mut self, dialed: Result<Connection, (DialError, Option<Duration>)>) -> EdgeInput {
         match dialed {
             Ok(connection) => {
                 self.connection = Some(connection);
-                Some(EdgeInput::Connected)
+                EdgeInput::Connected
             }
             Err((error, retry_after)) => {
-                Some(EdgeInput::DialFailed { reason: chain(&error), retry_after })
+                EdgeInput::DialFailed { reason: chain(&error), retry_after }
             }
         }
     }
@@ -281,7 +292,8 @@ impl Shell {
                 EdgeOutput::Dial => {
                     self.dialing.abort_all();
                     self.dialing = JoinSet::new();
-                    let (address, tls) = (self.parts.address.clone(), self.parts.tls.clone());
+                    let address = self.parts.address.clone();
+                    let tls = Arc::clone(&self.parts.identity.tls);
                     self.dialing.spawn(dial::dial(address, tls));
                 }
                 EdgeOutput::AskHeld => {
@@ -329,7 +341,10 @@ impl Shell {
             // The shell may have gone on to another session.
             drop(tell.send(stored));
         });
-        self.parts.store.put_setting(TICKET_SETTING, ticket, done);
+        let owner = self.parts.identity.fingerprint.clone();
+        let settings = [(TICKET_SETTING, ticket), (TICKET_OWNER_SETTING, owner)];
+        let write = |(name, value): (&str, _)| Write::Setting { name: name.to_owned(), value };
+        self.parts.store.commit(settings.map(write).into(), done);
         self.ticket = Some(told);
         let generation = welcome.generation;
         self.parts.link.send_replace(LinkState::Up {

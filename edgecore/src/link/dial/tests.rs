@@ -10,8 +10,8 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, version};
 
 use super::*;
-use crate::identity;
 use crate::telemetry::chain;
+use crate::{clock, identity};
 
 /// An authority for tests.
 pub(crate) struct Authority {
@@ -47,7 +47,7 @@ impl Authority {
         let (certificate, key) = self.sign("edge-1");
         identity::write(dir.path(), &self.pem, &certificate.pem(), &key.serialize_pem()).unwrap();
 
-        identity::client_tls(dir.path()).unwrap()
+        identity::load(dir.path(), clock::since_1970()).unwrap().tls
     }
 
     /// What a cloudcore of this authority accepts with: only nodes of its own.
