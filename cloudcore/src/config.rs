@@ -5,9 +5,13 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
+
+/// The node controller gives up on a node after 40 s (older ones) without a renewal.
+const LEASE_RENEW_SECONDS_MAX: u64 = 30;
 
 /// Why a config file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +58,8 @@ struct File {
     replica: String,
     #[serde(default = "defaults::toleration")]
     default_toleration_seconds: i64,
+    #[serde(default = "defaults::lease")]
+    node_lease_renew_seconds: u64,
     #[serde(default = "defaults::log_level")]
     log_level: String,
 }
@@ -67,6 +73,9 @@ mod defaults {
     }
     pub(super) fn toleration() -> i64 {
         300
+    }
+    pub(super) fn lease() -> u64 {
+        20
     }
     pub(super) fn log_level() -> String {
         "info".to_owned()
@@ -88,6 +97,8 @@ pub struct Config {
     pub replica: String,
     /// The API server's default for NoExecute tolerations, in seconds.
     pub default_toleration_seconds: i64,
+    /// Between renewals of a node's Lease.
+    pub node_lease_renewal: Duration,
     /// What is logged.
     pub log_level: LevelFilter,
 }
@@ -133,6 +144,12 @@ fn check(file: File) -> Result<Config, Vec<String>> {
     if file.default_toleration_seconds < 0 {
         problems.push("defaultTolerationSeconds: must not be negative".to_owned());
     }
+    if !(1..=LEASE_RENEW_SECONDS_MAX).contains(&file.node_lease_renew_seconds) {
+        problems.push(format!(
+            "nodeLeaseRenewSeconds: {} is not within 1 and {LEASE_RENEW_SECONDS_MAX}",
+            file.node_lease_renew_seconds
+        ));
+    }
     if file.namespace.is_empty() {
         problems.push("namespace: must not be empty".to_owned());
     }
@@ -150,6 +167,7 @@ fn check(file: File) -> Result<Config, Vec<String>> {
         namespace: file.namespace,
         replica,
         default_toleration_seconds: file.default_toleration_seconds,
+        node_lease_renewal: Duration::from_secs(file.node_lease_renew_seconds),
         log_level,
     })
 }

@@ -130,6 +130,7 @@ impl Cloud {
             cluster: cluster.clone(),
             client: writes.clone(),
             advertise_address: config.advertise_address.to_string(),
+            lease_renewal: config.node_lease_renewal,
         });
         let mut tasks = Tasks::default();
         tasks.spawn("cluster", |stop| async move {

@@ -23,6 +23,8 @@ pub struct Shared {
     pub client: Client,
     /// Address at which API servers find the kubelet API of every node: this replica's.
     pub advertise_address: String,
+    /// Between renewals of a Lease.
+    pub lease_renewal: std::time::Duration,
 }
 
 /// Gives every session its worker, until asked to stop.

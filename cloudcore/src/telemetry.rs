@@ -10,7 +10,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 
 /// The crates that say what an operator wants to know in detail. Those of others only warn.
-const OURS: [&str; 5] = ["edgecore", "podcore", "proto", "store", "cri"];
+const OURS: [&str; 3] = ["cloudcore", "index", "proto"];
 
 /// Starts the log: one line an event on stderr, where systemd collects it.
 pub fn init(level: LevelFilter) {

@@ -20,9 +20,10 @@ use tokio::time::{sleep, timeout};
 /// Objects in a page of a list: at most 10 MB at once with large ones.
 const PAGE_LIMIT: u32 = 500;
 /// How long the API server keeps a watch open.
-const WATCH_SECONDS: u32 = 540;
-/// A bookmark comes every minute: without any line for longer than this the path is dead.
-const SILENCE_MAX: Duration = Duration::from_secs(150);
+const WATCH_SECONDS: u32 = 240;
+/// A kind that never changes gives no line, no bookmark either, until the API server ends the watch:
+/// a path that is silent for longer than that is dead.
+const SILENCE_MAX: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 30);
 /// Delay after an error: doubles from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// Longest line of a watch: etcd refuses objects over 1.5 MiB.

@@ -20,9 +20,6 @@ use crate::hub::{Connected, SessionEvent, SessionHandle};
 use crate::pods::{self, PodPath, Statuses};
 use crate::{clock, events, telemetry};
 
-/// Half of the Lease's life.
-const RENEW_INTERVAL: Duration = Duration::from_secs(20);
-
 /// The node status is written again this often even if nothing changed (kubelet:
 /// `nodeStatusReportFrequency`).
 const STATUS_INTERVAL: Duration = Duration::from_mins(5);
@@ -71,8 +68,8 @@ impl Worker {
         mut events: mpsc::Receiver<SessionEvent>,
         waker: Arc<Notify>,
     ) {
-        let start = Instant::from_std(clock::now()) + RENEW_INTERVAL;
-        let mut renewal = interval_at(start, RENEW_INTERVAL);
+        let every = self.shared.lease_renewal;
+        let mut renewal = interval_at(Instant::from_std(clock::now()) + every, every);
         let shared = Arc::clone(&self.shared);
         loop {
             if !self.is_synced && shared.cluster.index().has_passed(&high_water) {
@@ -129,6 +126,25 @@ impl Worker {
         }
         self.sent = now;
         self.assert_statuses();
+        if !self.is_node_as_reported() {
+            self.write_node().await;
+        }
+    }
+
+    /// Whether the API server has a Node that says of its readiness what was written last: the node
+    /// controller overwrites it, and a Node may be deleted.
+    fn is_node_as_reported(&self) -> bool {
+        let ready = |status: &Value| {
+            let conditions = status["conditions"].as_array()?;
+            let ready = conditions.iter().find(|condition| condition["type"] == "Ready")?;
+            Some(ready["status"].clone())
+        };
+        let is_stuck = self.health.as_ref().is_some_and(|health| !object::is_responsive(health));
+        let Some(report) = self.node_report.as_ref().filter(|_| !is_stuck) else { return true };
+        let current = self.shared.cluster.index().node(&self.node).cloned();
+        let current = current.and_then(|node| serde_json::from_slice::<Value>(&node.bytes).ok());
+
+        current.is_some_and(|node| ready(&node["status"]) == ready(&report["status"]))
     }
 
     /// Pods that a relist did not show are gone when a GET says so.
