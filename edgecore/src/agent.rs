@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tunnel::TunnelStream;
 
-pub use self::local::{Local, addresses_now};
+pub use self::local::Local;
 use crate::config::Config;
 use crate::link::shell::{ACCEPTED_MAX, LinkParts};
 use crate::tasks::{Stragglers, TaskFault, Tasks};

@@ -4,6 +4,9 @@
 //!
 //! - `node` ([`node::monitor`]): watches runtime and machine, reports the Node, tells the link's pings
 //!   how healthy the node is.
+//! - `addresses` ([`link::addresses`]): sees when the way to the outside changes.
+//! - `link` ([`link::shell`]): keeps the session with the cloud; `kubelet-api` ([`kubelet_api`]) serves
+//!   the streams that the cloud opens on it.
 //! - `desired` ([`desired`]): commits what the link delivers to the store, then shows it.
 //! - `pods` ([`pods`]): one task a pod; observes the runtime, asks podcore for a plan, acts, reports.
 //!

@@ -1,6 +1,7 @@
 //! The link to the cloud: what the rest of the agent sees of it. [`shell`] runs it; [`dial`] is the
 //! only code of the agent that opens connections to the cloud.
 
+pub mod addresses;
 pub mod dial;
 pub mod shell;
 

@@ -1,6 +1,5 @@
 //! Everything of the agent but the link: store, desired state, pods, the node's own status.
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +19,7 @@ use crate::config::{self, Config};
 use crate::desired::{self, DELIVERIES_MAX, Desired};
 use crate::events::{self, EventType, Subject};
 use crate::layout::Layout;
+use crate::link::addresses::{self, Addresses};
 use crate::link::{Delivery, LinkState, Upstream};
 use crate::node::cgroups::{Cgroups, Limits};
 use crate::node::facts::{self, Facts};
@@ -78,7 +78,7 @@ impl Local {
         let down = LinkState::Down { since: clock::now(), reason: "not connected yet".to_owned() };
         let (link, link_seen) = watch::channel(down);
         let (health_told, health) = watch::channel(Health::default());
-        let (addresses_told, addresses) = watch::channel(addresses_now(config.node_ip));
+        let (watched, addresses) = Addresses::new(config.node_ip);
         let (version_told, version) = watch::channel(None);
         let (deliveries, delivered) = mpsc::channel(DELIVERIES_MAX);
         let Held { desired, memories, settings } = Held::of(opened);
@@ -95,10 +95,9 @@ impl Local {
             pod_loop: beat.clone(),
             pulled: Arc::clone(&pulled),
             health: health_told,
-            addresses: addresses_told,
-            configured_address: config.node_ip,
             upstream: upstream.clone(),
         };
+        tasks.spawn("addresses", |stop| ends_well(addresses::run(watched, stop)));
         tasks.spawn("node", |stop| ends_well(monitor::run(monitor, stop)));
         let (held, durable, changes) = (desired.clone(), store.clone(), link_seen.clone());
         tasks.spawn("desired", |stop| {
@@ -332,11 +331,6 @@ fn node_fields(config: &Config, facts: &Facts) -> NodeFields {
         memory_bytes: left(facts.memory_bytes, reserved.memory_bytes),
         storage_bytes: left(facts.ephemeral_storage_bytes, reserved.ephemeral_storage_bytes),
     }
-}
-
-/// The configured address, else the one of the default route.
-pub fn addresses_now(configured: Option<IpAddr>) -> Vec<String> {
-    configured.or_else(facts::default_address).iter().map(ToString::to_string).collect()
 }
 
 fn say_start(config: &Config, upstream: &Upstream) {

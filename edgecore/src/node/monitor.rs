@@ -1,7 +1,6 @@
 //! Watches the runtime and the machine, tells the link how healthy this node is, and reports the
 //! Node object when something about it changed.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use super::facts::Facts;
 use super::pressure;
 use super::status::{Condition, Image, Live, NodeReport, Wanted, report};
-use crate::agent::addresses_now;
 use crate::clock;
 use crate::link::Upstream;
 
@@ -82,10 +80,6 @@ pub struct Monitor {
     pub pulled: Arc<Notify>,
     /// For the link's pings.
     pub health: watch::Sender<Health>,
-    /// Told the node's addresses.
-    pub addresses: watch::Sender<Vec<String>>,
-    /// The address, unless it is to be found out.
-    pub configured_address: Option<IpAddr>,
     /// To the cloud.
     pub upstream: Upstream,
 }
@@ -107,7 +101,6 @@ pub async fn run(mut monitor: Monitor, stop: CancellationToken) {
             images = listed;
             images_at = Some(clock::instant());
         }
-        monitor.tell_addresses();
         monitor.tell_health(&runtime_beat, not_ready.is_empty());
 
         let next = monitor.report(&images, not_ready, &conditions).await;
@@ -154,18 +147,6 @@ impl Monitor {
         let version = self.runtime_version.borrow();
 
         version.as_ref().map_or_else(String::new, |v| format!("{}://{}", v.name, v.version))
-    }
-
-    fn tell_addresses(&self) {
-        let now = addresses_now(self.configured_address);
-        self.addresses.send_if_modified(|told| {
-            // Without any address the last one is still the best answer.
-            let changed = !now.is_empty() && *told != now;
-            if changed {
-                told.clone_from(&now);
-            }
-            changed
-        });
     }
 
     async fn images(&self) -> Option<Vec<Image>> {
