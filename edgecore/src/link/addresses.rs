@@ -141,4 +141,36 @@ mod tests {
             assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
         });
     }
+
+    /// Needs a network namespace of its own: `unshare -n` before the test's program.
+    #[test]
+    #[ignore = "changes routes; run it by unshare -n"]
+    fn changes_are_told_at_once() {
+        let ip = |arguments: &str| {
+            let status = std::process::Command::new("ip").args(arguments.split(' ')).status();
+            assert!(status.unwrap().success(), "ip {arguments}");
+        };
+        assert_eq!(facts::default_address(), None, "this is not a network of its own");
+        ip("link add uplink type veth peer name other");
+        ip("link set other up");
+        ip("link set uplink up");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (addresses, mut told) = Addresses::new(None);
+            let stop = CancellationToken::new();
+            let changes = async {
+                for (add, remove) in [("192.0.2.1", None), ("192.0.2.2", Some("192.0.2.1"))] {
+                    if let Some(address) = remove {
+                        ip(&format!("addr del {address}/24 dev uplink"));
+                    }
+                    ip(&format!("addr add {add}/24 dev uplink"));
+                    ip("route replace default dev uplink");
+                    tokio::time::timeout(PERIOD / 2, told.changed()).await.unwrap().unwrap();
+                    assert_eq!(*told.borrow_and_update(), [add]);
+                }
+                stop.cancel();
+            };
+            tokio::join!(run(addresses, stop.clone()), changes);
+        });
+    }
 }
