@@ -2,7 +2,7 @@
 //! says at which stage and what to do.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,10 +12,11 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::{SplitSink, SplitStream};
 use proto::codec::FRAME_BYTES_MAX;
+use proto::session::DIAL_MAX;
 use socket2::SockRef;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
@@ -37,6 +38,9 @@ const UNSENT_BYTES_MAX: u32 = 32 * 1024;
 
 /// Head start of each address before the next is tried too (RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// For all stages: a little less than the session's patience, so that it is told which one it was.
+const STAGES_MAX: Duration = DIAL_MAX.saturating_sub(Duration::from_millis(500));
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;
@@ -102,19 +106,33 @@ pub async fn connect(
     address: &str,
     tls: Arc<ClientConfig>,
 ) -> Result<TlsStream<TcpStream>, DialError> {
-    let resolved = lookup_host(address)
+    connect_by(Instant::now() + STAGES_MAX, address, tls).await
+}
+
+async fn connect_by(
+    by: Instant,
+    address: &str,
+    tls: Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, DialError> {
+    let resolved = until(by, lookup_host(address))
         .await
         .map_err(|source| DialError::Resolve { address: address.to_owned(), source })?;
-    let socket = first_to_answer(in_turn(resolved.collect()))
+    let socket = until(by, first_to_answer(in_turn(resolved.collect())))
         .await
         .and_then(prepared)
         .map_err(|source| DialError::Connect { address: address.to_owned(), source })?;
     let name = ServerName::try_from(SERVER_NAME).expect("the name is a DNS name");
 
-    TlsConnector::from(tls)
-        .connect(name, socket)
+    until(by, TlsConnector::from(tls).connect(name, socket))
         .await
         .map_err(|source| DialError::Tls { address: address.to_owned(), source })
+}
+
+/// A stage without an answer fails as one that the network has given up.
+async fn until<T>(by: Instant, stage: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let silent = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
+
+    timeout_at(by, stage).await.unwrap_or_else(|_elapsed| Err(silent()))
 }
 
 /// Frames are small and each matters now; the session, not the kernel, decides which is next.
@@ -172,7 +190,8 @@ pub(super) async fn dial(
     address: String,
     tls: Arc<ClientConfig>,
 ) -> Result<Connection, (DialError, Option<Duration>)> {
-    let stream = connect(&address, tls).await.map_err(|error| (error, None))?;
+    let by = Instant::now() + STAGES_MAX;
+    let stream = connect_by(by, &address, tls).await.map_err(|error| (error, None))?;
     let upgrade = |source: SocketError| {
         let retry_after = retry_after(&source);
         (DialError::Upgrade { address: address.clone(), source: Box::new(source) }, retry_after)
@@ -183,9 +202,10 @@ pub(super) async fn dial(
         .write_buffer_size(0)
         .max_message_size(Some(FRAME_BYTES_MAX))
         .max_frame_size(Some(FRAME_BYTES_MAX));
-    let (socket, _) = tokio_tungstenite::client_async_with_config(request, stream, Some(config))
-        .await
-        .map_err(upgrade)?;
+    let upgraded = tokio_tungstenite::client_async_with_config(request, stream, Some(config));
+    let silent = || SocketError::Io(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
+    let upgraded = timeout_at(by, upgraded).await.unwrap_or_else(|_elapsed| Err(silent()));
+    let (socket, _) = upgraded.map_err(upgrade)?;
     let (sink, stream) = socket.split();
 
     Ok(Connection { sink, stream, flushed: true })

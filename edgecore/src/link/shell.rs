@@ -1,6 +1,9 @@
 //! The shell of the link: moves bytes between the socket and the session, and what the session says
 //! between it and the rest of the agent. Every decision is the session's.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::Pin;

@@ -42,12 +42,12 @@ impl Authority {
     }
 
     /// What a node of this authority dials with.
-    pub(crate) fn client(&self) -> Arc<ClientConfig> {
+    pub(crate) fn node(&self) -> identity::Identity {
         let dir = tempfile::tempdir().unwrap();
         let (certificate, key) = self.sign("edge-1");
         identity::write(dir.path(), &self.pem, &certificate.pem(), &key.serialize_pem()).unwrap();
 
-        identity::load(dir.path(), clock::since_1970()).unwrap().tls
+        identity::load(dir.path(), clock::since_1970()).unwrap()
     }
 
     /// What a cloudcore of this authority accepts with: only nodes of its own.
@@ -90,7 +90,7 @@ fn check(client: &Authority, server: &Authority, name: &str, answer: &str, expec
                 drop(stream.shutdown().await);
             }
         };
-        let (dialed, ()) = tokio::join!(dial(address.clone(), client.client()), serve);
+        let (dialed, ()) = tokio::join!(dial(address.clone(), client.node().tls), serve);
         let said = match dialed {
             Ok(_) => "a link".to_owned(),
             Err((error, after)) => format!("{} {after:?}", chain(&error)),
@@ -151,5 +151,19 @@ fn a_dead_address_costs_no_more_than_its_head_start() {
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         let error = first_to_answer(Vec::new()).await.unwrap_err();
         assert_eq!(error.to_string(), "the name has no address");
+    });
+}
+
+#[test]
+fn a_server_that_says_nothing_is_told_from_one_that_is_not_there() {
+    runtime().block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let soon = Instant::now() + Duration::from_millis(100);
+        let client = Authority::new().node().tls;
+        let error = connect_by(soon, &address, client).await.unwrap_err();
+        let said = chain(&error);
+
+        assert!(said.starts_with("no TLS with") && said.ends_with("no answer in time"), "{said}");
     });
 }
