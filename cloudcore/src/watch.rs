@@ -256,11 +256,13 @@ async fn follow(
     let stream = client
         .request_stream(request(watched, &query, "PartialObjectMetadata"))
         .await
-        .map_err(|source| match source {
-            kube::Error::Api(status) if status.code == 410 => {
-                WatchError::Expired { path, message: status.message.clone() }
+        .map_err(|source| {
+            if let kube::Error::Api(status) = &source
+                && status.code == 410
+            {
+                return WatchError::Expired { path, message: status.message.clone() };
             }
-            source => WatchError::Request { verb: "watch", path, source },
+            WatchError::Request { verb: "watch", path, source }
         })?;
     let mut stream = std::pin::pin!(stream);
     let mut line = Vec::new();

@@ -16,7 +16,6 @@ use crate::api;
 const RENEW_INTERVAL: Duration = Duration::from_secs(3);
 
 fn now() -> String {
-    #[expect(clippy::disallowed_methods, reason = "this is the clock of the tests")]
     let now = Timestamp::now();
 
     format!("{now:.6}")

@@ -107,6 +107,6 @@ impl EdgeNode {
 
 impl Drop for EdgeNode {
     fn drop(&mut self) {
-        script_now("edge-agent", &["down", "--site", self.site.name(), "--node", &self.name]);
+        script_now("edge-agent", &["forget", "--site", self.site.name(), "--node", &self.name]);
     }
 }

@@ -23,7 +23,6 @@ where
     T: Debug,
     F: Future<Output = Result<T>>,
 {
-    #[expect(clippy::disallowed_methods, reason = "this is the clock of the tests")]
     let deadline = Instant::now() + limit;
     loop {
         let seen = look().await;
@@ -32,7 +31,6 @@ where
         {
             return seen;
         }
-        #[expect(clippy::disallowed_methods, reason = "this is the clock of the tests")]
         if Instant::now() >= deadline {
             bail!("waited {limit:?} for {what}; last saw {seen:?}");
         }

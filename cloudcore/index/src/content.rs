@@ -215,7 +215,8 @@ fn gate_values(spec: &PodSpec, status: &PodStatus) -> String {
 fn hash(kind: Kind, wire: &Wire<'_>, gates: &str) -> ContentHash {
     let raw = |value: Option<&RawValue>| value.map(RawValue::get).unwrap_or_default().to_owned();
     let pairs = |map: &BTreeMap<String, String>| {
-        map.iter().map(|(key, value)| format!("{key}\0{value}\0")).collect::<String>()
+        let pieces = map.iter().flat_map(|(key, value)| [key.as_str(), "\0", value, "\0"]);
+        pieces.collect::<String>()
     };
     let metadata = &wire.metadata;
     let parts = match kind {

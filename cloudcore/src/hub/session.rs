@@ -57,7 +57,7 @@ pub(super) async fn run(stream: Upgraded, node: NodeName, peer: SocketAddr, shar
 fn seed() -> u64 {
     let mut seed = [0; 8];
     // Only spreads retries: a fixed seed would do.
-    drop(SystemRandom::new().fill(&mut seed));
+    let _fixed_seed_will_do = SystemRandom::new().fill(&mut seed);
 
     u64::from_ne_bytes(seed)
 }

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::DeleteParams;
 use kube::{Api, Client};
 use proto::ids::NodeName;
+use proto::object::hex;
 
 /// Prefix of the name of a token's Secret.
 pub const SECRET_PREFIX: &str = "holdfast-join-";
@@ -115,10 +116,6 @@ fn parts(token: &str) -> Option<(&str, Vec<u8>)> {
     let secret = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(secret).ok()?;
 
     Some((id, secret))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -28,17 +28,15 @@ const MERGED: [&str; 2] = ["podIPs", "hostIPs"];
 ///
 /// Conditions are merged by type, so that those of others stay. Owned fields that the node does not
 /// report are set to null.
-pub fn status_patch(uid: &str, reported: &Value) -> Value {
+pub(super) fn status_patch(uid: &str, reported: &Value) -> Value {
     let mut status = Map::new();
     for name in OWNED {
-        let value = reported.get(name).cloned().unwrap_or(Value::Null);
-        let value = match value {
-            Value::Array(mut items) if MERGED.contains(&name) => {
-                items.push(json!({ "$patch": "replace" }));
-                Value::Array(items)
-            }
-            other => other,
-        };
+        let mut value = reported.get(name).cloned().unwrap_or(Value::Null);
+        if let Value::Array(items) = &mut value
+            && MERGED.contains(&name)
+        {
+            items.push(json!({ "$patch": "replace" }));
+        }
         status.insert(name.to_owned(), value);
     }
     let conditions = reported.get("conditions").and_then(Value::as_array);

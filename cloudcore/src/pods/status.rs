@@ -111,9 +111,10 @@ async fn send(
 /// Gone or replaced is as good as done; what the API server calls wrong stays wrong; the rest passes.
 fn outcome_of(error: &kube::Error) -> Outcome {
     let reason = telemetry::chain(error);
-    match error {
-        kube::Error::Api(status) if matches!(status.code, 404 | 409) => Outcome::Done,
-        kube::Error::Api(status) if matches!(status.code, 400 | 422) => {
+    let code = if let kube::Error::Api(status) = error { status.code } else { 0 };
+    match code {
+        404 | 409 => Outcome::Done,
+        400 | 422 => {
             tracing::warn!(reason, "the API server does not take what a node reports");
             Outcome::Refused { reason }
         }

@@ -240,13 +240,12 @@ pub fn expand(text: &str, value: impl Fn(&str) -> Option<String>) -> String {
             && let Some(end) = inner.find(')')
         {
             let name = &inner[..end];
-            match value(name) {
-                Some(value) => out.push_str(&value),
-                None => {
-                    out.push_str("$(");
-                    out.push_str(name);
-                    out.push(')');
-                }
+            if let Some(value) = value(name) {
+                out.push_str(&value);
+            } else {
+                out.push_str("$(");
+                out.push_str(name);
+                out.push(')');
             }
             rest = &inner[end + 1..];
         } else {

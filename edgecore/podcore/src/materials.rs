@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Secret, Service, Volume};
-use proto::object::ContentHash;
+use proto::object::{ContentHash, hex};
 
 use crate::pod::PodView;
 
@@ -158,7 +158,7 @@ pub fn token_ask(pod: &PodView, audience: Option<&str>, seconds: Option<i64>) ->
         &expiration_seconds.to_be_bytes(),
         service_account.as_bytes(),
     ]);
-    let source = hash.0[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let source = hex(&hash.0[..8]);
 
     TokenAsk { source, audience, expiration_seconds, service_account }
 }
@@ -229,8 +229,8 @@ mod tests {
                 "token of service account \"default\" not here yet",
             ]
         );
-        assert_eq!(found.config_maps["vol"], true);
-        assert_eq!(found.secrets["pull"], true);
+        assert!(found.config_maps["vol"]);
+        assert!(found.secrets["pull"]);
         assert_eq!(found.tokens[0].expiration_seconds, 600);
     }
 }

@@ -172,8 +172,9 @@ fn of_security(prefix: &str, context: &SecurityContext, refused: &mut Vec<String
 fn may_run_as_root(spec: &PodSpec, container: &Container, refused: &mut Vec<String>) {
     let own = container.security_context.as_ref();
     let pod = spec.security_context.as_ref();
-    let non_root = own.and_then(|c| c.run_as_non_root).or(pod.and_then(|c| c.run_as_non_root));
-    let user = own.and_then(|c| c.run_as_user).or(pod.and_then(|c| c.run_as_user));
+    let non_root =
+        own.and_then(|c| c.run_as_non_root).or_else(|| pod.and_then(|c| c.run_as_non_root));
+    let user = own.and_then(|c| c.run_as_user).or_else(|| pod.and_then(|c| c.run_as_user));
     if non_root == Some(true) && user == Some(0) {
         let name = &container.name;
         refused.push(format!("{name}: runAsNonRoot with runAsUser 0 (they contradict)"));

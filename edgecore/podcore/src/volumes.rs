@@ -146,7 +146,7 @@ pub fn setup(
         let kind = host.type_.clone().unwrap_or_default();
         return Ok(VolumeSetup::HostPath { path: host.path.clone(), kind });
     }
-    let mut files = Files { pod, volume: &volume.name, node, materials, files: BTreeMap::new() };
+    let mut files = Files { pod, volume: &volume.name, node, materials, made: BTreeMap::new() };
     let mut memory = false;
     if let Some(map) = &volume.config_map {
         let mode = map.default_mode.unwrap_or(MODE_DEFAULT);
@@ -169,7 +169,7 @@ pub fn setup(
         return Err(VolumeError::Unsupported { volume: volume.name.clone() });
     }
 
-    Ok(VolumeSetup::Files { files: files.files, memory })
+    Ok(VolumeSetup::Files { files: files.made, memory })
 }
 
 struct Files<'a> {
@@ -177,7 +177,7 @@ struct Files<'a> {
     volume: &'a str,
     node: &'a NodeFields,
     materials: &'a Materials,
-    files: BTreeMap<String, File>,
+    made: BTreeMap<String, File>,
 }
 
 impl Files<'_> {
@@ -317,7 +317,7 @@ impl Files<'_> {
         }
         // The API server allows 0 to 0777.
         let mode = u32::try_from(mode & 0o777).unwrap_or_default();
-        self.files.insert(path.to_owned(), File { data, mode });
+        self.made.insert(path.to_owned(), File { data, mode });
 
         Ok(())
     }

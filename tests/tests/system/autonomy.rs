@@ -50,9 +50,7 @@ async fn a_pod_survives_the_eviction_of_its_unreachable_node() -> Result<()> {
 
     node.site().cut().await?;
     node.until_unknown(&client).await?;
-    cluster
-        .until(&client, &pods::path(&control), "evicted", EVICTION_LIMIT, is_deleted)
-        .await?;
+    cluster.until(&client, &pods::path(&control), "evicted", EVICTION_LIMIT, is_deleted).await?;
     let tainted = |node: &Value| {
         node["spec"]["taints"].as_array().is_some_and(|taints| {
             taints.iter().any(|taint| {

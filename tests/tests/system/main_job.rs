@@ -62,8 +62,7 @@ async fn a_pod_outlives_cut_power_loss_and_reconnect() -> Result<()> {
     let restarted = |pod: &serde_json::Value| {
         pods::is_ready(pod) && pod["status"]["containerStatuses"][0]["restartCount"] == 1
     };
-    let last =
-        cluster.until(&client, &path, "Ready with one restart", LIMIT, restarted).await?;
+    let last = cluster.until(&client, &path, "Ready with one restart", LIMIT, restarted).await?;
     ensure!(Incarnation::of(&last).uid == before.uid, "another pod took its place: {last}");
     ensure!(starts(&witness).await? == 2, "the reconnect restarted the container");
 

@@ -28,7 +28,9 @@ const READY: &str = "Ready";
 
 /// Reads the facts.
 pub fn facts(pod: &PodView, memory: &Memory, observed: &Observed) -> Facts {
-    let is_running = |name: &str| observed.newest(name).is_some_and(|c| c.is_running());
+    let is_running = |name: &str| {
+        observed.newest(name).is_some_and(super::super::observed::ContainerView::is_running)
+    };
     let any_main = pod.containers().iter().any(|container| {
         memory.containers.get(&container.name).is_some_and(|kept| kept.attempt.is_some())
     });

@@ -68,7 +68,7 @@ impl Look<'_> {
         let live = view.filter(|view| !matches!(view.state, ContainerState::Exited { .. }));
         let running = view.filter(|view| view.is_running());
         let (state, last) = match (live, &kept.last) {
-            (Some(view), last) => (self.of_live(view), last.as_ref()),
+            (Some(view), last) => (of_live(view), last.as_ref()),
             (None, Some(end)) => self.of_ended(container, kept, end, role),
             (None, None) => (self.waiting_to_start(container), None),
         };
@@ -105,18 +105,6 @@ impl Look<'_> {
             (Some(view), _) => (view.image.clone(), view.image_ref.clone(), id(&view.id)),
             (None, Some(end)) => (end.image.clone(), end.image_ref.clone(), id(&end.id)),
             (None, None) => (container.image.clone().unwrap_or_default(), String::new(), None),
-        }
-    }
-
-    fn of_live(&self, view: &ContainerView) -> State {
-        match &view.state {
-            ContainerState::Running { started_at } => State {
-                running: Some(ContainerStateRunning { started_at: Some(Time(*started_at)) }),
-                ..State::default()
-            },
-            ContainerState::Created | ContainerState::Unknown | ContainerState::Exited { .. } => {
-                waiting("ContainerCreating", None)
-            }
         }
     }
 
@@ -202,6 +190,18 @@ impl Look<'_> {
                 ..ContainerStateTerminated::default()
             }),
             ..State::default()
+        }
+    }
+}
+
+fn of_live(view: &ContainerView) -> State {
+    match &view.state {
+        ContainerState::Running { started_at } => State {
+            running: Some(ContainerStateRunning { started_at: Some(Time(*started_at)) }),
+            ..State::default()
+        },
+        ContainerState::Created | ContainerState::Unknown | ContainerState::Exited { .. } => {
+            waiting("ContainerCreating", None)
         }
     }
 }

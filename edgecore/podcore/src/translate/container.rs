@@ -7,7 +7,7 @@ use cri_api::v1::{
     LinuxContainerResources, Mount, MountPropagation,
 };
 use k8s_openapi::api::core::v1::Container;
-use proto::object::ContentHash;
+use proto::object::{ContentHash, hex};
 
 use super::{
     CONTAINER_NAME_LABEL, GRACE_ANNOTATION, HASH_ANNOTATION, MESSAGE_PATH_ANNOTATION,
@@ -49,7 +49,7 @@ pub fn container_hash(container: &Container) -> String {
     let image = container.image.as_deref().unwrap_or_default();
     let hash = ContentHash::of(&[container.name.as_bytes(), image.as_bytes()]);
 
-    hash.0[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.0[..4])
 }
 
 /// The container of an attempt, made from the image that was found for it.

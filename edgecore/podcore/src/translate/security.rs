@@ -60,16 +60,16 @@ fn supplemental_groups(pod: &PodView) -> Vec<i64> {
     groups.unwrap_or_default().into_iter().chain(fs_group).collect()
 }
 
-fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> Option<SecurityProfile> {
+fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> SecurityProfile {
     let unconfined = || SecurityProfile {
         profile_type: ProfileType::Unconfined.into(),
         localhost_ref: String::new(),
     };
     if privileged {
-        return Some(unconfined());
+        return unconfined();
     }
-    let Some(profile) = profile else { return Some(unconfined()) };
-    Some(match profile.type_.as_str() {
+    let Some(profile) = profile else { return unconfined() };
+    match profile.type_.as_str() {
         "RuntimeDefault" => SecurityProfile {
             profile_type: ProfileType::RuntimeDefault.into(),
             localhost_ref: String::new(),
@@ -83,7 +83,7 @@ fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> Option<Securit
             ),
         },
         _ => unconfined(),
-    })
+    }
 }
 
 /// Of the sandbox.
@@ -115,7 +115,8 @@ pub(super) fn container(pod: &PodView, container: &Container) -> LinuxContainerS
     let context = pod.spec().security_context.as_ref();
     let privileged = own.privileged.unwrap_or(false);
     let capabilities = own.capabilities.as_ref();
-    let profile = own.seccomp_profile.as_ref().or(context.and_then(|c| c.seccomp_profile.as_ref()));
+    let profile =
+        own.seccomp_profile.as_ref().or_else(|| context.and_then(|c| c.seccomp_profile.as_ref()));
 
     LinuxContainerSecurityContext {
         capabilities: Some(Capability {
@@ -125,14 +126,14 @@ pub(super) fn container(pod: &PodView, container: &Container) -> LinuxContainerS
         }),
         privileged,
         namespace_options: Some(namespaces(pod)),
-        run_as_user: int(own.run_as_user.or(context.and_then(|c| c.run_as_user))),
-        run_as_group: int(own.run_as_group.or(context.and_then(|c| c.run_as_group))),
+        run_as_user: int(own.run_as_user.or_else(|| context.and_then(|c| c.run_as_user))),
+        run_as_group: int(own.run_as_group.or_else(|| context.and_then(|c| c.run_as_group))),
         readonly_rootfs: own.read_only_root_filesystem.unwrap_or(false),
         supplemental_groups: supplemental_groups(pod),
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: paths(&MASKED_PATHS, privileged),
         readonly_paths: paths(&READONLY_PATHS, privileged),
-        seccomp: seccomp(profile, privileged),
+        seccomp: Some(seccomp(profile, privileged)),
         ..LinuxContainerSecurityContext::default()
     }
 }
