@@ -34,12 +34,12 @@ struct Cloud(WebSocketStream<TlsStream<TcpStream>>);
 impl Cloud {
     async fn accept(listener: &TcpListener, acceptor: &TlsAcceptor) -> (Self, Hello) {
         let (socket, _) = soon("a dial", listener.accept()).await.unwrap();
-        let stream = soon("TLS", acceptor.accept(socket)).await.unwrap();
-        let mut cloud = Self(soon("an upgrade", accept_async(stream)).await.unwrap());
-        match cloud.next().await {
-            Frame::Hello(hello) => (cloud, hello),
-            frame => panic!("{} is not Hello", frame.name()),
-        }
+        let upgraded =
+            async { accept_async(acceptor.accept(socket).await.unwrap()).await.unwrap() };
+        let mut cloud = Self(soon("an upgrade", Box::pin(upgraded)).await);
+        let Frame::Hello(hello) = cloud.next().await else { panic!("the first frame is no Hello") };
+
+        (cloud, hello)
     }
 
     async fn next(&mut self) -> Frame {
@@ -144,9 +144,9 @@ fn block_on(future: impl Future<Output = ()>) {
 /// What the cloud gets next that is neither a ping nor a pong.
 async fn next_but_beats(cloud: &mut Cloud) -> Frame {
     loop {
-        match cloud.next().await {
-            Frame::Ping(_) | Frame::Pong(_) => {}
-            frame => return frame,
+        let frame = cloud.next().await;
+        if !matches!(frame, Frame::Ping(_) | Frame::Pong(_)) {
+            return frame;
         }
     }
 }
