@@ -59,6 +59,8 @@ pub struct State {
     pub epoch: u64,
     /// Kept in one Lease for each node.
     pub records: BTreeMap<usize, Record>,
+    /// Which start of which replica wrote the record. A restore can make a generation come twice.
+    pub holders: BTreeMap<usize, (usize, u32)>,
     /// Last reported status of each pod: a counter.
     pub statuses: BTreeMap<Uid, u64>,
 }

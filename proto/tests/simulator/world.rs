@@ -33,6 +33,8 @@ pub struct Conn {
     pub down: VecDeque<Bytes>,
     pub edge_open: bool,
     pub cloud_open: bool,
+    /// Something between has forgotten it: nothing passes, and nobody is told.
+    pub forgotten: bool,
     /// Changes that the edge took on this connection and what each number was about.
     pub taken: BTreeMap<Seq, Taken>,
 }
@@ -94,13 +96,7 @@ pub enum Event {
         version: Version,
     },
     /// A report reaches the API server.
-    Write {
-        replica: usize,
-        conn: ConnId,
-        seq: Seq,
-        key: ReportKey,
-        status: u64,
-    },
+    Write(Write),
     Recorded {
         replica: usize,
         conn: ConnId,
@@ -112,6 +108,23 @@ pub enum Event {
     Status,
     Fault,
     Heal(Heal),
+}
+
+/// A status on its way to the API server.
+#[derive(Debug)]
+pub struct Write {
+    pub replica: usize,
+    pub conn: ConnId,
+    pub node: usize,
+    /// Of the session that writes.
+    pub generation: u64,
+    /// The start of the replica that writes.
+    pub life: u32,
+    /// A restore ends what was under way.
+    pub timeline: u32,
+    pub seq: Seq,
+    pub key: ReportKey,
+    pub status: u64,
 }
 
 /// The end of a fault.
@@ -245,9 +258,7 @@ impl World {
             Event::List { replica, life } => self.list(replica, life),
             Event::Admit { replica, conn, hello } => self.admit(replica, conn, &hello),
             Event::Got { replica, conn, key, version } => self.got(replica, conn, key, version),
-            Event::Write { replica, conn, seq, key, status } => {
-                self.write(replica, conn, seq, &key, status);
-            }
+            Event::Write(write) => self.write(write),
             Event::Recorded { replica, conn, seq } => self.event_done(replica, conn, seq),
             Event::User => self.user(),
             Event::Status => self.status(),

@@ -10,7 +10,7 @@ use proto::wire::{Hello, Outcome, Refusal, RefuseCode, ReportKey, Seq};
 use std::time::Duration;
 
 use crate::api::{Change, Mode};
-use crate::world::{ConnId, Event, SOCKET_FRAMES, World};
+use crate::world::{ConnId, Event, SOCKET_FRAMES, World, Write};
 
 impl World {
     pub fn start_replica(&mut self, replica: usize) {
@@ -74,7 +74,12 @@ impl World {
                 let status = std::str::from_utf8(&report.bytes).unwrap().parse().unwrap();
                 let key = report.key;
                 let slow = if self.chance(1, 8) { 8000 } else { 300 };
-                self.after_ms(1, slow, Event::Write { replica, conn, seq, key, status });
+                let link = &self.replicas[replica].links[&conn];
+                let (node, generation) = (link.node, link.generation);
+                let (life, timeline) = (self.replicas[replica].life, self.api.timeline);
+                let write =
+                    Write { replica, conn, node, generation, life, timeline, seq, key, status };
+                self.after_ms(1, slow, Event::Write(write));
             }
             CloudOutput::Event { seq, .. } => {
                 self.after_ms(1, 100, Event::Recorded { replica, conn, seq });
@@ -123,7 +128,7 @@ impl World {
     pub fn frame_up(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let (edge, replica) = (conn.edge, conn.replica);
-        if self.edges[edge].up_blocked {
+        if self.edges[edge].up_blocked || conn.forgotten {
             return;
         }
         let Some(bytes) = conn.up.pop_front() else { return };
@@ -140,7 +145,7 @@ impl World {
 
     pub fn reset_cloud(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        if self.edges[conn.edge].up_blocked || conn.edge_open {
+        if self.edges[conn.edge].up_blocked || conn.edge_open || conn.forgotten {
             return;
         }
         conn.cloud_open = false;
@@ -172,6 +177,7 @@ impl World {
                 Decision::Refuse(refusal) => panic!("{} is locked out: {refusal:?}", hello.node),
             };
         self.api.state.records.insert(node, record);
+        self.api.state.holders.insert(node, (replica, self.replicas[replica].life));
         let generation = record.generation;
         let link = self.replicas[replica].links.get_mut(&conn).unwrap();
         link.generation = generation;
@@ -181,15 +187,17 @@ impl World {
         self.cloud_input(replica, conn, CloudInput::Admitted(admission));
         self.check_evidence(replica, conn);
         self.pump_link(replica, conn);
-        self.supersede(replica);
+        self.supersede(replica, Some((node, conn)));
     }
 
     /// Ends sessions that are not, or no longer, the one on record.
-    fn supersede(&mut self, replica: usize) {
+    fn supersede(&mut self, replica: usize, admitted: Option<(usize, ConnId)>) {
         let old: Vec<_> = (self.replicas[replica].links.iter())
-            .filter(|(_, link)| {
+            .filter(|(conn, link)| {
                 let record = self.api.state.records.get(&link.node);
-                link.generation > 0 && record.is_some_and(|r| r.generation != link.generation)
+                let other = record.is_some_and(|r| r.generation != link.generation);
+                let here = admitted.is_some_and(|(node, new)| node == link.node && new != **conn);
+                link.generation > 0 && (other || here)
             })
             .map(|(conn, _)| *conn)
             .collect();
@@ -302,7 +310,7 @@ impl World {
             self.check_evidence(index, conn);
             self.pump_link(index, conn);
         }
-        self.supersede(index);
+        self.supersede(index, None);
     }
 
     fn links_of(&self, replica: usize, node: usize) -> Vec<ConnId> {
@@ -328,12 +336,21 @@ impl World {
         self.pump_link(replica, conn);
     }
 
-    pub fn write(&mut self, replica: usize, conn: ConnId, seq: Seq, key: &ReportKey, status: u64) {
-        let Some(link) = self.replicas[replica].links.get(&conn) else { return };
-        let record = self.api.state.records.get(&link.node);
-        let outcome = if self.api.mode != Mode::Up {
+    /// A write that is under way arrives. A replica knows of the end of its own sessions, not of
+    /// what others have admitted since.
+    pub fn write(&mut self, write: Write) {
+        let Write { replica, conn, node, generation, life, timeline, seq, key, status } = write;
+        let (started, now) = (life, self.replicas[replica].life);
+        if started == now && !self.replicas[replica].links.contains_key(&conn) {
+            return;
+        }
+        let record = self.api.state.records.get(&node);
+        let holder = self.api.state.holders.get(&node);
+        let outcome = if self.api.mode != Mode::Up || timeline != self.api.timeline {
             Outcome::Retry { reason: format!("the API server is {:?}", self.api.mode) }
-        } else if record.is_none_or(|record| record.generation != link.generation) {
+        } else if record.is_none_or(|record| record.generation != generation)
+            || holder != Some(&(replica, life))
+        {
             // Fenced: another session speaks for the node.
             return;
         } else {
@@ -341,8 +358,7 @@ impl World {
             if let Some(link) = self.replicas[replica].links.get_mut(&conn) {
                 link.statuses.insert(pod.clone(), status);
             }
-            let exists = self.api.state.objects.contains_key(&ObjectKey::pod(pod));
-            if exists {
+            if self.api.state.objects.contains_key(&ObjectKey::pod(&pod)) {
                 let before = self.api.state.statuses.insert(pod.clone(), status);
                 assert!(before <= Some(status), "the status of {pod} goes back to {status}");
             }

@@ -136,6 +136,8 @@ impl World {
     fn cut(&mut self, edge: usize) {
         let Some(conn) = self.edges[edge].conn else { return };
         let replica = self.conns[&conn].replica;
+        let forgotten = self.chance(1, 2);
+        self.conns.get_mut(&conn).unwrap().forgotten = forgotten;
         let (up, down) = [(true, true), (true, false), (false, true)][self.pick(3)];
         self.say(|| format!("fault: conn {conn} breaks"));
         if down {

@@ -190,6 +190,7 @@ impl World {
                 down: std::collections::VecDeque::new(),
                 edge_open: true,
                 cloud_open: true,
+                forgotten: false,
                 taken: std::collections::BTreeMap::new(),
             },
         );
@@ -207,7 +208,7 @@ impl World {
     pub fn frame_down(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let (edge, replica) = (conn.edge, conn.replica);
-        if self.edges[edge].down_blocked {
+        if self.edges[edge].down_blocked || conn.forgotten {
             return;
         }
         let Some(bytes) = conn.down.pop_front() else { return };
@@ -237,7 +238,7 @@ impl World {
     pub fn reset_edge(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get(&id) else { return };
         let edge = conn.edge;
-        if self.edges[edge].down_blocked || self.edges[edge].conn != Some(id) {
+        if conn.forgotten || self.edges[edge].down_blocked || self.edges[edge].conn != Some(id) {
             return;
         }
         self.close_edge_side(edge);
