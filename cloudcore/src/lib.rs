@@ -4,9 +4,11 @@
 //!
 //! - `cluster` feeds the index from one watch a kind and fetches what pods refer to;
 //! - `hub` accepts edges; each admitted session is handed over a bounded channel to
+//! - `autonomy` keeps pods of nodes that are away from being evicted;
 //! - `nodes`, which runs one worker a session: changes down, statuses, events and tokens up.
 
 pub mod args;
+pub mod autonomy;
 pub mod clock;
 pub mod cluster;
 pub mod config;
@@ -126,6 +128,8 @@ impl Cloud {
             connected,
         });
         let cluster = Cluster::new(EPOCH);
+        let (seen, sessions_now, patches) = (cluster.clone(), hub.sessions.clone(), writes.clone());
+        let default_seconds = config.default_toleration_seconds;
         let nodes = Arc::new(nodes::Shared {
             cluster: cluster.clone(),
             client: writes.clone(),
@@ -139,6 +143,10 @@ impl Cloud {
         });
         tasks.spawn("nodes", |stop| async move {
             nodes::run(nodes, sessions, stop).await;
+            Ok(())
+        });
+        tasks.spawn("autonomy", |stop| async move {
+            autonomy::run(seen, sessions_now, patches, default_seconds, stop).await;
             Ok(())
         });
         tasks.spawn("hub", |stop| async move { Ok(hub::run(listener, hub, stop).await?) });

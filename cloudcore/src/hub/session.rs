@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{Sink as _, StreamExt as _};
+use futures_util::{Sink as _, SinkExt as _, StreamExt as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use proto::codec::{self, FRAME_BYTES_MAX};
 use proto::ids::NodeName;
-use proto::session::{CloudInput, CloudOutput, CloudSession};
+use proto::session::{CloudInput, CloudOutput, CloudSession, FAREWELL_MAX};
 use proto::wire::{Hello, Refusal, RefuseCode};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::mpsc;
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
@@ -122,6 +122,8 @@ impl Link {
             }
         };
         self.end(reason).await;
+        // The last frame tells the edge why. Without it a refusal would look like a broken path.
+        drop(timeout(FAREWELL_MAX, sink.flush()).await);
     }
 
     /// Takes a message from the socket; the reason if the link ended.

@@ -10,13 +10,22 @@ use system_tests::node::EdgeNode;
 use system_tests::pods::{self, Incarnation};
 use system_tests::{api, wait};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Longer than toleration (10 s), grace (12 s) and the taint queue (10 s a node) together.
-const EVICTION_LIMIT: Duration = Duration::from_secs(120);
+const EVICTION_LIMIT: Duration = Duration::from_mins(2);
 
 /// More than twice the nodes that tests have down at once.
 const HEALTHY_NODES: usize = 6;
+
+/// Whether none of the node taints may evict the pod.
+fn is_protected(pod: &Value) -> bool {
+    let tolerations = pod["spec"]["tolerations"].as_array();
+
+    tolerations.is_some_and(|tolerations| {
+        tolerations.iter().all(|toleration| toleration["tolerationSeconds"].is_null())
+    })
+}
 
 fn is_deleted(pod: &Value) -> bool {
     pod["metadata"]["deletionTimestamp"].is_string()
@@ -47,6 +56,8 @@ async fn a_pod_survives_the_eviction_of_its_unreachable_node() -> Result<()> {
     let path = pods::path(&name);
     let before = cluster.until(&client, &path, "Ready", LIMIT, pods::is_ready).await?;
     let before = Incarnation::of(&before);
+
+    cluster.until(&client, &path, "no limit on its tolerations", LIMIT, is_protected).await?;
 
     node.site().cut().await?;
     node.until_unknown(&client).await?;

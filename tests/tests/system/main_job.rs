@@ -8,7 +8,7 @@ use system_tests::node::EdgeNode;
 use system_tests::pods::{self, Incarnation};
 use system_tests::wait;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// How often the pod's program has started on this node, told by the program itself: the only
 /// witness while the API server cannot see the node.

@@ -1,0 +1,203 @@
+//! Keeps pods from being evicted merely because their node is away.
+//!
+//! The API server gives every pod two NoExecute tolerations of 300 s; when those end the pod is deleted.
+//! Here the limit is taken away, from the pod as it is in the API, when its node's session is lost or
+//! the pod has been Ready for a while. Level-triggered: admission puts the limit back on updates, and
+//! the next sweep removes it again. A limit of another value is the user's, and stays.
+
+use std::time::Duration;
+
+use http::Request;
+use jiff::{SignedDuration, Timestamp};
+use kube::Client;
+use proto::ids::NodeName;
+use serde_json::{Value, json};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
+use crate::hub::Sessions;
+use crate::{clock, telemetry};
+
+/// Between sweeps.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Pods patched in one sweep: a whole site that goes away is done in minutes at most, and the API
+/// server hardly notices.
+const PATCHES_MAX: usize = 50;
+
+/// After a start, nodes have this long to come back before they count as lost.
+const START_GRACE: SignedDuration = SignedDuration::from_secs(30);
+
+/// A pod is protected once it was Ready for this long, or for half its toleration.
+const SETTLED: SignedDuration = SignedDuration::from_mins(2);
+
+/// Label of a pod or node that wants to be evicted as usual, with value `false`.
+const LABEL: &str = "holdfast.dev/autonomy";
+
+/// The taints that the node controller puts on nodes that are away.
+const TAINTS: [&str; 2] = ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"];
+
+/// What a decision depends on besides the pod.
+#[derive(Clone, Copy, Debug)]
+struct Situation {
+    /// The node has no session.
+    is_lost: bool,
+    /// The API server's default, in seconds.
+    default_seconds: i64,
+    now: Timestamp,
+}
+
+/// The JSON patch that takes the default limits away; `None` if there is nothing to do now.
+fn decide(pod: &Value, situation: Situation) -> Option<Value> {
+    let metadata = &pod["metadata"];
+    if metadata["deletionTimestamp"].is_string() || metadata["labels"][LABEL] == "false" {
+        return None;
+    }
+    let wait = SETTLED.min(SignedDuration::from_secs(situation.default_seconds) / 2);
+    let is_settled = ready_since(pod).is_some_and(|since| situation.now - wait >= since);
+    if !(situation.is_lost || is_settled) {
+        return None;
+    }
+    let tolerations = pod["spec"]["tolerations"].as_array()?;
+    let limited = tolerations.iter().enumerate().filter(|(_, toleration)| {
+        TAINTS.iter().any(|taint| toleration["key"] == *taint)
+            && toleration["effect"] == "NoExecute"
+            && toleration["tolerationSeconds"] == situation.default_seconds
+    });
+    let mut patch =
+        vec![json!({ "op": "test", "path": "/metadata/uid", "value": metadata["uid"] })];
+    for (at, toleration) in limited {
+        let path = format!("/spec/tolerations/{at}");
+        patch.push(json!({ "op": "test", "path": path, "value": toleration }));
+        patch.push(json!({ "op": "remove", "path": format!("{path}/tolerationSeconds") }));
+    }
+
+    (patch.len() > 1).then_some(Value::Array(patch))
+}
+
+fn ready_since(pod: &Value) -> Option<Timestamp> {
+    let conditions = pod["status"]["conditions"].as_array()?;
+    let ready = conditions.iter().find(|c| c["type"] == "Ready" && c["status"] == "True")?;
+
+    ready["lastTransitionTime"].as_str()?.parse().ok()
+}
+
+/// Whether the Node object is one of ours and wants autonomy.
+fn is_ours(node: &Value) -> bool {
+    let provider = node["spec"]["providerID"].as_str().unwrap_or_default();
+
+    provider.starts_with("holdfast://") && node["metadata"]["labels"][LABEL] != "false"
+}
+
+/// Sweeps until asked to stop.
+pub async fn run(
+    cluster: Cluster,
+    sessions: Sessions,
+    client: Client,
+    default_seconds: i64,
+    stop: CancellationToken,
+) {
+    let started = clock::timestamp();
+    let mut ticks = interval(SWEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let now = clock::timestamp();
+        let has_settled = now - START_GRACE >= started;
+        let mut left = PATCHES_MAX;
+        for node in our_nodes(&cluster) {
+            let is_lost = has_settled && sessions.get(&node).is_none();
+            let situation = Situation { is_lost, default_seconds, now };
+            for (path, patch) in patches(&cluster, &node, situation).into_iter().take(left) {
+                left -= 1;
+                send(&client, &path, &patch).await;
+            }
+        }
+    }
+}
+
+fn our_nodes(cluster: &Cluster) -> Vec<NodeName> {
+    let index = cluster.index();
+    let ours = index.all_nodes().filter(|(_, object)| {
+        serde_json::from_slice::<Value>(&object.bytes).is_ok_and(|node| is_ours(&node))
+    });
+
+    ours.map(|(name, _)| name.clone()).collect()
+}
+
+fn patches(cluster: &Cluster, node: &NodeName, situation: Situation) -> Vec<(String, Value)> {
+    let index = cluster.index();
+    let uids = index.pods_on(node);
+    let patches = uids.iter().filter_map(|uid| {
+        let pod = index.pod(uid)?;
+        let parsed: Value = serde_json::from_slice(&pod.object.bytes).ok()?;
+        let patch = decide(&parsed, situation)?;
+        Some((format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name), patch))
+    });
+
+    patches.collect()
+}
+
+async fn send(client: &Client, path: &str, patch: &Value) {
+    let request = Request::patch(path)
+        .header(http::header::CONTENT_TYPE, "application/json-patch+json")
+        .body(patch.to_string().into_bytes());
+    let sent = match request {
+        Ok(request) => client.request::<Value>(request).await,
+        Err(error) => Err(kube::Error::HttpError(error)),
+    };
+    match sent {
+        Ok(_) => tracing::info!(path, "protected a pod from eviction"),
+        // Changed meanwhile: the next sweep sees it as it is then.
+        Err(error) => {
+            tracing::debug!(path, error = %telemetry::chain(&error), "cannot protect a pod yet");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(change: &Value, is_lost: bool, age_s: i64, expected: &[&str]) {
+        let now: Timestamp = "2026-01-01T01:00:00Z".parse().unwrap();
+        let since = now - SignedDuration::from_secs(age_s);
+        let mut pod = json!({
+            "metadata": { "uid": "u-1", "labels": {} },
+            "spec": { "tolerations": [
+                { "key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300 },
+                { "key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30 },
+                { "key": "dedicated", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300 },
+            ] },
+            "status": { "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": since.to_string() }] },
+        });
+        for (pointer, value) in change.as_object().into_iter().flatten() {
+            *pod.pointer_mut(pointer).unwrap() = value.clone();
+        }
+        let decided = decide(&pod, Situation { is_lost, default_seconds: 300, now });
+        let removed: Vec<String> = decided
+            .iter()
+            .flat_map(|patch| patch.as_array().unwrap())
+            .filter(|op| op["op"] == "remove")
+            .map(|op| op["path"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(removed, expected, "{change}, lost {is_lost}, ready for {age_s} s");
+    }
+
+    const PROTECTED: &[&str] = &["/spec/tolerations/0/tolerationSeconds"];
+
+    #[test]
+    fn only_the_default_limit_of_the_node_taints_goes() {
+        check(&json!({}), false, 121, PROTECTED);
+        check(&json!({}), false, 119, &[]);
+        check(&json!({}), true, 1, PROTECTED);
+        check(&json!({ "/metadata/labels": { "holdfast.dev/autonomy": "false" } }), true, 500, &[]);
+        check(&json!({ "/spec/tolerations/0/tolerationSeconds": 60 }), true, 500, &[]);
+        check(&json!({ "/status/conditions/0/status": "False" }), false, 500, &[]);
+        check(&json!({ "/status/conditions/0/status": "False" }), true, 500, PROTECTED);
+    }
+}
