@@ -10,18 +10,20 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{FutureExt as _, Sink as _, StreamExt as _};
+use futures_util::{FutureExt as _, Sink as _, SinkExt as _, StreamExt as _};
 use proto::admission::Ticket;
 use proto::codec;
 use proto::digest::{HeldSet, HighWater};
 use proto::ids::NodeName;
-use proto::session::{BatchId, EdgeInput, EdgeOutput, EdgeSession, Introduction};
+use proto::session::{
+    BatchId, CloseReason, EdgeInput, EdgeOutput, EdgeSession, FAREWELL_MAX, Introduction,
+};
 use proto::stream::StreamInput;
 use proto::wire::{Outcome, Report, ReportKey, StreamKind};
 use store::{Store, StoreError, Write};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use tokio_util::sync::CancellationToken;
 use tunnel::{TunnelStream, Tunnels};
@@ -323,7 +325,7 @@ impl Shell {
                 EdgeOutput::Stream(output) => self.stream(output),
                 EdgeOutput::Close(reason) => {
                     tracing::debug!(reason = %chain(&reason), "closing the connection");
-                    self.connection = None;
+                    self.hang_up(&reason).await;
                     self.dialing.abort_all();
                     self.tunnels.lose("the link is down");
                     closed = true;
@@ -332,6 +334,15 @@ impl Shell {
         }
 
         closed
+    }
+
+    /// Drops the connection. When the agent ends it has said so, and the socket gets a moment to take
+    /// that; otherwise the path is not to be trusted and the next dial must not wait for it.
+    async fn hang_up(&mut self, reason: &CloseReason) {
+        let Some(mut connection) = self.connection.take() else { return };
+        if matches!(reason, CloseReason::Asked { .. }) && !connection.flushed {
+            drop(timeout(FAREWELL_MAX, connection.sink.flush()).await);
+        }
     }
 
     fn up(&mut self, welcome: &proto::wire::Welcome) {

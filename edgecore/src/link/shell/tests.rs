@@ -3,15 +3,13 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use futures_util::SinkExt as _;
 use proto::ids::{Kind, ObjectKey, Uid};
 use proto::object::{ContentHash, Version};
 use proto::payload::Payload;
-use proto::wire::{Frame, Health, Hello, StreamId, Welcome};
+use proto::wire::{Frame, Health, Hello, Refusal, RefuseCode, StreamId, Welcome};
 use store::{Opened, Options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::{WebSocketStream, accept_async};
@@ -187,6 +185,28 @@ fn a_link_stores_before_it_acknowledges_and_resumes_by_its_ticket() {
         let edge = edge_of(&listener, &identity, &dir);
         let (_, hello) = Cloud::accept(&listener, &acceptor).await;
         assert_eq!((hello.ticket, hello.held.count), (Some(second), 1));
+        edge.stop().await;
+    });
+}
+
+#[test]
+fn a_refusal_is_told_with_its_code() {
+    block_on(async {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut edge = edge_of(&listener, &authority.node(), &dir);
+        let (mut cloud, _) = Cloud::accept(&listener, &authority.server(SERVER_NAME)).await;
+        let reason = "join it by token".to_owned();
+        let retry_after = Duration::from_mins(1);
+        let refusal = Refusal { code: RefuseCode::StaleTicket, reason, retry_after };
+        cloud.send(&Frame::Refuse(refusal)).await;
+        // As cloudcore does: the connection ends right behind the refusal.
+        drop(cloud);
+        let is_told = |state: &LinkState| {
+            matches!(state, LinkState::Down { reason, .. }
+                if reason.ends_with("stale ticket: join it by token"))
+        };
+        soon("the refusal", edge.link.wait_for(is_told)).await.unwrap();
         edge.stop().await;
     });
 }
