@@ -15,6 +15,9 @@ use proto::session::CloudSession;
 use crate::api::{Api, ApiObject, Change, Mode};
 use crate::world::ConnId;
 
+/// How late a watch usually is, about.
+pub const WATCH_DELAY: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 pub struct Link {
     pub node: usize,
@@ -133,7 +136,7 @@ impl Replica {
             cache: Cache::default(),
             links: BTreeMap::new(),
             listing: false,
-            watch_delay: Duration::from_millis(20),
+            watch_delay: WATCH_DELAY,
             ahead: Duration::ZERO,
         }
     }

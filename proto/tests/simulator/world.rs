@@ -224,8 +224,8 @@ impl World {
         }
     }
 
-    /// Lets everything happen until `end`, or until `done`.
-    pub fn run(&mut self, end: Duration, mut done: impl FnMut(&Self) -> bool) -> bool {
+    /// Lets everything happen until `end`.
+    pub fn run(&mut self, end: Duration) {
         let end = self.start + end;
         while let Some(entry) = self.queue.first_entry() {
             let (at, _) = *entry.key();
@@ -235,13 +235,8 @@ impl World {
             self.now = at;
             let event = entry.remove();
             self.step(event);
-            if done(self) {
-                return true;
-            }
         }
         self.now = end;
-
-        false
     }
 
     fn step(&mut self, event: Event) {

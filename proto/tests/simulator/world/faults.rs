@@ -6,6 +6,7 @@ use proto::ids::Kind;
 use proto::session::EdgeInput;
 
 use crate::api::Mode;
+use crate::replica::WATCH_DELAY;
 use crate::world::{Event, Heal, World};
 
 /// Objects of one kind in all.
@@ -219,7 +220,7 @@ impl World {
                 }
             }
             Heal::Lag { replica } => {
-                self.replicas[replica].watch_delay = Duration::from_millis(20);
+                self.replicas[replica].watch_delay = WATCH_DELAY;
             }
             Heal::Api => self.api.mode = Mode::Up,
         }
