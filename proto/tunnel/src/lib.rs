@@ -43,6 +43,16 @@ struct State {
 }
 
 impl State {
+    /// Empties the buffer of a stream that nobody reads; whether this concerns the session.
+    fn discard(&mut self) -> bool {
+        if self.is_dropped {
+            let bytes: usize = self.unread.drain(..).map(|bytes| bytes.len()).sum();
+            self.consumed = self.consumed.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        }
+
+        self.is_dropped
+    }
+
     fn wake(&mut self) {
         for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
             waker.wake();
@@ -55,6 +65,13 @@ struct Common {
     /// Streams with something for the session.
     dirty: Mutex<BTreeSet<StreamId>>,
     changed: Notify,
+}
+
+impl Common {
+    fn tell(&self, id: StreamId) {
+        lock(&self.dirty).insert(id);
+        self.changed.notify_one();
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -93,13 +110,17 @@ impl Tunnels {
     pub fn handle(&mut self, output: StreamOutput) -> Option<(StreamId, StreamKind)> {
         match output {
             StreamOutput::Opened { id, kind } => return Some((id, kind)),
-            StreamOutput::Data { id, bytes } => self.change(id, |state| {
-                state.unread.push_back(bytes);
-            }),
+            StreamOutput::Data { id, bytes } => {
+                self.change(id, |state| state.unread.push_back(bytes));
+                self.discard(id);
+            }
             StreamOutput::Writable { id, bytes } => self.change(id, |state| {
                 state.room = state.room.saturating_add(bytes);
             }),
-            StreamOutput::Ended { id } => self.change(id, |state| state.peer_ended = true),
+            StreamOutput::Ended { id } => {
+                self.change(id, |state| state.peer_ended = true);
+                self.discard(id);
+            }
             StreamOutput::Closed { id, reason } => {
                 self.change(id, |state| state.closed = Some(reason));
                 self.streams.remove(&id);
@@ -114,6 +135,15 @@ impl Tunnels {
             let mut state = lock(state);
             change(&mut state);
             state.wake();
+        }
+    }
+
+    /// Takes what comes for a stream that nobody reads any more, so that the peer comes to its end.
+    fn discard(&self, id: StreamId) {
+        if let Some(state) = self.streams.get(&id)
+            && lock(state).discard()
+        {
+            self.common.tell(id);
         }
     }
 
@@ -141,12 +171,12 @@ impl Tunnels {
                 inputs.push(StreamInput::Finish { id });
             }
             let is_over = state.finished.is_some() && state.peer_ended && state.unread.is_empty();
-            if state.is_dropped && !is_over {
+            let is_given_up = state.is_dropped && state.finished.is_none();
+            if is_given_up {
                 inputs.push(StreamInput::Reset { id, reason: "no longer needed".to_owned() });
             }
-            let is_done = state.is_dropped || is_over;
             drop(state);
-            if is_done {
+            if is_over || is_given_up {
                 self.streams.remove(&id);
             }
         }
@@ -165,7 +195,8 @@ impl Tunnels {
     }
 }
 
-/// One stream. Dropping it ends the stream at once unless both ends have finished.
+/// One stream. Dropped after a shutdown, what was written still reaches the peer and what comes is
+/// thrown away; dropped without, the stream ends at once for both.
 #[derive(Debug)]
 pub struct TunnelStream {
     id: StreamId,
@@ -175,14 +206,16 @@ pub struct TunnelStream {
 
 impl TunnelStream {
     fn tell(&self) {
-        lock(&self.common.dirty).insert(self.id);
-        self.common.changed.notify_one();
+        self.common.tell(self.id);
     }
 }
 
 impl Drop for TunnelStream {
     fn drop(&mut self) {
-        lock(&self.state).is_dropped = true;
+        let mut state = lock(&self.state);
+        state.is_dropped = true;
+        state.discard();
+        drop(state);
         self.tell();
     }
 }

@@ -71,3 +71,31 @@ fn ends_resets_and_losses_are_told_to_both_sides() {
         assert_eq!(error.to_string(), "the link is down");
     });
 }
+
+#[test]
+fn the_last_words_of_a_dropped_stream_reach_the_peer() {
+    block_on(async {
+        let mut tunnels = Tunnels::default();
+        let mut stream = tunnels.open(ID);
+        stream.write_all(b"last words").await.unwrap();
+        let data = |bytes| StreamOutput::Data { id: ID, bytes: Bytes::from_static(bytes) };
+        tunnels.handle(data(b"unread"));
+        stream.shutdown().await.unwrap();
+        drop(stream);
+        assert_eq!(
+            tunnels.take_inputs(),
+            [
+                StreamInput::Write { id: ID, bytes: Bytes::from_static(b"last words") },
+                StreamInput::Consumed { id: ID, bytes: 6 },
+                StreamInput::Finish { id: ID },
+            ]
+        );
+
+        // The peer goes on until it has seen the end; it must not be blocked by what nobody reads.
+        tunnels.handle(data(b"more"));
+        assert_eq!(tunnels.take_inputs(), [StreamInput::Consumed { id: ID, bytes: 4 }]);
+        tunnels.handle(StreamOutput::Ended { id: ID });
+        assert_eq!(tunnels.take_inputs(), []);
+        assert!(tunnels.streams.is_empty());
+    });
+}

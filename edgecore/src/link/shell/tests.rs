@@ -261,6 +261,15 @@ fn streams_reach_whoever_serves_them_and_end_with_the_link() {
         let answer = Frame::StreamData { id, bytes: Bytes::from_static(b"answer"), end: false };
         assert_eq!(next_but_beats(&mut cloud).await, answer);
 
+        let id = StreamId(3);
+        cloud.send(&Frame::StreamOpen { id, kind: StreamKind::KUBELET_API }).await;
+        let mut other = soon("the stream", edge.streams.recv()).await.unwrap();
+        other.write_all(b"last words").await.unwrap();
+        other.shutdown().await.unwrap();
+        drop(other);
+        let bytes = Bytes::from_static(b"last words");
+        assert_eq!(next_but_beats(&mut cloud).await, Frame::StreamData { id, bytes, end: true });
+
         drop(cloud);
         let error = soon("the end", stream.read(&mut request)).await.unwrap_err();
         assert_eq!(error.to_string(), "the link is down");
