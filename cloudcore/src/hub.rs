@@ -21,8 +21,10 @@ use proto::ids::{NodeName, ObjectKey, Uid};
 use proto::object::{Object, Point, Version};
 use proto::outbox::Desired;
 use proto::session::CloudInput;
-use proto::wire::{Health, Hello, Outcome, Report, Seq};
-use tokio::sync::mpsc;
+use proto::stream::TooManyStreams;
+use proto::wire::{Health, Hello, Outcome, Report, Seq, StreamKind};
+use tokio::sync::{mpsc, oneshot};
+use tunnel::TunnelStream;
 
 pub use self::listener::{HubError, bind, run};
 use crate::pki::Authority;
@@ -34,7 +36,7 @@ const COMMANDS_MAX: usize = 64;
 /// What every connection needs.
 pub struct Shared {
     /// Signs and proves.
-    pub authority: Authority,
+    pub authority: Arc<Authority>,
     /// For tokens and session records.
     pub client: Client,
     /// Where those are kept.
@@ -104,7 +106,31 @@ pub struct SessionHandle {
     node: NodeName,
     generation: u64,
     current: Arc<AtomicBool>,
-    inputs: mpsc::Sender<CloudInput>,
+    inputs: mpsc::Sender<Command>,
+}
+
+/// What a session's loop is told.
+#[derive(Debug)]
+enum Command {
+    Input(CloudInput),
+    OpenStream { kind: StreamKind, opened: oneshot::Sender<Result<TunnelStream, TooManyStreams>> },
+}
+
+/// Why no stream to a node can be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its session is over.
+    #[error("the link to node {0} is down")]
+    Down(NodeName),
+    /// Its link carries enough.
+    #[error("node {node} is busy")]
+    Busy {
+        /// Which.
+        node: NodeName,
+        /// How many are allowed.
+        #[source]
+        source: TooManyStreams,
+    },
 }
 
 impl SessionHandle {
@@ -153,6 +179,19 @@ impl SessionHandle {
         self.tell(CloudInput::EventDone { seq }).await;
     }
 
+    /// Opens a stream to the node.
+    pub async fn open_stream(&self, kind: StreamKind) -> Result<TunnelStream, OpenError> {
+        let (opened, answer) = oneshot::channel();
+        let asked = self.inputs.send(Command::OpenStream { kind, opened }).await;
+        let down = || OpenError::Down(self.node.clone());
+        asked.map_err(|_| down())?;
+
+        answer
+            .await
+            .map_err(|_| down())?
+            .map_err(|source| OpenError::Busy { node: self.node.clone(), source })
+    }
+
     /// Ends the session in good order.
     pub async fn drain(&self, reason: &str, retry_after: Duration) {
         let reason = reason.to_owned();
@@ -161,7 +200,7 @@ impl SessionHandle {
 
     async fn tell(&self, input: CloudInput) {
         // A session that is over needs no answer.
-        drop(self.inputs.send(input).await);
+        drop(self.inputs.send(Command::Input(input)).await);
     }
 }
 

@@ -15,6 +15,7 @@ pub mod config;
 pub mod events;
 pub mod exit;
 pub mod hub;
+pub mod kubelet_api;
 pub mod nodes;
 pub mod pki;
 pub mod pods;
@@ -116,10 +117,11 @@ impl Cloud {
         let authority = Authority::load_or_create(writes.clone(), &config.namespace)
             .await
             .map_err(CloudError::Pki)?;
+        let authority = Arc::new(authority);
         let listener = hub::bind(config.listen).await.map_err(CloudError::Hub)?;
         let (connected, sessions) = mpsc::channel(CONNECTED_MAX);
         let hub = Arc::new(hub::Shared {
-            authority,
+            authority: Arc::clone(&authority),
             client: writes.clone(),
             namespace: config.namespace.clone(),
             replica: config.replica.clone(),
@@ -133,7 +135,13 @@ impl Cloud {
         let nodes = Arc::new(nodes::Shared {
             cluster: cluster.clone(),
             client: writes.clone(),
-            advertise_address: config.advertise_address.to_string(),
+            advertise_address: config.advertise_address,
+            kubelet_api: Arc::new(kubelet_api::Shared {
+                authority,
+                client: writes.clone(),
+                cluster: cluster.clone(),
+                address: config.advertise_address,
+            }),
             lease_renewal: config.node_lease_renewal,
         });
         let mut tasks = Tasks::default();

@@ -2,9 +2,11 @@
 
 mod lease;
 mod object;
+mod port;
 mod tokens;
 mod worker;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use kube::Client;
@@ -14,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::hub::Connected;
+use crate::kubelet_api;
 
 /// What every worker needs.
 pub struct Shared {
@@ -22,7 +25,9 @@ pub struct Shared {
     /// For writes and GETs; watches have a client of their own.
     pub client: Client,
     /// Address at which API servers find the kubelet API of every node: this replica's.
-    pub advertise_address: String,
+    pub advertise_address: IpAddr,
+    /// What the kubelet API's ports need.
+    pub kubelet_api: Arc<kubelet_api::Shared>,
     /// Between renewals of a Lease.
     pub lease_renewal: std::time::Duration,
 }

@@ -22,8 +22,10 @@ use tokio::time::{sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
+use tunnel::Tunnels;
 
-use super::{COMMANDS_MAX, Connected, SessionEvent, SessionHandle, Shared, admission};
+use super::{COMMANDS_MAX, Command, Connected, SessionEvent, SessionHandle, Shared, admission};
+
 use crate::{clock, telemetry};
 
 /// Bytes read at once: an idle link holds this much.
@@ -48,6 +50,7 @@ pub(super) async fn run(stream: Upgraded, node: NodeName, peer: SocketAddr, shar
         peer,
         shared,
         inputs,
+        tunnels: Tunnels::default(),
         worker: None,
         waiting: VecDeque::new(),
     };
@@ -67,7 +70,8 @@ struct Link {
     node: NodeName,
     peer: SocketAddr,
     shared: Arc<Shared>,
-    inputs: mpsc::Sender<CloudInput>,
+    inputs: mpsc::Sender<Command>,
+    tunnels: Tunnels,
     /// Set once admitted.
     worker: Option<(SessionHandle, mpsc::Sender<SessionEvent>)>,
     /// Said by the session and not yet taken by the worker. Bounded by what the session allows to
@@ -80,7 +84,7 @@ impl Link {
         mut self,
         mut sink: SplitSink<Socket, Message>,
         mut stream: SplitStream<Socket>,
-        mut commands: mpsc::Receiver<CloudInput>,
+        mut commands: mpsc::Receiver<Command>,
     ) {
         let mut flushed = true;
         let reason = loop {
@@ -109,7 +113,12 @@ impl Link {
                         break reason;
                     }
                 }
-                Some(input) = commands.recv() => self.session.handle(input, clock::now()),
+                Some(command) = commands.recv() => self.command(command),
+                () = self.tunnels.changed() => {
+                    for input in self.tunnels.take_inputs() {
+                        self.session.handle(CloudInput::Stream(input), clock::now());
+                    }
+                }
                 () = sleep_until(timeout.unwrap_or_else(clock::now).into()), if timeout.is_some() => {
                     self.session.handle_timeout(clock::now());
                 }
@@ -160,7 +169,11 @@ impl Link {
                     tracing::warn!(node = %self.node, %key, reason, "the edge cannot store an object");
                     continue;
                 }
-                CloudOutput::Stream(_) => continue,
+                CloudOutput::Stream(output) => {
+                    // Only the cloud opens streams.
+                    let _opened = self.tunnels.handle(output);
+                    continue;
+                }
                 CloudOutput::Report { seq, report } => SessionEvent::Report { seq, report },
                 CloudOutput::Event { seq, bytes } => SessionEvent::Event { seq, bytes },
                 CloudOutput::Unwanted { key, version } => SessionEvent::Unwanted { key, version },
@@ -199,7 +212,7 @@ impl Link {
                     let retry_after = std::time::Duration::ZERO;
                     let refusal = Refusal { code: RefuseCode::Superseded, reason, retry_after };
                     // The old loop may be stuck on a dead path: it is fenced whether or not it reads.
-                    drop(before.inputs.try_send(CloudInput::Refused(refusal)));
+                    drop(before.inputs.try_send(Command::Input(CloudInput::Refused(refusal))));
                 }
                 tracing::info!(node = %self.node, peer = %self.peer, generation = admission.generation, "a session began");
                 let connected = Connected { session: session.clone(), hello, events: receiver };
@@ -216,7 +229,19 @@ impl Link {
         self.session.handle(input, clock::now());
     }
 
-    async fn end(self, reason: String) {
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Input(input) => self.session.handle(input, clock::now()),
+            Command::OpenStream { kind, opened } => {
+                let stream = self.session.open_stream(kind).map(|id| self.tunnels.open(id));
+                // A caller that went away drops its stream, which closes it.
+                drop(opened.send(stream));
+            }
+        }
+    }
+
+    async fn end(mut self, reason: String) {
+        self.tunnels.lose("the link to the node is down");
         let Some((session, events)) = self.worker else {
             tracing::info!(node = %self.node, peer = %self.peer, reason, "a connection ended before it was a session");
             return;

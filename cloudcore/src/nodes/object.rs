@@ -7,6 +7,8 @@ use proto::ids::NodeName;
 use proto::wire::Health;
 use serde_json::{Value, json};
 
+use super::port;
+
 /// Pod loop and runtime must have responded within this.
 const RESPONSIVE_MS: u32 = 30_000;
 
@@ -78,9 +80,11 @@ pub(super) async fn ensure(
 #[derive(Clone, Debug)]
 pub(super) struct Facing<'a> {
     /// Where API servers find the node's kubelet API.
-    pub address: &'a str,
+    pub address: std::net::IpAddr,
     /// The edge's own address.
     pub node_ip: &'a str,
+    /// The port of its kubelet API.
+    pub port: u16,
     /// How the node is.
     pub health: Option<Health>,
 }
@@ -97,6 +101,7 @@ pub(super) async fn write_status(
     status["addresses"] = json!([
         { "type": "InternalIP", "address": facing.address }, { "$patch": "replace" },
     ]);
+    status["daemonEndpoints"] = json!({ "kubeletEndpoint": { "Port": facing.port } });
     let heartbeat = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         condition["lastHeartbeatTime"] = json!(heartbeat);
@@ -108,7 +113,10 @@ pub(super) async fn write_status(
         }
     }
     let patch = json!({
-        "metadata": { "annotations": { NODE_IP_ANNOTATION: facing.node_ip } },
+        "metadata": { "annotations": {
+            NODE_IP_ANNOTATION: facing.node_ip,
+            port::ANNOTATION: facing.port.to_string(),
+        } },
         "status": status,
     });
     let request = Request::patch(format!("{}/status", path(node)))

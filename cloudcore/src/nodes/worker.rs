@@ -15,10 +15,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at};
 
 use super::object::{self, Facing};
-use super::{Shared, lease, tokens};
+use super::{Shared, lease, port, tokens};
 use crate::hub::{Connected, SessionEvent, SessionHandle};
 use crate::pods::{self, PodPath, Statuses};
-use crate::{clock, events, telemetry};
+use crate::{clock, events, kubelet_api, telemetry};
 
 /// The node status is written again this often even if nothing changed (kubelet:
 /// `nodeStatusReportFrequency`).
@@ -38,6 +38,9 @@ struct Worker {
     status_written: Option<std::time::Instant>,
     /// Writes under way: answers to reports.
     writes: JoinSet<()>,
+    /// Port of the node's kubelet API, served as long as this worker lives.
+    port: Option<u16>,
+    serving: JoinSet<()>,
 }
 
 /// Works for a session until it is lost.
@@ -54,6 +57,8 @@ pub(super) async fn run(shared: Arc<Shared>, connected: Connected) {
         health: None,
         status_written: None,
         writes: JoinSet::new(),
+        port: None,
+        serving: JoinSet::new(),
         shared,
         session,
         node,
@@ -342,16 +347,37 @@ impl Worker {
         index.node(&self.node).map(|node| node.version.uid.to_string()).unwrap_or_default()
     }
 
+    /// Opens the node's kubelet API once.
+    async fn open_port(&mut self) -> Option<u16> {
+        if self.port.is_none() {
+            let address = self.shared.advertise_address;
+            let (port, listener) = port::open(&self.shared.cluster, &self.node, address).await?;
+            let (api, session) = (Arc::clone(&self.shared.kubelet_api), self.session.clone());
+            let node = self.node.clone();
+            self.serving.spawn(async move {
+                let Err(error) = kubelet_api::run(api, session, listener).await;
+                tracing::warn!(%node, error = %telemetry::chain(&error), "cannot serve the kubelet API of the node");
+            });
+            self.port = Some(port);
+        }
+
+        self.port
+    }
+
     /// Writes Node object, status and Lease.
     async fn write_node(&mut self) -> Outcome {
         let Some(report) = self.node_report.clone() else { return Outcome::Done };
         if !self.session.is_current() {
             return Outcome::Retry { reason: "a newer session writes for this node".to_owned() };
         }
+        let Some(port) = self.open_port().await else {
+            return Outcome::Retry { reason: "no port for the kubelet API is free".to_owned() };
+        };
         let (client, node) = (&self.shared.client, &self.node);
         let now = clock::timestamp();
         let facing = Facing {
-            address: &self.shared.advertise_address,
+            address: self.shared.advertise_address,
+            port,
             node_ip: &self.node_ip,
             health: self.health,
         };

@@ -1,0 +1,117 @@
+//! The kubelet API of every connected node: a TLS port a node, so that API servers need no flag.
+//!
+//! Callers are authenticated and authorised here, as a kubelet does ([`access`]); then the request goes
+//! to the node unparsed, over a stream of its link ([`forward`]). The port is open as long as the
+//! node's session: with the link down, callers are refused at once.
+
+mod access;
+mod forward;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use kube::Client;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+pub use self::access::AccessError;
+use crate::cluster::Cluster;
+use crate::hub::SessionHandle;
+use crate::pki::Authority;
+
+/// Lowest port given to a node.
+pub const PORT_MIN: u16 = 20_000;
+/// Highest port given to a node.
+pub const PORT_MAX: u16 = 29_999;
+
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+const HEAD_MAX: Duration = Duration::from_secs(10);
+/// `kubectl exec` puts the command into the head.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Connections to one node's port: an API server pools a few, and each stream takes one.
+const CONNECTIONS_MAX: usize = 128;
+
+/// What every port needs.
+pub struct Shared {
+    /// Signs the serving certificate.
+    pub authority: Arc<Authority>,
+    /// For reviews of tokens and access.
+    pub client: Client,
+    /// Tells which pods a node has.
+    pub cluster: Cluster,
+    /// This replica's address.
+    pub address: IpAddr,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// Takes a port.
+pub async fn bind(address: IpAddr, port: u16) -> io::Result<TcpListener> {
+    TcpListener::bind(SocketAddr::new(address, port)).await
+}
+
+/// Serves a node's port until it is dropped, with the session.
+pub async fn run(
+    shared: Arc<Shared>,
+    session: SessionHandle,
+    listener: TcpListener,
+) -> Result<Infallible, AccessError> {
+    let tls = access::server_tls(&shared).await?;
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = listener.accept() => {
+                let Ok((socket, peer)) = accepted else { continue };
+                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                    tracing::warn!(node = %session.node(), %peer, "too many connections to the kubelet API");
+                    continue;
+                };
+                let (shared, session) = (Arc::clone(&shared), session.clone());
+                let acceptor = acceptor.clone();
+                connections.spawn(async move {
+                    serve(shared, session, socket, acceptor).await;
+                    drop(slot);
+                });
+            }
+        }
+    }
+}
+
+async fn serve(
+    shared: Arc<Shared>,
+    session: SessionHandle,
+    socket: TcpStream,
+    acceptor: TlsAcceptor,
+) {
+    let Ok(Ok(stream)) = timeout(HANDSHAKE_MAX, acceptor.accept(socket)).await else { return };
+    let certificates = stream.get_ref().1.peer_certificates();
+    let caller = certificates.and_then(|chain| chain.first()).and_then(access::caller_of);
+    let service = service_fn(move |request| {
+        forward::answer(Arc::clone(&shared), session.clone(), caller.clone(), request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a request to the kubelet API failed");
+    }
+}

@@ -1,0 +1,201 @@
+//! Who calls, and whether they may: client certificates of the cluster's authority or bearer tokens,
+//! then a SubjectAccessReview, by the kubelet's rules (`pkg/kubelet/server/auth.go`).
+
+use std::sync::Arc;
+
+use http::{Method, Request};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, Client};
+use proto::ids::NodeName;
+use serde_json::{Value, json};
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::RootCertStore;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+
+use super::Shared;
+use crate::pki::PkiError;
+
+/// Where the API server says which authority its callers have.
+const AUTHENTICATION: &str = "extension-apiserver-authentication";
+
+/// Why a node's port cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    /// The ConfigMap cannot be read.
+    #[error("cannot get configmap kube-system/{AUTHENTICATION}")]
+    Read(#[source] kube::Error),
+    /// It names no authority.
+    #[error(
+        "configmap kube-system/{AUTHENTICATION} has no usable client-ca-file: the API server needs --client-ca-file"
+    )]
+    NoAuthority,
+    /// No serving certificate.
+    #[error("cannot make a serving certificate")]
+    Serving(#[source] PkiError),
+    /// TLS does not take the certificates.
+    #[error("TLS does not take the certificates")]
+    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Who calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Caller {
+    pub(super) user: String,
+    pub(super) groups: Vec<String>,
+}
+
+/// TLS of a port: callers may show a certificate of the cluster's authority.
+pub(super) async fn server_tls(shared: &Shared) -> Result<rustls::ServerConfig, AccessError> {
+    let maps: Api<ConfigMap> = Api::namespaced(shared.client.clone(), "kube-system");
+    let map = maps.get(AUTHENTICATION).await.map_err(AccessError::Read)?;
+    let pem = map.data.as_ref().and_then(|data| data.get("client-ca-file"));
+    let pem = pem.ok_or(AccessError::NoAuthority)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|_| AccessError::NoAuthority)?;
+        roots.add(certificate).map_err(tls)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()
+            .map_err(tls)?;
+    let names = vec![shared.address.to_string()];
+    let (chain, key) = shared.authority.serving(names).map_err(AccessError::Serving)?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(tls)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(tls)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+
+    Ok(config)
+}
+
+fn tls(error: impl std::error::Error + Send + Sync + 'static) -> AccessError {
+    AccessError::Tls(Box::new(error))
+}
+
+/// The caller that a verified certificate names: common name and organizations.
+pub(super) fn caller_of(certificate: &CertificateDer<'_>) -> Option<Caller> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let subject = parsed.subject();
+    let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+    let groups = subject
+        .iter_organization()
+        .filter_map(|group| group.as_str().ok())
+        .map(str::to_owned)
+        .collect();
+
+    Some(Caller { user, groups })
+}
+
+/// The caller that a bearer token names, as the API server says.
+pub(super) async fn review_token(client: &Client, token: &str) -> Option<Caller> {
+    let review = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+        "spec": { "token": token },
+    });
+    let status = review_status(client, "authentication.k8s.io/v1/tokenreviews", &review).await?;
+    if status["authenticated"] != true {
+        return None;
+    }
+    let groups = status["user"]["groups"].as_array().into_iter().flatten();
+
+    Some(Caller {
+        user: status["user"]["username"].as_str()?.to_owned(),
+        groups: groups.filter_map(|group| Some(group.as_str()?.to_owned())).collect(),
+    })
+}
+
+/// Whether the caller may do this to the node: any of the subresources that the path stands for.
+pub(super) async fn is_allowed(
+    client: &Client,
+    caller: &Caller,
+    node: &NodeName,
+    method: &Method,
+    path: &str,
+) -> bool {
+    for subresource in subresources(path) {
+        let review = json!({
+            "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+            "spec": {
+                "user": caller.user,
+                "groups": caller.groups,
+                "resourceAttributes": {
+                    "verb": verb(method), "resource": "nodes", "version": "v1",
+                    "subresource": subresource, "name": node.as_str(),
+                },
+            },
+        });
+        let path = "authorization.k8s.io/v1/subjectaccessreviews";
+        let status = review_status(client, path, &review).await;
+        if status.is_some_and(|status| status["allowed"] == true) {
+            return true;
+        }
+    }
+
+    false
+}
+
+async fn review_status(client: &Client, path: &str, review: &Value) -> Option<Value> {
+    let request = Request::post(format!("/apis/{path}"))
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(review.to_string().into_bytes())
+        .ok()?;
+    match client.request::<Value>(request).await {
+        Ok(mut review) => Some(review["status"].take()),
+        Err(error) => {
+            tracing::warn!(path, error = %crate::telemetry::chain(&error), "a review failed");
+            None
+        }
+    }
+}
+
+fn verb(method: &Method) -> &'static str {
+    match *method {
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        _ => "get",
+    }
+}
+
+/// Fine-grained ones first (KEP-2862), then what covers everything.
+fn subresources(path: &str) -> &'static [&'static str] {
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    match first {
+        "stats" => &["stats"],
+        "metrics" => &["metrics"],
+        "logs" => &["log"],
+        "healthz" => &["healthz", "proxy"],
+        "configz" => &["configz", "proxy"],
+        "pods" | "runningpods" => &["pods", "proxy"],
+        _ => &["proxy"],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stand_for_the_kubelets_subresources() {
+        for (path, expected) in [
+            ("/containerLogs/ns/pod/c", "proxy"),
+            ("/exec/ns/pod/c", "proxy"),
+            ("/metrics/cadvisor", "metrics"),
+            ("/stats/summary", "stats"),
+            ("/healthz", "healthz,proxy"),
+            ("/pods", "pods,proxy"),
+            ("/", "proxy"),
+        ] {
+            assert_eq!(subresources(path).join(","), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Passes a request on to the node over a stream of its link: head, bodies and upgraded bytes as they
+//! are, without what proves the caller.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONNECTION, UPGRADE};
+use http::{Request, Response, StatusCode};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use proto::wire::StreamKind;
+
+use super::Shared;
+use super::access::{self, Caller};
+use crate::hub::SessionHandle;
+use crate::telemetry;
+
+type Answer = Response<Either<Incoming, Full<Bytes>>>;
+
+/// Paths whose second and third part are namespace and name of a pod.
+const POD_PATHS: [&str; 5] = ["containerLogs", "exec", "attach", "portForward", "run"];
+
+pub(super) async fn answer(
+    shared: Arc<Shared>,
+    session: SessionHandle,
+    certified: Option<Caller>,
+    request: Request<Incoming>,
+) -> Result<Answer, Infallible> {
+    let caller = match certified {
+        Some(caller) => Some(caller),
+        None => match bearer(&request) {
+            Some(token) => access::review_token(&shared.client, token).await,
+            None => None,
+        },
+    };
+    let Some(caller) = caller else {
+        return Ok(refuse(StatusCode::UNAUTHORIZED, "Unauthorized"));
+    };
+    let (node, path) = (session.node(), request.uri().path().to_owned());
+    if !access::is_allowed(&shared.client, &caller, node, request.method(), &path).await {
+        let verb = request.method();
+        let text =
+            format!("Forbidden (user={}, verb={verb}, resource=nodes, node={node})", caller.user);
+        return Ok(refuse(StatusCode::FORBIDDEN, &text));
+    }
+    if let Some((namespace, name)) = pod_of(&path)
+        && !has_pod(&shared, &session, namespace, name)
+    {
+        let text = format!("pod {namespace}/{name} is not on node {node}");
+        return Ok(refuse(StatusCode::NOT_FOUND, &text));
+    }
+
+    Ok(match pass_on(&session, request).await {
+        Ok(answer) => answer,
+        Err(reason) => refuse(StatusCode::SERVICE_UNAVAILABLE, &reason),
+    })
+}
+
+fn bearer<B>(request: &Request<B>) -> Option<&str> {
+    request.headers().get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+}
+
+fn refuse(status: StatusCode, text: &str) -> Answer {
+    let mut answer = Response::new(Either::Right(Full::new(Bytes::from(format!("{text}\n")))));
+    *answer.status_mut() = status;
+
+    answer
+}
+
+/// Namespace and name of the pod that a path is about.
+fn pod_of(path: &str) -> Option<(&str, &str)> {
+    let mut parts = path.trim_start_matches('/').split('/');
+    let is_pod = parts.next().is_some_and(|first| POD_PATHS.contains(&first));
+
+    if is_pod { Some((parts.next()?, parts.next()?)) } else { None }
+}
+
+/// API servers pool connections, and a port may have been another node's.
+fn has_pod(shared: &Shared, session: &SessionHandle, namespace: &str, name: &str) -> bool {
+    let index = shared.cluster.index();
+    let uids = index.pods_on(session.node());
+
+    uids.iter()
+        .filter_map(|uid| index.pod(uid))
+        .any(|pod| pod.namespace == namespace && pod.name == name)
+}
+
+async fn pass_on(
+    session: &SessionHandle,
+    mut request: Request<Incoming>,
+) -> Result<Answer, String> {
+    let stream = session
+        .open_stream(StreamKind::KUBELET_API)
+        .await
+        .map_err(|error| telemetry::chain(&error))?;
+    let broken = |error: hyper::Error| format!("the stream to the node broke: {error}");
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let is_upgrade = request.headers().contains_key(UPGRADE);
+    let caller_side = is_upgrade.then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    let mut onward = Request::builder().method(parts.method).uri(parts.uri);
+    for (name, value) in &parts.headers {
+        if *name != AUTHORIZATION {
+            onward = onward.header(name, value);
+        }
+    }
+    let onward = onward.body(body).map_err(|error| error.to_string())?;
+    // The connection lives until the answer has been read; it ends with its stream.
+    #[expect(clippy::disallowed_methods, reason = "bounded by the streams of the link")]
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a stream to a node ended");
+        }
+    });
+    let mut answer = sender.send_request(onward).await.map_err(broken)?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        answer.headers_mut().remove(CONNECTION);
+        return Ok(answer.map(Either::Left));
+    }
+    let node_side = hyper::upgrade::on(&mut answer);
+    if let Some(caller_side) = caller_side {
+        #[expect(clippy::disallowed_methods, reason = "bounded by the streams of the link")]
+        tokio::spawn(async move {
+            if let (Ok(caller), Ok(node)) = (caller_side.await, node_side.await) {
+                let (mut caller, mut node) = (TokioIo::new(caller), TokioIo::new(node));
+                // Either side may end it.
+                drop(tokio::io::copy_bidirectional(&mut caller, &mut node).await);
+            }
+        });
+    }
+    let (parts, _) = answer.into_parts();
+
+    Ok(Response::from_parts(parts, Either::Right(Full::default())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_found_in_paths() {
+        assert_eq!(pod_of("/containerLogs/shop/web/main"), Some(("shop", "web")));
+        assert_eq!(pod_of("/exec/shop/web/uid/main"), Some(("shop", "web")));
+        assert_eq!(pod_of("/metrics/cadvisor"), None);
+        assert_eq!(pod_of("/containerLogs"), None);
+    }
+}
