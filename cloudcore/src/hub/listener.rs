@@ -8,6 +8,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -30,6 +31,9 @@ const UNPROVEN_MAX: usize = 512;
 
 /// Bytes of a request head; ours have 300.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
+
+/// Bytes that the kernel takes before they can be sent, as at the edge.
+const UNSENT_BYTES_MAX: u32 = 32 * 1024;
 
 /// Why the hub cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -103,9 +107,12 @@ async fn serve(
     shared: Arc<Shared>,
     slot: tokio::sync::OwnedSemaphorePermit,
 ) {
-    // Frames are small and each matters now.
-    if let Err(error) = socket.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
+    // Frames are small and each matters now; the session, not the kernel, decides which is next.
+    let prepared = socket
+        .set_nodelay(true)
+        .and_then(|()| SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX));
+    if let Err(error) = prepared {
+        tracing::debug!(%peer, %error, "cannot set socket options");
     }
     let stream = match timeout(HANDSHAKE_MAX, acceptor.accept(socket)).await {
         Ok(Ok(stream)) => stream,
