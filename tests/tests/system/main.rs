@@ -4,5 +4,7 @@
 //! the acceptance list or which line of the documentation it holds up.
 
 mod autonomy;
+mod kubelet_api;
 mod main_job;
 mod runtime;
+mod workloads;

@@ -62,7 +62,7 @@ fn every_field_of_the_pod_spec_has_a_fate() {
          terminationGracePeriodSeconds volumes",
         "ephemeralContainers hostUsers os readinessGates resourceClaims resources runtimeClassName
          setHostnameAsFQDN",
-        "affinity nodeSelector preemptionPolicy priorityClassName schedulerName schedulingGates
+        "affinity evictionResponders nodeSelector preemptionPolicy priorityClassName schedulerName schedulingGates
          schedulingGroup tolerations topologySpreadConstraints",
     );
 }
