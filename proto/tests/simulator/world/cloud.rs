@@ -73,13 +73,14 @@ impl World {
             CloudOutput::Report { seq, report } => {
                 let status = std::str::from_utf8(&report.bytes).unwrap().parse().unwrap();
                 let key = report.key;
-                let slow = if self.chance(1, 8) { 8000 } else { 300 };
+                // A replica whose watch lags has a slow path to the API server.
+                let lag = u64::try_from(self.replicas[replica].watch_delay.as_millis()).unwrap();
                 let link = &self.replicas[replica].links[&conn];
                 let (node, generation) = (link.node, link.generation);
                 let (life, timeline) = (self.replicas[replica].life, self.api.timeline);
                 let write =
                     Write { replica, conn, node, generation, life, timeline, seq, key, status };
-                self.after_ms(1, slow, Event::Write(write));
+                self.after_ms(1, 200 + lag, Event::Write(write));
             }
             CloudOutput::Event { seq, .. } => {
                 self.after_ms(1, 100, Event::Recorded { replica, conn, seq });

@@ -63,7 +63,7 @@ impl World {
         if self.calm {
             return;
         }
-        self.after_ms(20, 3000, Event::Status);
+        self.after_ms(20, 1500, Event::Status);
         let edge = self.pick(self.edges.len());
         let pods: Vec<_> = self.edges[edge].pods().cloned().collect();
         if pods.is_empty() || self.edges[edge].session.is_none() {
@@ -84,12 +84,12 @@ impl World {
         if self.calm {
             return;
         }
-        self.after_ms(200, 20_000, Event::Fault);
+        self.after_ms(200, 12_000, Event::Fault);
         let edge = self.pick(self.edges.len());
         let replica = self.pick(self.replicas.len());
-        match self.rng.below(14) {
+        match self.rng.below(18) {
             0..=2 => self.block(edge),
-            3 => self.cut(edge),
+            3 | 14..=16 => self.cut(edge),
             4 | 5 => self.crash_edge(edge),
             6 => self.crash_replica(replica),
             7 => {
@@ -103,12 +103,12 @@ impl World {
                 self.api.back_up();
             }
             9 if self.chance(1, 2) => self.restore(),
-            10 => {
+            10 | 17 => {
                 let refuses = self.chance(1, 2);
                 self.say(|| format!("fault: the store of {edge} is slow, refuses: {refuses}"));
                 self.edges[edge].store_refuses = refuses;
                 self.edges[edge].store_delay = Duration::from_millis(self.rng.below(4000));
-                self.after_ms(500, 30_000, Event::Heal(Heal::Store { edge }));
+                self.after_ms(500, 60_000, Event::Heal(Heal::Store { edge }));
             }
             11 => self.jump(edge, replica),
             12 => {
