@@ -122,15 +122,13 @@ impl Desired {
     }
 
     /// Leaves out of a batch what must not be applied: a delete that is about another UID than the
-    /// one held, and a state older than the one held.
+    /// one held.
     fn applicable(&self, changes: Vec<Change>) -> Vec<Change> {
         let state = self.state();
         let applies = |change: &Change| match (change, state.objects.get(change.key())) {
-            (Change::Put(new), Some(held)) => {
-                new.version.uid != held.version.uid || !held.version.is_newer_than(&new.version)
-            }
             (Change::Delete { uid, .. }, Some(held)) => *uid == held.version.uid,
-            (Change::Put(_), None) => true,
+            // The cloud sends nothing before it knows more than this node was told.
+            (Change::Put(_), _) => true,
             // A pod that was never held leaves a tombstone, so that what runs of it is swept.
             (Change::Delete { key, .. }, None) => key.kind() == Kind::Pod,
         };
