@@ -285,7 +285,7 @@ mod tests {
         };
 
         check(put(&key, "a", 0, 5, vec![1]), Some(("a", 5)));
-        check(put(&key, "a", 0, 4, vec![2]), Some(("a", 5)));
+        check(put(&key, "a", 0, 4, vec![2]), Some(("a", 4)));
         check(put(&key, "a", 1, 2, vec![3]), Some(("a", 2)));
         check(put(&key, "b", 1, 3, vec![4]), Some(("b", 3)));
         check(delete("a"), Some(("b", 3)));
