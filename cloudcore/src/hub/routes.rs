@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
@@ -14,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use proto::ids::NodeName;
 use serde::Deserialize;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::{Shared, admission, session};
@@ -22,6 +24,9 @@ use crate::{clock, telemetry};
 
 /// A token, a name and a certificate request have 2 KiB.
 const BODY_BYTES_MAX: usize = 16 * 1024;
+
+/// From the head to the end of the body: a bad mobile link. Slower ones give their place back.
+const BODY_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -72,9 +77,11 @@ fn refuse(status: StatusCode, reason: &str, error: &str) -> Answer {
 
 async fn join(request: Request<Incoming>, shared: &Shared) -> Answer {
     let bad = |error: &str| refuse(StatusCode::BAD_REQUEST, "BadRequest", error);
-    let body = match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => return bad(&format!("the body cannot be read: {error}")),
+    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
+    let body = match timeout(BODY_MAX, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) => return bad(&format!("the body cannot be read: {error}")),
+        Err(_elapsed) => return bad("the body did not come in time"),
     };
     let asked: JoinRequest = match serde_json::from_slice(&body) {
         Ok(asked) => asked,

@@ -20,6 +20,9 @@ use crate::pki::PkiError;
 /// Where the API server says which authority its callers have.
 const AUTHENTICATION: &str = "extension-apiserver-authentication";
 
+/// The group of everybody who has proved who they are.
+const AUTHENTICATED: &str = "system:authenticated";
+
 /// Why a node's port cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
@@ -85,11 +88,9 @@ pub(super) fn caller_of(certificate: &CertificateDer<'_>) -> Option<Caller> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let subject = parsed.subject();
     let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let groups = subject
-        .iter_organization()
-        .filter_map(|group| group.as_str().ok())
-        .map(str::to_owned)
-        .collect();
+    let organizations = subject.iter_organization().filter_map(|group| group.as_str().ok());
+    // Token reviews name this group; for certificates a kubelet adds it.
+    let groups = organizations.chain([AUTHENTICATED]).map(str::to_owned).collect();
 
     Some(Caller { user, groups })
 }
@@ -156,23 +157,29 @@ async fn review_status(client: &Client, path: &str, review: &Value) -> Option<Va
     }
 }
 
+/// The kubelet leaves the verb of other methods empty, which no sensible rule allows.
 fn verb(method: &Method) -> &'static str {
     match *method {
+        Method::GET => "get",
         Method::POST => "create",
         Method::PUT => "update",
         Method::PATCH => "patch",
         Method::DELETE => "delete",
-        _ => "get",
+        _ => "",
     }
 }
 
-/// Fine-grained ones first (KEP-2862), then what covers everything.
+/// Fine-grained ones first (KEP-2862), then what covers everything. Only whole first parts count:
+/// anything unusual needs the right to everything.
 fn subresources(path: &str) -> &'static [&'static str] {
-    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    match first {
+    let first = path.strip_prefix('/').and_then(|rest| rest.split('/').next());
+    match first.unwrap_or_default() {
         "stats" => &["stats"],
         "metrics" => &["metrics"],
         "logs" => &["log"],
+        "checkpoint" => &["checkpoint"],
+        "statusz" => &["statusz"],
+        "flagz" => &["configz"],
         "healthz" => &["healthz", "proxy"],
         "configz" => &["configz", "proxy"],
         "pods" | "runningpods" => &["pods", "proxy"],
@@ -193,9 +200,41 @@ mod tests {
             ("/stats/summary", "stats"),
             ("/healthz", "healthz,proxy"),
             ("/pods", "pods,proxy"),
+            ("/runningpods/", "pods,proxy"),
+            ("/logs/", "log"),
+            ("/checkpoint/ns/pod/c", "checkpoint"),
+            ("/statusz", "statusz"),
+            ("/flagz", "configz"),
+            ("/statsx", "proxy"),
+            ("//stats", "proxy"),
             ("/", "proxy"),
         ] {
             assert_eq!(subresources(path).join(","), expected, "{path}");
         }
+    }
+
+    #[test]
+    fn only_known_methods_have_verbs() {
+        for (method, expected) in [
+            (Method::GET, "get"),
+            (Method::POST, "create"),
+            (Method::DELETE, "delete"),
+            (Method::HEAD, ""),
+            (Method::OPTIONS, ""),
+        ] {
+            assert_eq!(verb(&method), expected, "{method}");
+        }
+    }
+
+    #[test]
+    fn callers_by_certificate_are_authenticated() {
+        let mut params = rcgen::CertificateParams::default();
+        let name = &mut params.distinguished_name;
+        name.push(rcgen::DnType::CommonName, "apiserver");
+        name.push(rcgen::DnType::OrganizationName, "system:masters");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let caller = caller_of(params.self_signed(&key).unwrap().der()).unwrap();
+        assert_eq!(caller.user, "apiserver");
+        assert_eq!(caller.groups, ["system:masters", "system:authenticated"]);
     }
 }

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONNECTION, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, COOKIE, HeaderName, PROXY_AUTHORIZATION, UPGRADE};
 use http::{Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
@@ -59,6 +59,15 @@ pub(super) async fn answer(
     })
 }
 
+/// What proves or names the caller stays here: the node needs to trust nobody but this replica.
+fn names_caller(name: &HeaderName) -> bool {
+    *name == AUTHORIZATION
+        || *name == PROXY_AUTHORIZATION
+        || *name == COOKIE
+        || name.as_str().starts_with("x-remote-")
+        || name.as_str().starts_with("impersonate-")
+}
+
 fn bearer<B>(request: &Request<B>) -> Option<&str> {
     request.headers().get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
@@ -103,7 +112,7 @@ async fn pass_on(
     let (parts, body) = request.into_parts();
     let mut onward = Request::builder().method(parts.method).uri(parts.uri);
     for (name, value) in &parts.headers {
-        if *name != AUTHORIZATION {
+        if !names_caller(name) {
             onward = onward.header(name, value);
         }
     }
@@ -146,5 +155,20 @@ mod tests {
         assert_eq!(pod_of("/exec/shop/web/uid/main"), Some(("shop", "web")));
         assert_eq!(pod_of("/metrics/cadvisor"), None);
         assert_eq!(pod_of("/containerLogs"), None);
+    }
+
+    #[test]
+    fn what_names_the_caller_stays() {
+        for (name, stays) in [
+            ("authorization", true),
+            ("impersonate-user", true),
+            ("x-remote-group", true),
+            ("cookie", true),
+            ("x-stream-protocol-version", false),
+            ("upgrade", false),
+            ("sec-websocket-protocol", false),
+        ] {
+            assert_eq!(names_caller(&HeaderName::from_static(name)), stays, "{name}");
+        }
     }
 }
