@@ -9,6 +9,8 @@ mod admission;
 mod listener;
 mod routes;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

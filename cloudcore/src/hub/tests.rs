@@ -1,0 +1,369 @@
+//! The hub over loopback TLS, with a small API server behind it.
+
+mod api;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use base64::Engine as _;
+use futures_util::{SinkExt as _, StreamExt as _};
+use proto::admission::Ticket;
+use proto::codec;
+use proto::digest::Summary;
+use proto::wire::{Frame, RefuseCode, Welcome};
+use rcgen::{CertificateParams, DnType, KeyPair};
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::pki::SERVER_NAME;
+use api::Api;
+
+/// Longest wait for anything: more than the hub gives a handshake.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+const SECRETS: &str = "/api/v1/namespaces/holdfast/secrets";
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
+}
+
+fn block_on(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+struct Hub {
+    address: SocketAddr,
+    authority: Arc<Authority>,
+    connected: mpsc::Receiver<Connected>,
+    api: Api,
+    _tasks: JoinSet<()>,
+}
+
+impl Hub {
+    async fn start() -> Self {
+        let api = Api::start().await;
+        let load = || Authority::load_or_create(api.client.clone(), "holdfast");
+        let authority = Arc::new(load().await.unwrap());
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, connected) = mpsc::channel(4);
+        let shared = Arc::new(Shared {
+            authority: Arc::clone(&authority),
+            client: api.client.clone(),
+            namespace: "holdfast".to_owned(),
+            replica: "test".to_owned(),
+            epoch: 1,
+            sessions: Sessions::default(),
+            connected: sender,
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { run(listener, shared, CancellationToken::new()).await.unwrap() });
+
+        Self { address, authority, connected, api, _tasks: tasks }
+    }
+
+    async fn dial(&self, who: Option<&Who>) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(der(self.authority.ca_pem())).unwrap();
+        let provider = Arc::new(crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match who {
+            Some(Who { certificate, key }) => {
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+                config.with_client_auth_cert(vec![der(certificate)], key).unwrap()
+            }
+            None => config.with_no_client_auth(),
+        };
+        let socket = TcpStream::connect(self.address).await?;
+        let name = ServerName::try_from(SERVER_NAME).unwrap();
+
+        TlsConnector::from(Arc::new(config)).connect(name, socket).await
+    }
+
+    /// Sends raw bytes; what comes back until the end.
+    async fn exchange(&self, who: Option<&Who>, request: &[u8]) -> String {
+        let mut stream = self.dial(who).await.unwrap();
+        let mut answer = Vec::new();
+        // The hub may close before everything is written.
+        drop(stream.write_all(request).await);
+        drop(soon("the end", stream.read_to_end(&mut answer)).await);
+
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    async fn post_join(&self, body: &str) -> String {
+        let len = body.len();
+        let head = "POST /v1/join HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length:";
+
+        self.exchange(None, format!("{head} {len}\r\n\r\n{body}").as_bytes()).await
+    }
+
+    async fn link(&self, who: &Who, node: &str, ticket: Option<Ticket>) -> Link {
+        let stream = Box::pin(self.dial(Some(who))).await.unwrap();
+        let url = format!("ws://{SERVER_NAME}/v1/link");
+        let (socket, _) = soon("an upgrade", Box::pin(client_async(url, stream))).await.unwrap();
+        let mut link = Link(socket);
+        link.send(&Frame::Hello(Hello {
+            protocol: 1,
+            node: NodeName::new(node).unwrap(),
+            agent_version: "test".to_owned(),
+            held: Summary::default(),
+            ticket,
+            node_ip: String::new(),
+            boot_id: String::new(),
+        }))
+        .await;
+
+        link
+    }
+
+    fn node(&self, node: &str) -> Who {
+        node_of(&self.authority, node)
+    }
+}
+
+/// Certificate and key of a node, PEM.
+struct Who {
+    certificate: String,
+    key: String,
+}
+
+fn node_of(authority: &Authority, node: &str) -> Who {
+    let (csr, key) = request_of("system:nodes", &format!("system:node:{node}"));
+    let certificate = authority.sign_node(&NodeName::new(node).unwrap(), &csr).unwrap();
+
+    Who { certificate, key }
+}
+
+fn request_of(group: &str, name: &str) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::OrganizationName, group);
+    params.distinguished_name.push(DnType::CommonName, name);
+    let csr = params.serialize_request(&key).unwrap().pem().unwrap();
+
+    (csr, key.serialize_pem())
+}
+
+fn der(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+}
+
+struct Link(WebSocketStream<TlsStream<TcpStream>>);
+
+impl Link {
+    async fn send(&mut self, frame: &Frame) {
+        self.0.send(Message::Binary(codec::encode(frame))).await.unwrap();
+    }
+
+    /// The next frame; none if the hub closed the link.
+    async fn next(&mut self) -> Option<Frame> {
+        loop {
+            match soon("a frame", self.0.next()).await?.ok()? {
+                Message::Binary(bytes) => return Some(codec::decode(&bytes).unwrap()),
+                Message::Close(_) => return None,
+                Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            }
+        }
+    }
+
+    async fn welcomed(&mut self) -> Welcome {
+        match self.next().await {
+            Some(Frame::Welcome(welcome)) => welcome,
+            other => panic!("not welcomed: {other:?}"),
+        }
+    }
+
+    async fn refused(&mut self) -> RefuseCode {
+        loop {
+            match self.next().await {
+                Some(Frame::Refuse(refusal)) => return refusal.code,
+                Some(Frame::Ping { .. } | Frame::ListHeld { .. }) => {}
+                other => panic!("not refused: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_link_needs_the_certificate_of_a_node_of_this_authority() {
+    block_on(async {
+        let hub = Hub::start().await;
+        let link = b"GET /v1/link HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let answer = hub.exchange(None, link).await;
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+        let answer = hub.exchange(Some(&hub.node("edge-1")), link).await;
+        assert!(answer.starts_with("HTTP/1.1 426"), "{answer}");
+
+        let elsewhere = Hub::start().await;
+        let stranger = elsewhere.node("edge-1");
+        // With TLS 1.3 the refusal of a client's certificate comes behind the handshake.
+        let refused = match hub.dial(Some(&stranger)).await {
+            Ok(mut stream) => soon("a refusal", stream.read(&mut [0; 1])).await.is_err(),
+            Err(_) => true,
+        };
+        assert!(refused);
+    });
+}
+
+#[test]
+fn what_is_too_long_or_nonsense_is_refused() {
+    block_on(async {
+        let hub = Hub::start().await;
+        let check = async |request: String, expected: &str| {
+            let answer = hub.exchange(None, request.as_bytes()).await;
+            let line = answer.lines().next().unwrap_or_default();
+            assert!(line.contains(expected), "{expected}: {answer}");
+        };
+        let long = "a".repeat(64 * 1024);
+        check(format!("GET /healthz HTTP/1.1\r\nX: {long}\r\n\r\n"), "431").await;
+        check("nonsense\r\n\r\n".to_owned(), "400").await;
+        check("GET /else HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(), "404").await;
+        for body in [long.as_str(), "null", "[]", r#"{"token":"hf1"}"#] {
+            let answer = hub.post_join(body).await;
+            assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+        }
+    });
+}
+
+#[test]
+fn a_peer_that_says_nothing_is_let_go() {
+    block_on(async {
+        let hub = Hub::start().await;
+        let mut silent = TcpStream::connect(hub.address).await.unwrap();
+        let mut slow = hub.dial(None).await.unwrap();
+        slow.write_all(b"POST /v1/join HTTP/1.1\r\nContent-Length: 10\r\n\r\n{").await.unwrap();
+        let mut nothing = [0; 1];
+        let (handshake, body) = tokio::join!(
+            soon("the end of the silent", silent.read(&mut nothing)),
+            soon("the answer to the slow", async {
+                let mut answer = [0; 12];
+                slow.read_exact(&mut answer).await.map(|_| answer)
+            }),
+        );
+        assert_eq!(handshake.unwrap(), 0);
+        assert_eq!(&body.unwrap(), b"HTTP/1.1 400");
+    });
+}
+
+#[test]
+fn nodes_join_by_token() {
+    block_on(async {
+        let hub = Hub::start().await;
+        let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+        let secret = [7; 32];
+        let hash =
+            proto::object::hex(ring::digest::digest(&ring::digest::SHA256, &secret).as_ref());
+        let token = |id: &str| {
+            let secret = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(secret);
+            format!("hf1.{}.{id}.{secret}", "a".repeat(64))
+        };
+        let keep = |id: &str, expires: &str, node: &str, single: &str| {
+            let data = json!({
+                "secretHash": encode(hash.as_bytes()), "expires": encode(expires.as_bytes()),
+                "nodeName": encode(node.as_bytes()), "singleUse": encode(single.as_bytes()),
+            });
+            let name = format!("holdfast-join-{id}");
+            let secret = json!({ "metadata": { "name": name }, "data": data });
+            hub.api.put(&format!("{SECRETS}/{name}"), secret);
+        };
+        let (future, past) = ("2200-01-01T00:00:00Z", "2000-01-01T00:00:00Z");
+        keep("00000001", future, "", "true");
+        keep("00000002", past, "", "");
+        keep("00000003", future, "edge-9", "");
+        keep("00000004", future, "", "");
+        let own = request_of("system:nodes", "system:node:edge-1").0;
+        let (root, other) = (
+            request_of("system:masters", "system:node:edge-1").0,
+            request_of("system:nodes", "system:node:edge-2").0,
+        );
+        for (token, csr, expected) in [
+            (token("00000001"), &own, "certificate"),
+            // Used up.
+            (token("00000001"), &own, "TokenUnknown"),
+            (token("00000002"), &own, "TokenExpired"),
+            (token("00000003"), &own, "TokenForOtherNode"),
+            (token("00000004").replace('B', "C"), &own, "TokenUnknown"),
+            ("hf1.x".to_owned(), &own, "TokenMalformed"),
+            (token("00000004"), &root, "BadRequest"),
+            (token("00000004"), &other, "BadRequest"),
+            (token("00000004"), &own, "certificate"),
+        ] {
+            let body = json!({ "token": token, "nodeName": "edge-1", "csr": csr }).to_string();
+            let answer = hub.post_join(&body).await;
+            assert!(answer.contains(&format!("\"{expected}\"")), "{expected}: {answer}");
+        }
+        assert!(!hub.api.has(&format!("{SECRETS}/holdfast-join-00000001")));
+    });
+}
+
+#[test]
+fn a_node_can_only_speak_for_itself() {
+    block_on(async {
+        let hub = Hub::start().await;
+        let mut link = hub.link(&hub.node("edge-1"), "edge-2", None).await;
+        assert_eq!(link.refused().await, RefuseCode::UnknownNode);
+    });
+}
+
+#[test]
+fn the_newest_session_wins_and_the_older_is_fenced() {
+    block_on(async {
+        let mut hub = Hub::start().await;
+        let who = hub.node("edge-1");
+        let shared_node = NodeName::new("edge-1").unwrap();
+        let record =
+            format!("/apis/coordination.k8s.io/v1/namespaces/holdfast/leases/{shared_node}");
+        let annotations =
+            json!({ "holdfast.dev/ticket-shown": "0", "holdfast.dev/ticket-since": "0" });
+        hub.api.put(&record, json!({
+            "metadata": { "name": "edge-1", "resourceVersion": "1", "annotations": annotations },
+            "spec": { "leaseTransitions": 0 },
+        }));
+        let mut first = hub.link(&who, "edge-1", None).await;
+        let ticket = first.welcomed().await.ticket;
+        let older = soon("a session", hub.connected.recv()).await.unwrap().session;
+        assert!(older.is_current());
+
+        // The first link is half open: nobody has closed it.
+        let mut second = hub.link(&who, "edge-1", Some(ticket.clone())).await;
+        let welcome = second.welcomed().await;
+        let newer = soon("a session", hub.connected.recv()).await.unwrap().session;
+        assert!(newer.is_current() && !older.is_current());
+        assert!(newer.generation() > older.generation());
+        assert_eq!(first.refused().await, RefuseCode::Superseded);
+
+        // Once the next ticket has been shown, the first is worth nothing, nor is none.
+        let mut third = hub.link(&who, "edge-1", Some(welcome.ticket)).await;
+        third.welcomed().await;
+        for stale in [Some(ticket), None] {
+            let mut thief = hub.link(&who, "edge-1", stale).await;
+            assert_eq!(thief.refused().await, RefuseCode::StaleTicket);
+        }
+    });
+}
+
+#[test]
+fn replicas_that_start_at_once_have_one_authority() {
+    block_on(async {
+        let api = Api::start().await;
+        let load = || Authority::load_or_create(api.client.clone(), "holdfast");
+        let (one, other) = tokio::join!(load(), load());
+        assert_eq!(one.unwrap().ca_pem(), other.unwrap().ca_pem());
+    });
+}
