@@ -3,8 +3,6 @@
 
 mod conditions;
 mod containers;
-#[cfg(test)]
-mod tests;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, PodStatus};

@@ -3,8 +3,6 @@
 
 mod container;
 mod security;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 
