@@ -7,6 +7,7 @@
 
 mod admission;
 mod listener;
+mod rate;
 mod routes;
 mod session;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use tokio::sync::{mpsc, oneshot};
 use tunnel::TunnelStream;
 
 pub use self::listener::{HubError, bind, run};
+pub use self::rate::Rate;
 use crate::pki::Authority;
 
 /// Inputs waiting for a session's loop. A worker that is faster than its link waits here, and
@@ -49,6 +51,8 @@ pub struct Shared {
     pub epoch: u64,
     /// The sessions of this replica.
     pub sessions: Sessions,
+    /// Of requests to join.
+    pub joins: Rate,
     /// To the workers of the nodes.
     pub connected: mpsc::Sender<Connected>,
 }

@@ -6,8 +6,8 @@
 
 mod access;
 mod forward;
+mod kept;
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -20,13 +20,15 @@ use kube::Client;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 pub use self::access::AccessError;
+pub use self::kept::Kept;
 use crate::cluster::Cluster;
 use crate::hub::SessionHandle;
 use crate::pki::Authority;
+use crate::telemetry;
 
 /// Lowest port given to a node.
 pub const PORT_MIN: u16 = 20_000;
@@ -50,6 +52,8 @@ pub struct Shared {
     pub cluster: Cluster,
     /// This replica's address.
     pub address: IpAddr,
+    /// What all ports share.
+    pub kept: Kept,
 }
 
 impl std::fmt::Debug for Shared {
@@ -64,28 +68,29 @@ pub async fn bind(address: IpAddr, port: u16) -> io::Result<TcpListener> {
 }
 
 /// Serves a node's port until it is dropped, with the session.
-pub async fn run(
-    shared: Arc<Shared>,
-    session: SessionHandle,
-    listener: TcpListener,
-) -> Result<Infallible, AccessError> {
-    let tls = access::server_tls(&shared).await?;
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
+pub async fn run(shared: Arc<Shared>, session: SessionHandle, listener: TcpListener) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => {
-                let Ok((socket, peer)) = accepted else { continue };
+                let (socket, peer) = match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        tracing::warn!(node = %session.node(), %error, "cannot accept a caller of the kubelet API");
+                        // Out of descriptors, most often: let some connections end.
+                        sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                };
                 let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
                     tracing::warn!(node = %session.node(), %peer, "too many connections to the kubelet API");
                     continue;
                 };
                 let (shared, session) = (Arc::clone(&shared), session.clone());
-                let acceptor = acceptor.clone();
                 connections.spawn(async move {
-                    serve(shared, session, socket, acceptor).await;
+                    serve(shared, session, socket).await;
                     drop(slot);
                 });
             }
@@ -93,13 +98,16 @@ pub async fn run(
     }
 }
 
-async fn serve(
-    shared: Arc<Shared>,
-    session: SessionHandle,
-    socket: TcpStream,
-    acceptor: TlsAcceptor,
-) {
-    let Ok(Ok(stream)) = timeout(HANDSHAKE_MAX, acceptor.accept(socket)).await else { return };
+async fn serve(shared: Arc<Shared>, session: SessionHandle, socket: TcpStream) {
+    let tls = match shared.kept.tls(&shared).await {
+        Ok(tls) => tls,
+        Err(error) => {
+            tracing::warn!(node = %session.node(), error = %telemetry::chain(&error), "cannot serve the kubelet API of the node");
+            return;
+        }
+    };
+    let accepting = TlsAcceptor::from(tls).accept(socket);
+    let Ok(Ok(stream)) = timeout(HANDSHAKE_MAX, accepting).await else { return };
     let certificates = stream.get_ref().1.peer_certificates();
     let caller = certificates.and_then(|chain| chain.first()).and_then(access::caller_of);
     let service = service_fn(move |request| {

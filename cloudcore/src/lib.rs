@@ -127,6 +127,7 @@ impl Cloud {
             replica: config.replica.clone(),
             epoch: EPOCH,
             sessions: Sessions::default(),
+            joins: hub::Rate::default(),
             connected,
         });
         let cluster = Cluster::new(EPOCH);
@@ -141,6 +142,7 @@ impl Cloud {
                 client: writes.clone(),
                 cluster: cluster.clone(),
                 address: config.advertise_address,
+                kept: kubelet_api::Kept::default(),
             }),
             lease_renewal: config.node_lease_renewal,
         });

@@ -35,7 +35,7 @@ const CA_KEY: &str = "ca.key";
 const CA_LIFE: Duration = Duration::from_hours(24 * 3650);
 /// Node certificates; renewed at two thirds.
 pub const NODE_LIFE: Duration = Duration::from_hours(24 * 30);
-/// Made anew at every start of cloudcore.
+/// Made anew at every start of cloudcore and every month.
 const SERVER_LIFE: Duration = Duration::from_hours(24 * 365);
 /// Clocks of edges are not exact.
 const CLOCK_SKEW: Duration = Duration::from_hours(24);

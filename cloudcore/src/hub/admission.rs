@@ -66,6 +66,14 @@ pub(super) async fn joined(shared: &Shared, node: &NodeName) -> Result<(), kube:
     write(shared, &leases, node, kept, &record).await
 }
 
+/// Whether a node with a good certificate may have another.
+pub(super) async fn may_renew(shared: &Shared, node: &NodeName) -> Result<bool, kube::Error> {
+    let leases: Api<Lease> = Api::namespaced(shared.client.clone(), &shared.namespace);
+    let kept = leases.get_opt(node.as_str()).await?;
+
+    Ok(kept.as_ref().and_then(read).is_some_and(|record| !record.revoked))
+}
+
 async fn write(
     shared: &Shared,
     leases: &Api<Lease>,

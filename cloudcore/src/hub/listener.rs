@@ -12,7 +12,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,10 @@ const HEAD_MAX: Duration = Duration::from_secs(10);
 /// Connections that are not yet a session: 10,000 nodes coming back at once pass in turns, and
 /// 20 KB each stay below 10 MB. Further ones wait in the kernel's backlog.
 const UNPROVEN_MAX: usize = 512;
+
+/// The hub's certificate lives a year, for edges whose clocks are wrong; it is made anew long
+/// before it ends.
+const CERTIFICATE_AGE_MAX: Duration = Duration::from_hours(24 * 30);
 
 /// Bytes of a request head; ours have 300.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
@@ -65,8 +69,9 @@ pub async fn run(
     shared: Arc<Shared>,
     stop: CancellationToken,
 ) -> Result<(), HubError> {
-    let tls = shared.authority.link_tls().map_err(HubError::Tls)?;
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let mut acceptor = acceptor_of(&shared)?;
+    let mut certificate_old = interval(CERTIFICATE_AGE_MAX);
+    certificate_old.tick().await;
     let unproven = Arc::new(Semaphore::new(UNPROVEN_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -74,6 +79,7 @@ pub async fn run(
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            _ = certificate_old.tick() => acceptor = acceptor_of(&shared)?,
             Ok(slot) = slot => tokio::select! {
                 () = stop.cancelled() => break,
                 accepted = listener.accept() => match accepted {
@@ -98,6 +104,12 @@ pub async fn run(
     while connections.join_next().await.is_some() {}
 
     Ok(())
+}
+
+fn acceptor_of(shared: &Shared) -> Result<TlsAcceptor, HubError> {
+    let tls = shared.authority.link_tls().map_err(HubError::Tls)?;
+
+    Ok(TlsAcceptor::from(Arc::new(tls)))
 }
 
 async fn serve(

@@ -36,6 +36,12 @@ struct JoinRequest {
     csr: String,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RenewRequest {
+    csr: String,
+}
+
 type Answer = Response<Full<Bytes>>;
 type Upgrades = Arc<Mutex<Option<OnUpgrade>>>;
 
@@ -48,6 +54,7 @@ pub(super) async fn answer(
     Ok(match (request.method(), request.uri().path()) {
         (&Method::GET, "/healthz") => text(StatusCode::OK, "ok"),
         (&Method::POST, "/v1/join") => join(request, &shared).await,
+        (&Method::POST, "/v1/renew") => renew(request, node, &shared).await,
         (&Method::GET, "/v1/link") if node.is_none() => text(
             StatusCode::UNAUTHORIZED,
             "the link needs the certificate of a node; join it by token: edgeadm join",
@@ -75,13 +82,24 @@ fn refuse(status: StatusCode, reason: &str, error: &str) -> Answer {
     json(status, &serde_json::json!({ "reason": reason, "error": error }))
 }
 
+async fn body_of(request: Request<Incoming>) -> Result<Bytes, String> {
+    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
+    match timeout(BODY_MAX, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) => Err(format!("the body cannot be read: {error}")),
+        Err(_elapsed) => Err("the body did not come in time".to_owned()),
+    }
+}
+
 async fn join(request: Request<Incoming>, shared: &Shared) -> Answer {
     let bad = |error: &str| refuse(StatusCode::BAD_REQUEST, "BadRequest", error);
-    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
-    let body = match timeout(BODY_MAX, body).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) => return bad(&format!("the body cannot be read: {error}")),
-        Err(_elapsed) => return bad("the body did not come in time"),
+    if !shared.joins.try_take(clock::now()) {
+        let error = "too many machines ask to join at once; ask again in a few seconds";
+        return refuse(StatusCode::TOO_MANY_REQUESTS, "NotReady", error);
+    }
+    let body = match body_of(request).await {
+        Ok(body) => body,
+        Err(error) => return bad(&error),
     };
     let asked: JoinRequest = match serde_json::from_slice(&body) {
         Ok(asked) => asked,
@@ -106,6 +124,45 @@ async fn join(request: Request<Incoming>, shared: &Shared) -> Answer {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "NotReady", &error);
     }
     tracing::info!(%node, "a node joined");
+
+    json(
+        StatusCode::OK,
+        &serde_json::json!({ "certificate": certificate, "ca": shared.authority.ca_pem() }),
+    )
+}
+
+/// Gives a node that proves itself a certificate of the same name. That alone opens no link: the
+/// resume ticket must be right, too.
+async fn renew(request: Request<Incoming>, node: Option<NodeName>, shared: &Shared) -> Answer {
+    let bad = |error: &str| refuse(StatusCode::BAD_REQUEST, "BadRequest", error);
+    let Some(node) = node else {
+        let error = "renewing needs the certificate of a node; join it by token: edgeadm join";
+        return refuse(StatusCode::UNAUTHORIZED, "NoCertificate", error);
+    };
+    let body = match body_of(request).await {
+        Ok(body) => body,
+        Err(error) => return bad(&error),
+    };
+    let asked: RenewRequest = match serde_json::from_slice(&body) {
+        Ok(asked) => asked,
+        Err(error) => return bad(&format!("the body is not understood: {error}")),
+    };
+    match admission::may_renew(shared, &node).await {
+        Ok(true) => {}
+        Ok(false) => {
+            let error = "the node has not joined or was revoked; join it by token: edgeadm join";
+            return refuse(StatusCode::FORBIDDEN, "Revoked", error);
+        }
+        Err(error) => {
+            let error = format!("the session record cannot be read: {}", telemetry::chain(&error));
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, "NotReady", &error);
+        }
+    }
+    let certificate = match shared.authority.sign_node(&node, &asked.csr) {
+        Ok(certificate) => certificate,
+        Err(error) => return bad(&telemetry::chain(&error)),
+    };
+    tracing::info!(%node, "a node renewed its certificate");
 
     json(
         StatusCode::OK,

@@ -35,6 +35,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 const SECRETS: &str = "/api/v1/namespaces/holdfast/secrets";
 
+const RECORD: &str = "/apis/coordination.k8s.io/v1/namespaces/holdfast/leases/edge-1";
+
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
 }
@@ -66,6 +68,7 @@ impl Hub {
             replica: "test".to_owned(),
             epoch: 1,
             sessions: Sessions::default(),
+            joins: Rate::default(),
             connected: sender,
         });
         let mut tasks = JoinSet::new();
@@ -106,11 +109,28 @@ impl Hub {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    async fn post_join(&self, body: &str) -> String {
+    async fn post(&self, who: Option<&Who>, path: &str, body: &str) -> String {
         let len = body.len();
-        let head = "POST /v1/join HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length:";
+        let head = "HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length:";
 
-        self.exchange(None, format!("{head} {len}\r\n\r\n{body}").as_bytes()).await
+        self.exchange(who, format!("POST {path} {head} {len}\r\n\r\n{body}").as_bytes()).await
+    }
+
+    async fn post_join(&self, body: &str) -> String {
+        self.post(None, "/v1/join", body).await
+    }
+
+    /// Keeps that edge-1 has joined.
+    fn keep_record(&self, revoked: bool) {
+        let mut annotations =
+            json!({ "holdfast.dev/ticket-shown": "0", "holdfast.dev/ticket-since": "0" });
+        if revoked {
+            annotations["holdfast.dev/revoked"] = json!("true");
+        }
+        let metadata =
+            json!({ "name": "edge-1", "resourceVersion": "1", "annotations": annotations });
+        let record = json!({ "metadata": metadata, "spec": { "leaseTransitions": 0 } });
+        self.api.put(RECORD, record);
     }
 
     async fn link(&self, who: &Who, node: &str, ticket: Option<Ticket>) -> Link {
@@ -313,6 +333,44 @@ fn nodes_join_by_token() {
 }
 
 #[test]
+fn certificates_are_renewed_for_nodes_that_prove_themselves() {
+    block_on(async {
+        let hub = Hub::start().await;
+        let who = hub.node("edge-1");
+        let body = |node: &str| {
+            let csr = request_of("system:nodes", &format!("system:node:{node}")).0;
+            json!({ "csr": csr }).to_string()
+        };
+        let check = async |who: Option<&Who>, node: &str, expected: &str| {
+            let answer = hub.post(who, "/v1/renew", &body(node)).await;
+            assert!(answer.contains(&format!("\"{expected}\"")), "{expected}: {answer}");
+        };
+        check(Some(&who), "edge-1", "Revoked").await;
+        hub.keep_record(false);
+        check(None, "edge-1", "NoCertificate").await;
+        check(Some(&who), "edge-2", "BadRequest").await;
+        check(Some(&who), "edge-1", "certificate").await;
+        hub.keep_record(true);
+        check(Some(&who), "edge-1", "Revoked").await;
+    });
+}
+
+#[test]
+fn joining_too_often_is_refused_for_a_while() {
+    block_on(async {
+        let hub = Hub::start().await;
+        let mut refused = false;
+        for _ in 0..200 {
+            refused = hub.post_join("null").await.starts_with("HTTP/1.1 429");
+            if refused {
+                break;
+            }
+        }
+        assert!(refused);
+    });
+}
+
+#[test]
 fn a_node_can_only_speak_for_itself() {
     block_on(async {
         let hub = Hub::start().await;
@@ -326,15 +384,7 @@ fn the_newest_session_wins_and_the_older_is_fenced() {
     block_on(async {
         let mut hub = Hub::start().await;
         let who = hub.node("edge-1");
-        let shared_node = NodeName::new("edge-1").unwrap();
-        let record =
-            format!("/apis/coordination.k8s.io/v1/namespaces/holdfast/leases/{shared_node}");
-        let annotations =
-            json!({ "holdfast.dev/ticket-shown": "0", "holdfast.dev/ticket-since": "0" });
-        hub.api.put(&record, json!({
-            "metadata": { "name": "edge-1", "resourceVersion": "1", "annotations": annotations },
-            "spec": { "leaseTransitions": 0 },
-        }));
+        hub.keep_record(false);
         let mut first = hub.link(&who, "edge-1", None).await;
         let ticket = first.welcomed().await.ticket;
         let older = soon("a session", hub.connected.recv()).await.unwrap().session;

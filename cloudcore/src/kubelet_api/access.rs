@@ -2,12 +2,14 @@
 //! then a SubjectAccessReview, by the kubelet's rules (`pkg/kubelet/server/auth.go`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Method, Request};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 use proto::ids::NodeName;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::pki_types::CertificateDer;
@@ -20,6 +22,9 @@ use crate::pki::PkiError;
 /// Where the API server says which authority its callers have.
 const AUTHENTICATION: &str = "extension-apiserver-authentication";
 
+/// Within a caller's handshake.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
 /// The group of everybody who has proved who they are.
 const AUTHENTICATED: &str = "system:authenticated";
 
@@ -29,6 +34,12 @@ pub enum AccessError {
     /// The ConfigMap cannot be read.
     #[error("cannot get configmap kube-system/{AUTHENTICATION}")]
     Read(#[source] kube::Error),
+    /// The API server takes too long.
+    #[error(
+        "the API server does not give configmap kube-system/{AUTHENTICATION} within {} s",
+        ANSWER_MAX.as_secs()
+    )]
+    Silent,
     /// It names no authority.
     #[error(
         "configmap kube-system/{AUTHENTICATION} has no usable client-ca-file: the API server needs --client-ca-file"
@@ -49,16 +60,27 @@ pub(super) struct Caller {
     pub(super) groups: Vec<String>,
 }
 
-/// TLS of a port: callers may show a certificate of the cluster's authority.
-pub(super) async fn server_tls(shared: &Shared) -> Result<rustls::ServerConfig, AccessError> {
-    let maps: Api<ConfigMap> = Api::namespaced(shared.client.clone(), "kube-system");
-    let map = maps.get(AUTHENTICATION).await.map_err(AccessError::Read)?;
-    let pem = map.data.as_ref().and_then(|data| data.get("client-ca-file"));
-    let pem = pem.ok_or(AccessError::NoAuthority)?;
+/// The authority of the cluster's callers, PEM: the API server publishes it.
+pub(super) async fn callers_authority(client: &Client) -> Result<String, AccessError> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
+    let map = timeout(ANSWER_MAX, maps.get(AUTHENTICATION)).await;
+    let map = map.map_err(|_elapsed| AccessError::Silent)?.map_err(AccessError::Read)?;
+
+    map.data.and_then(|mut data| data.remove("client-ca-file")).ok_or(AccessError::NoAuthority)
+}
+
+/// TLS of every port: callers may show a certificate of this authority.
+pub(super) fn server_tls(
+    shared: &Shared,
+    authority: &str,
+) -> Result<rustls::ServerConfig, AccessError> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+    for certificate in CertificateDer::pem_slice_iter(authority.as_bytes()) {
         let certificate = certificate.map_err(|_| AccessError::NoAuthority)?;
         roots.add(certificate).map_err(tls)?;
+    }
+    if roots.is_empty() {
+        return Err(AccessError::NoAuthority);
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier =

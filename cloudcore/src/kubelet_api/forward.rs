@@ -32,7 +32,7 @@ pub(super) async fn answer(
     let caller = match certified {
         Some(caller) => Some(caller),
         None => match bearer(&request) {
-            Some(token) => access::review_token(&shared.client, token).await,
+            Some(token) => shared.kept.caller(&shared, token).await,
             None => None,
         },
     };

@@ -353,11 +353,7 @@ impl Worker {
             let address = self.shared.advertise_address;
             let (port, listener) = port::open(&self.shared.cluster, &self.node, address).await?;
             let (api, session) = (Arc::clone(&self.shared.kubelet_api), self.session.clone());
-            let node = self.node.clone();
-            self.serving.spawn(async move {
-                let Err(error) = kubelet_api::run(api, session, listener).await;
-                tracing::warn!(%node, error = %telemetry::chain(&error), "cannot serve the kubelet API of the node");
-            });
+            self.serving.spawn(kubelet_api::run(api, session, listener));
             self.port = Some(port);
         }
 
