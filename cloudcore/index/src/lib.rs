@@ -4,9 +4,11 @@
 //! refer to ([`Index::fetched`]); asked for what a node must hold ([`Index::desired`]) and whether
 //! that may be said to it ([`Index::has_passed`], invariant 8).
 //!
+//! - [`epoch`]: when the API server is taken for one that was restored;
 //! - [`content`]: what an object's JSON says that matters here, and the hash of what an edge uses.
 
 pub mod content;
+pub mod epoch;
 mod references;
 #[cfg(test)]
 mod tests;
@@ -77,6 +79,23 @@ impl Index {
         }
     }
 
+    /// The current epoch.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The API server was restored (invariant 7): all that is known is of another history and counts
+    /// no more as evidence. Objects stay until lists and GETs of the new history speak of them.
+    pub fn begin_epoch(&mut self, epoch: u64) {
+        if epoch > self.epoch {
+            self.epoch = epoch;
+            self.passed.clear();
+            for shared in self.shared.values_mut() {
+                shared.is_stale = true;
+            }
+        }
+    }
+
     /// An object appeared or changed.
     pub fn apply(&mut self, kind: Kind, bytes: Bytes) -> Result<Touched, ContentError> {
         let content = Content::read(kind, &bytes)?;
@@ -135,6 +154,13 @@ impl Index {
             .into_iter()
             .filter(|kind| *kind != Kind::Token)
             .all(|kind| self.passed.get(&kind).is_some_and(|point| *point >= edge.get(kind)))
+    }
+
+    /// Kinds that were listed and not yet watched as far as the edge was taken, with how far that is.
+    pub fn behind(&self, edge: &HighWater) -> Vec<(Kind, Point)> {
+        edge.iter()
+            .filter(|(kind, mark)| self.passed.get(kind).is_some_and(|point| point < mark))
+            .collect()
     }
 
     /// ConfigMaps and Secrets to be asked for.
@@ -270,9 +296,10 @@ impl Index {
             Kind::ConfigMap | Kind::Secret => {
                 // The watch carries metadata only: it says what to ask for.
                 let reference = Reference::new(kind, &content.namespace, &content.name);
+                let seen = Point { epoch: self.epoch, revision: content.revision };
                 let held = self.shared.get_mut(&reference);
                 if let Some(shared) = held
-                    && shared.object.as_ref().is_none_or(|o| o.version.revision < content.revision)
+                    && shared.object.as_ref().is_none_or(|object| object.version.point() < seen)
                 {
                     shared.is_stale = true;
                 }
@@ -410,7 +437,11 @@ impl Index {
                     touched.extend(self.in_namespace(&key.0.clone(), &key));
                 }
             }
-            Kind::Node => self.nodes.retain(|node, _| seen.contains(node.as_str())),
+            Kind::Node => {
+                let is_gone = |node: &NodeName| !seen.contains(node.as_str());
+                touched.extend(self.nodes.keys().filter(|node| is_gone(node)).cloned());
+                self.nodes.retain(|node, _| !is_gone(node));
+            }
             Kind::Token => {}
         }
 

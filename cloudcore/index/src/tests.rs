@@ -34,6 +34,8 @@ fn named(name: &str, revision: u64, data: &str) -> Bytes {
     }))
 }
 
+const KINDS: [Kind; 5] = [Kind::Pod, Kind::ConfigMap, Kind::Secret, Kind::Service, Kind::Node];
+
 fn edge() -> NodeName {
     NodeName::new("edge-1").unwrap()
 }
@@ -101,12 +103,59 @@ fn nothing_may_be_said_before_the_watches_have_passed_the_edge() {
     let mut edge = HighWater::default();
     edge.raise(Kind::Pod, Point { epoch: 1, revision: 8 });
     assert!(!index.has_passed(&edge));
-    for kind in [Kind::Pod, Kind::ConfigMap, Kind::Secret, Kind::Service, Kind::Node] {
+    for kind in KINDS {
         index.reset(kind, Vec::new(), 7);
     }
     assert!(!index.has_passed(&edge), "lags behind by one");
     index.pass(Kind::Pod, 8);
     assert!(index.has_passed(&edge));
+}
+
+#[test]
+fn a_new_epoch_beats_any_revision_and_asks_for_everything_again() {
+    let mut index = Index::new(1);
+    let uses = json!({ "volumes": [{ "name": "v", "configMap": { "name": "map" } }] });
+    let map = Reference::new(Kind::ConfigMap, "default", "map");
+    for kind in KINDS {
+        index.reset(kind, Vec::new(), 900);
+    }
+    index.apply(Kind::Pod, pod("web", "edge-1", 905, &uses)).unwrap();
+    index.fetched(&map, Some(named("map", 904, "red"))).unwrap();
+    let mut edge_has = HighWater::default();
+    edge_has.raise(Kind::Pod, Point { epoch: 1, revision: 905 });
+    edge_has.raise(Kind::Service, Point { epoch: 1, revision: 901 });
+    let service = (Kind::Service, Point { epoch: 1, revision: 901 });
+    assert_eq!(index.behind(&edge_has), [service]);
+
+    index.begin_epoch(2);
+    assert!(!index.has_passed(&edge_has), "nothing of the new history is known yet");
+    assert_eq!(held(&index), ["ConfigMap default/map", "Pod uid-web"], "absence is no evidence");
+    assert_eq!(index.stale(), std::slice::from_ref(&map));
+    for kind in KINDS {
+        let listed =
+            if kind == Kind::Pod { vec![pod("web", "edge-1", 40, &uses)] } else { Vec::new() };
+        index.reset(kind, listed, 50);
+    }
+    assert!(index.has_passed(&edge_has), "revision 50 of epoch 2 is after 905 of epoch 1");
+    let touched = index.fetched(&map, Some(named("map", 41, "blue"))).unwrap();
+    assert_eq!(touched, Touched::from([edge()]), "lower revisions are taken");
+    let points: Vec<_> = index.desired(&edge()).iter().map(|o| o.version.point()).collect();
+    let of = |revision| Point { epoch: 2, revision };
+    assert_eq!(points, [of(41), of(40)]);
+
+    index.apply(Kind::ConfigMap, named("map", 60, "green")).unwrap();
+    assert_eq!(index.stale(), [map], "and so are the changes after them");
+}
+
+#[test]
+fn a_node_that_a_relist_lacks_wakes_its_worker() {
+    let mut index = Index::new(1);
+    let node = json!({ "metadata": { "name": "edge-1", "uid": "n-1", "resourceVersion": "3" } });
+    index.apply(Kind::Node, bytes(&node)).unwrap();
+    let (touched, _) = index.reset(Kind::Node, Vec::new(), 9);
+
+    assert_eq!(touched, Touched::from([edge()]));
+    assert!(index.node(&edge()).is_none());
 }
 
 #[test]
