@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::evidence::Evidence;
 use crate::telemetry;
 use crate::watch::{self, KINDS, Told};
 
@@ -68,11 +69,41 @@ impl Cluster {
         }
     }
 
+    /// Takes the answer to a GET in `epoch`; it is asked for again if that is over.
+    fn fetched(
+        &self,
+        epoch: u64,
+        evidence: &Evidence,
+        reference: &Reference,
+        found: Option<bytes::Bytes>,
+    ) {
+        let mut index = self.index();
+        if epoch != index.epoch() || epoch != evidence.epoch() {
+            return;
+        }
+        let touched = index.fetched(reference, found);
+        drop(index);
+        match touched {
+            Ok(touched) => self.wake(&touched),
+            Err(error) => {
+                tracing::warn!(error = %telemetry::chain(&error), "skipping an object");
+            }
+        }
+    }
+
     fn wakers(&self) -> MutexGuard<'_, BTreeMap<NodeName, Arc<Notify>>> {
         self.0.wakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, told: Told) {
+    /// Takes what a watch tells, unless it is of a history that is over.
+    fn take(&self, (epoch, told): watch::Telling) {
+        {
+            let mut index = self.index();
+            if epoch < index.epoch() {
+                return;
+            }
+            index.begin_epoch(epoch);
+        }
         let result = match told {
             Told::Listed { kind, objects, revision } => {
                 let (touched, errors) = self.index().reset(kind, objects, revision);
@@ -99,13 +130,19 @@ impl Cluster {
 }
 
 /// Watches every kind and fetches what pods refer to, until asked to stop.
-pub async fn run(cluster: Cluster, watches: Client, reads: Client, stop: CancellationToken) {
+pub async fn run(
+    cluster: Cluster,
+    evidence: Evidence,
+    watches: Client,
+    reads: Client,
+    stop: CancellationToken,
+) {
     let (sender, mut told) = mpsc::channel(TOLD_MAX);
     let mut watching = JoinSet::new();
     for watched in KINDS {
-        watching.spawn(watch::run(watches.clone(), watched, sender.clone()));
+        watching.spawn(watch::run(watches.clone(), watched, evidence.clone(), sender.clone()));
     }
-    let mut fetches: JoinSet<(Reference, bool)> = JoinSet::new();
+    let mut fetches: JoinSet<Reference> = JoinSet::new();
     let mut under_way: Vec<Reference> = Vec::new();
     loop {
         let stale = cluster.index().stale();
@@ -115,7 +152,7 @@ pub async fn run(cluster: Cluster, watches: Client, reads: Client, stop: Cancell
             }
             if !under_way.contains(&reference) {
                 under_way.push(reference.clone());
-                fetches.spawn(fetch(cluster.clone(), reads.clone(), reference));
+                fetches.spawn(fetch(cluster.clone(), evidence.clone(), reads.clone(), reference));
             }
         }
         tokio::select! {
@@ -123,7 +160,7 @@ pub async fn run(cluster: Cluster, watches: Client, reads: Client, stop: Cancell
             Some(event) = told.recv() => cluster.take(event),
             Some(fetched) = fetches.join_next(), if !fetches.is_empty() => {
                 match fetched {
-                    Ok((reference, _)) => under_way.retain(|other| *other != reference),
+                    Ok(reference) => under_way.retain(|other| *other != reference),
                     Err(error) => {
                         tracing::error!(%error, "a fetch panicked");
                         under_way.clear();
@@ -137,28 +174,36 @@ pub async fn run(cluster: Cluster, watches: Client, reads: Client, stop: Cancell
 /// Waits after a failed GET, so that a forbidding API server is not asked in a loop.
 const FETCH_RETRY: std::time::Duration = std::time::Duration::from_secs(2);
 
-async fn fetch(cluster: Cluster, client: Client, reference: Reference) -> (Reference, bool) {
+async fn fetch(
+    cluster: Cluster,
+    evidence: Evidence,
+    client: Client,
+    reference: Reference,
+) -> Reference {
     let collection = match reference.kind {
         Kind::ConfigMap => "configmaps",
         Kind::Secret | Kind::Pod | Kind::Service | Kind::Node | Kind::Token => "secrets",
     };
     let path =
         format!("/api/v1/namespaces/{}/{collection}/{}", reference.namespace, reference.name);
-    match watch::get(&client, &path).await {
-        Ok(found) => {
-            let touched = cluster.index().fetched(&reference, found);
-            match touched {
-                Ok(touched) => cluster.wake(&touched),
-                Err(error) => {
-                    tracing::warn!(error = %telemetry::chain(&error), "skipping an object");
-                }
+    let epoch = cluster.index().epoch();
+    let failed = match watch::get(&client, &path).await {
+        Ok(Some(found)) => {
+            cluster.fetched(epoch, &evidence, &reference, Some(found));
+            return reference;
+        }
+        // What is gone is deleted on the edge: only our cluster may say so, in this history.
+        Ok(None) => match evidence.look().await {
+            Ok(()) => {
+                cluster.fetched(epoch, &evidence, &reference, None);
+                return reference;
             }
-            (reference, true)
-        }
-        Err(error) => {
-            tracing::warn!(path, error = %telemetry::chain(&*error), "cannot get what a pod refers to");
-            tokio::time::sleep(FETCH_RETRY).await;
-            (reference, false)
-        }
-    }
+            Err(doubt) => telemetry::chain(&doubt),
+        },
+        Err(error) => telemetry::chain(&*error),
+    };
+    tracing::warn!(path, error = failed, "cannot get what a pod refers to");
+    tokio::time::sleep(FETCH_RETRY).await;
+
+    reference
 }

@@ -11,7 +11,7 @@ mod rate;
 mod routes;
 mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +31,7 @@ use tunnel::TunnelStream;
 
 pub use self::listener::{HubError, bind, run};
 pub use self::rate::Rate;
+use crate::evidence::Evidence;
 use crate::pki::Authority;
 
 /// Inputs waiting for a session's loop. A worker that is faster than its link waits here, and
@@ -47,8 +48,8 @@ pub struct Shared {
     pub namespace: String,
     /// Name of this replica in session records.
     pub replica: String,
-    /// Current epoch of the cluster (invariant 7).
-    pub epoch: u64,
+    /// Knows the current epoch of the cluster (invariant 7).
+    pub evidence: Evidence,
     /// The sessions of this replica.
     pub sessions: Sessions,
     /// Of requests to join.

@@ -41,7 +41,14 @@ async fn run(config: Config) -> Result<(), CloudError> {
     let attempted = "listen for signals";
     let mut terminate =
         Terminate::listen().map_err(|source| CloudError::Os { attempted, source })?;
-    let mut cloud = Cloud::start(config).await?;
+    let mut cloud = tokio::select! {
+        // The API server may be away for as long as it likes.
+        signal = terminate.next() => {
+            tracing::info!(signal, "stopped before it could start");
+            return Ok(());
+        }
+        started = Cloud::start(config) => started?,
+    };
     tracing::info!("running");
 
     let outcome = tokio::select! {

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+use crate::evidence::Evidence;
 use crate::hub::Connected;
 use crate::kubelet_api;
 
@@ -22,6 +23,8 @@ use crate::kubelet_api;
 pub struct Shared {
     /// What is known of the API server's objects.
     pub cluster: Cluster,
+    /// Whether what the API server says counts.
+    pub evidence: Evidence,
     /// For writes and GETs; watches have a client of their own.
     pub client: Client,
     /// Address at which API servers find the kubelet API of every node: this replica's.

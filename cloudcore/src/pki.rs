@@ -31,6 +31,8 @@ pub const SERVER_NAME: &str = "cloudcore.holdfast.internal";
 const CA_SECRET: &str = "holdfast-ca";
 const CA_CERT: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
+/// Annotation of the Secret: UID of namespace kube-system of the cluster whose nodes trust it.
+const CLUSTER: &str = "holdfast.dev/cluster-uid";
 
 const CA_LIFE: Duration = Duration::from_hours(24 * 3650);
 /// Node certificates; renewed at two thirds.
@@ -51,7 +53,7 @@ pub enum PkiError {
     /// The API server refuses the Secret.
     #[error("cannot {verb} secret {CA_SECRET} in namespace {namespace}")]
     Secret {
-        /// get or create.
+        /// get, create or update.
         verb: &'static str,
         /// Where.
         namespace: String,
@@ -64,6 +66,20 @@ pub enum PkiError {
         "secret {CA_SECRET} has no usable {0}; restore it from a backup, or delete it and join every node anew"
     )]
     Content(&'static str),
+    /// The Secret was made for another cluster.
+    #[error(
+        "secret {CA_SECRET} in namespace {namespace} is of the cluster {bound_to}, and this one is {cluster}: what \
+         its nodes run is not known here; if they are to be served here all the same, remove the annotation \
+         {CLUSTER} from the secret"
+    )]
+    OtherCluster {
+        /// Where.
+        namespace: String,
+        /// The UID that it says.
+        bound_to: String,
+        /// The UID of the cluster that it was found in.
+        cluster: String,
+    },
     /// A certificate could not be made.
     #[error("cannot make the certificate of {what}")]
     Make {
@@ -101,27 +117,52 @@ impl std::fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// Reads the authority, or makes it if this is the first start.
-    pub async fn load_or_create(client: Client, namespace: &str) -> Result<Self, PkiError> {
+    /// Reads the authority, or makes it if this is the first start. `cluster` is the UID of namespace
+    /// kube-system: what is kept with the authority must be that.
+    pub async fn load_or_create(
+        client: Client,
+        namespace: &str,
+        cluster: &str,
+    ) -> Result<Self, PkiError> {
         let secrets: Api<Secret> = Api::namespaced(client, namespace);
         let failed =
             |verb| move |source| PkiError::Secret { verb, namespace: namespace.to_owned(), source };
-        if let Some(secret) = secrets.get_opt(CA_SECRET).await.map_err(failed("get"))? {
-            return Self::read(&secret);
-        }
-        let made = Self::make()?;
-        match secrets.create(&PostParams::default(), &made).await {
-            Ok(secret) => Self::read(&secret),
-            // Another replica was faster: its authority is ours.
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                let secret = secrets.get(CA_SECRET).await.map_err(failed("get"))?;
-                Self::read(&secret)
+        let found = secrets.get_opt(CA_SECRET).await.map_err(failed("get"))?;
+        let mut secret = if let Some(secret) = found {
+            secret
+        } else {
+            match secrets.create(&PostParams::default(), &Self::make(cluster)?).await {
+                Ok(secret) => secret,
+                // Another replica was faster: its authority is ours.
+                Err(kube::Error::Api(status)) if status.code == 409 => {
+                    secrets.get(CA_SECRET).await.map_err(failed("get"))?
+                }
+                Err(source) => return Err(failed("create")(source)),
             }
-            Err(source) => Err(failed("create")(source)),
+        };
+        match cluster_of(&secret) {
+            Some(bound_to) if bound_to == cluster => {}
+            Some(bound_to) => {
+                let (namespace, cluster) = (namespace.to_owned(), cluster.to_owned());
+                return Err(PkiError::OtherCluster { namespace, bound_to, cluster });
+            }
+            // An operator has decided, or it is from before there was an annotation.
+            None => {
+                let annotations = secret.metadata.annotations.get_or_insert_default();
+                annotations.insert(CLUSTER.to_owned(), cluster.to_owned());
+                // Replaced only as it was read: another replica writes the same.
+                match secrets.replace(CA_SECRET, &PostParams::default(), &secret).await {
+                    Ok(_) => {}
+                    Err(kube::Error::Api(status)) if status.code == 409 => {}
+                    Err(source) => return Err(failed("update")(source)),
+                }
+            }
         }
+
+        Self::read(&secret)
     }
 
-    fn make() -> Result<Secret, PkiError> {
+    fn make(cluster: &str) -> Result<Secret, PkiError> {
         let failed = |source| PkiError::Make { what: "the authority".to_owned(), source };
         let key = KeyPair::generate().map_err(failed)?;
         let mut params = CertificateParams::default();
@@ -132,6 +173,8 @@ impl Authority {
         let certificate = params.self_signed(&key).map_err(failed)?;
         let mut secret = Secret::default();
         secret.metadata.name = Some(CA_SECRET.to_owned());
+        secret.metadata.annotations =
+            Some(BTreeMap::from([(CLUSTER.to_owned(), cluster.to_owned())]));
         secret.data = Some(BTreeMap::from([
             (CA_CERT.to_owned(), ByteString(certificate.pem().into_bytes())),
             (CA_KEY.to_owned(), ByteString(key.serialize_pem().into_bytes())),
@@ -243,6 +286,17 @@ impl Authority {
 
         Ok((chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
     }
+}
+
+fn cluster_of(secret: &Secret) -> Option<String> {
+    secret.metadata.annotations.as_ref()?.get(CLUSTER).cloned()
+}
+
+/// The UID of the cluster that the authority found there belongs to.
+pub async fn bound_to(client: Client, namespace: &str) -> Result<Option<String>, kube::Error> {
+    let secrets: Api<Secret> = Api::namespaced(client, namespace);
+
+    Ok(secrets.get_opt(CA_SECRET).await?.as_ref().and_then(cluster_of))
 }
 
 fn tls(error: impl std::error::Error + Send + Sync + 'static) -> PkiError {

@@ -3,19 +3,27 @@
 //! The list is a consistent read (`resourceVersion` unset), paged; the watch goes on from it with
 //! bookmarks. When it can no longer (410 Gone, or the API server's word that it expired) the list is
 //! read again. An object that is not understood is the receiver's to skip: the watch goes on.
+//!
+//! What is told is evidence: after each list, and before the first line of each watch, the API server
+//! is asked which cluster and history it is ([`Evidence`]), and no watch goes on from a revision that the
+//! server has not come to. A server that was restored would keep silent until it has.
 
-use std::sync::Arc;
+mod read;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::AsyncBufReadExt as _;
-use http::Request;
 use kube::Client;
 use proto::ids::Kind;
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use proto::object::Point;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+pub use self::read::get;
+use self::read::{WatchError, follow, list, newest, understand};
+use crate::clock;
+use crate::evidence::{Doubt, Evidence, Orders};
 
 /// Objects in a page of a list: at most 10 MB at once with large ones.
 const PAGE_LIMIT: u32 = 500;
@@ -28,6 +36,11 @@ const SILENCE_MAX: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 30);
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// Longest line of a watch: etcd refuses objects over 1.5 MiB.
 const LINE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// A watch that is behind an edge comes as far by itself in this time if it is only late. If nothing
+/// happens to its kind it would not say so for a minute, and the kind is listed instead.
+const CATCH_UP_WAIT: Duration = Duration::from_secs(1);
+/// Lists for the sake of edges that are ahead come no more often than this.
+const CATCH_UP_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What is watched.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +84,9 @@ pub const KINDS: [Watched; 5] = [
     Watched { kind: Kind::Node, path: "/api/v1/nodes", field_selector: "", metadata_only: false },
 ];
 
+/// What a watch tells, in the epoch that it was read in.
+pub type Telling = (u64, Told);
+
 /// What a watch tells.
 #[derive(Debug)]
 pub enum Told {
@@ -91,86 +107,39 @@ pub enum Told {
     Passed(Kind, u64),
 }
 
-#[derive(Debug, thiserror::Error)]
-enum WatchError {
-    #[error("cannot {verb} {path}")]
-    Request {
-        verb: &'static str,
-        path: &'static str,
-        #[source]
-        source: kube::Error,
-    },
-    #[error("the answer to {path} is not understood")]
-    Json {
-        path: &'static str,
-        #[source]
-        source: serde_json::Error,
-    },
-    #[error("the watch of {path} broke off")]
-    Broken {
-        path: &'static str,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("nothing was heard of {path} for {} s", SILENCE_MAX.as_secs())]
-    Silent { path: &'static str },
-    #[error("the watch of {path} is too old to go on: {message}")]
-    Expired { path: &'static str, message: String },
-    #[error("nobody takes what is watched")]
-    Closed,
-}
-
-#[derive(Deserialize)]
-struct Page {
-    metadata: PageMetadata,
-    #[serde(default)]
-    items: Vec<Box<RawValue>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PageMetadata {
-    #[serde(default)]
-    resource_version: String,
-    #[serde(default, rename = "continue")]
-    next: String,
-}
-
-#[derive(Deserialize)]
-struct Line<'a> {
-    #[serde(rename = "type")]
-    kind: &'a str,
-    #[serde(borrow)]
-    object: &'a RawValue,
-}
-
-#[derive(Deserialize)]
-struct Versioned {
-    metadata: PageMetadata,
-}
-
-#[derive(Deserialize)]
-struct Status {
-    #[serde(default)]
-    code: u16,
-    #[serde(default)]
-    message: String,
-}
-
 /// Watches for ever; ends only when nobody listens any more.
-pub async fn run(client: Client, watched: Watched, told: mpsc::Sender<Told>) {
+pub async fn run(
+    client: Client,
+    watched: Watched,
+    evidence: Evidence,
+    told: mpsc::Sender<Telling>,
+) {
+    let orders = evidence.orders();
+    let mut watch = Watch {
+        client,
+        watched,
+        evidence,
+        orders,
+        told,
+        reached: Point::default(),
+        goes_on: false,
+        caught_up_at: None,
+    };
     let mut delay = RETRY.0;
-    let mut from: Option<u64> = None;
     loop {
-        match once(&client, watched, &told, &mut from).await {
+        match watch.once().await {
             Ok(()) => {
                 delay = RETRY.0;
                 continue;
             }
             Err(WatchError::Closed) => return,
+            Err(WatchError::Ordered { .. }) => {
+                watch.goes_on = false;
+                continue;
+            }
             Err(error @ WatchError::Expired { .. }) => {
                 tracing::info!(error = %crate::telemetry::chain(&error), "listing again");
-                from = None;
+                watch.goes_on = false;
             }
             Err(error) => {
                 tracing::warn!(error = %crate::telemetry::chain(&error), "a watch was interrupted");
@@ -181,171 +150,146 @@ pub async fn run(client: Client, watched: Watched, told: mpsc::Sender<Told>) {
     }
 }
 
-/// Lists if there is nothing to go on from, then watches until the API server ends it.
-async fn once(
-    client: &Client,
+struct Watch {
+    client: Client,
     watched: Watched,
-    told: &mpsc::Sender<Told>,
-    from: &mut Option<u64>,
-) -> Result<(), WatchError> {
-    let revision = if let Some(revision) = *from {
-        revision
-    } else {
-        let (objects, revision) = list(client, watched).await?;
-        let listed = Told::Listed { kind: watched.kind, objects, revision };
-        told.send(listed).await.map_err(|_| WatchError::Closed)?;
-        *from.insert(revision)
-    };
-
-    follow(client, watched, told, revision, from).await
+    evidence: Evidence,
+    orders: watch::Receiver<Orders>,
+    told: mpsc::Sender<Telling>,
+    /// The furthest that was told.
+    reached: Point,
+    /// A watch can go on from there.
+    goes_on: bool,
+    /// When the last list was made because an edge is ahead.
+    caught_up_at: Option<std::time::Instant>,
 }
 
-async fn list(client: &Client, watched: Watched) -> Result<(Vec<Bytes>, u64), WatchError> {
-    let path = watched.path;
-    let (mut objects, mut next) = (Vec::new(), String::new());
-    loop {
-        let mut query = format!("limit={PAGE_LIMIT}&fieldSelector={}", watched.field_selector);
-        if !next.is_empty() {
-            query.push_str("&continue=");
-            query.push_str(&next);
+impl Watch {
+    /// Lists if there is nothing to go on from, then watches until the API server ends it.
+    async fn once(&mut self) -> Result<(), WatchError> {
+        let orders = self.orders.borrow_and_update().clone();
+        let epoch = orders.epoch;
+        if self.reached.epoch < epoch {
+            self.reached = Point { epoch, revision: 0 };
+            self.goes_on = false;
         }
-        let request = request(watched, &query, "PartialObjectMetadataList");
-        let text = client.request_text(request).await.map_err(|source| WatchError::Request {
-            verb: "list",
-            path,
-            source,
-        })?;
-        let page: Page =
-            serde_json::from_str(&text).map_err(|source| WatchError::Json { path, source })?;
-        let raw = page.items.iter().map(|item| Bytes::copy_from_slice(item.get().as_bytes()));
-        objects.extend(raw);
-        if page.metadata.next.is_empty() {
-            let revision = page.metadata.resource_version.parse().unwrap_or_default();
-            return Ok((objects, revision));
-        }
-        next = page.metadata.next;
-    }
-}
-
-fn request(watched: Watched, query: &str, metadata_kind: &str) -> Request<Vec<u8>> {
-    let accept = if watched.metadata_only {
-        format!("application/json;as={metadata_kind};g=meta.k8s.io;v=v1")
-    } else {
-        "application/json".to_owned()
-    };
-    let request = Request::get(format!("{}?{query}", watched.path))
-        .header(http::header::ACCEPT, accept)
-        .body(Vec::new());
-
-    request.expect("paths and queries are ours, continue tokens are URL-safe base64")
-}
-
-async fn follow(
-    client: &Client,
-    watched: Watched,
-    told: &mpsc::Sender<Told>,
-    revision: u64,
-    from: &mut Option<u64>,
-) -> Result<(), WatchError> {
-    let path = watched.path;
-    let query = format!(
-        "watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}\
-         &resourceVersion={revision}&fieldSelector={}",
-        watched.field_selector
-    );
-    let stream = client
-        .request_stream(request(watched, &query, "PartialObjectMetadata"))
-        .await
-        .map_err(|source| {
-            if let kube::Error::Api(status) = &source
-                && status.code == 410
-            {
-                return WatchError::Expired { path, message: status.message.clone() };
+        if self.goes_on {
+            if newest(&self.client, self.watched).await? < self.reached.revision {
+                self.look().await?;
+                return self.restored(epoch).await;
             }
-            WatchError::Request { verb: "watch", path, source }
-        })?;
-    let mut stream = std::pin::pin!(stream);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let mut limited = futures_util::AsyncReadExt::take(&mut stream, LINE_BYTES_MAX);
-        let read = timeout(SILENCE_MAX, limited.read_until(b'\n', &mut line)).await;
-        match read {
-            Err(_elapsed) => return Err(WatchError::Silent { path }),
-            Ok(Err(source)) => return Err(WatchError::Broken { path, source }),
-            Ok(Ok(0)) => return Ok(()),
-            Ok(Ok(_)) => {}
+        } else if !self.relist(&orders).await? {
+            return Ok(());
         }
-        let event = understand(watched, &line)?;
-        if let Some((event, revision)) = event {
-            told.send(event).await.map_err(|_| WatchError::Closed)?;
-            *from = Some(revision);
+        let watched = follow(&self.client, self.watched, self.reached.revision).await;
+        let mut stream = std::pin::pin!(watched?);
+        self.look().await?;
+        if self.evidence.epoch() != epoch {
+            return Ok(());
+        }
+        let ended = self.take_lines(epoch, &mut stream).await;
+        // Another API server may answer now.
+        self.evidence.doubt();
+
+        ended
+    }
+
+    /// Tells a list; `false` if it turned out to be of another epoch.
+    async fn relist(&mut self, orders: &Orders) -> Result<bool, WatchError> {
+        let (epoch, kind) = (orders.epoch, self.watched.kind);
+        let (objects, revision) = list(&self.client, self.watched).await?;
+        self.look().await?;
+        if self.evidence.epoch() != epoch {
+            return Ok(false);
+        }
+        if revision < self.reached.revision {
+            self.restored(epoch).await?;
+            return Ok(false);
+        }
+        let edge = orders.catch_up.get(&kind).filter(|mark| mark.epoch == epoch);
+        if edge.is_some_and(|mark| mark.revision > revision)
+            && self.evidence.restored_says_edge(epoch).await.map_err(|doubt| self.doubt(doubt))?
+        {
+            return Ok(false);
+        }
+        self.tell(epoch, Told::Listed { kind, objects, revision }, revision).await?;
+        self.goes_on = true;
+
+        Ok(true)
+    }
+
+    async fn take_lines(
+        &mut self,
+        epoch: u64,
+        stream: &mut (impl futures_util::AsyncBufRead + Unpin),
+    ) -> Result<(), WatchError> {
+        let path = self.watched.path;
+        let mut line = Vec::new();
+        loop {
+            let mut limited = futures_util::AsyncReadExt::take(&mut *stream, LINE_BYTES_MAX);
+            let mut next =
+                std::pin::pin!(timeout(SILENCE_MAX, limited.read_until(b'\n', &mut line)));
+            let read = loop {
+                let list_at = self.catch_up_at();
+                tokio::select! {
+                    read = &mut next => break read,
+                    _ = self.orders.changed() => {
+                        if self.orders.borrow_and_update().epoch != epoch {
+                            return Err(WatchError::Ordered { path });
+                        }
+                    }
+                    () = sleep_until(list_at.unwrap_or_else(Instant::now)), if list_at.is_some() => {
+                        self.caught_up_at = Some(clock::now());
+                        return Err(WatchError::Ordered { path });
+                    }
+                }
+            };
+            match read {
+                Err(_elapsed) => return Err(WatchError::Silent { path }),
+                Ok(Err(source)) => return Err(WatchError::Broken { path, source }),
+                Ok(Ok(0)) => return Ok(()),
+                Ok(Ok(_)) => {}
+            }
+            if let Some((event, revision)) = understand(self.watched, &line)? {
+                self.tell(epoch, event, revision).await?;
+            }
+            line.clear();
         }
     }
-}
 
-/// What a line of the watch says, and up to which revision.
-fn understand(watched: Watched, line: &[u8]) -> Result<Option<(Told, u64)>, WatchError> {
-    let (path, kind) = (watched.path, watched.kind);
-    let json = |source| WatchError::Json { path, source };
-    let line: Line<'_> = serde_json::from_slice(line).map_err(json)?;
-    if line.kind == "ERROR" {
-        let status: Status = serde_json::from_str(line.object.get()).map_err(json)?;
-        let message = format!("{} ({})", status.message, status.code);
-        return Err(WatchError::Expired { path, message });
-    }
-    let object: Versioned = serde_json::from_str(line.object.get()).map_err(json)?;
-    let Ok(revision) = object.metadata.resource_version.parse() else { return Ok(None) };
-    let bytes = Bytes::copy_from_slice(line.object.get().as_bytes());
-    let event = match line.kind {
-        "ADDED" | "MODIFIED" => Told::Applied(kind, bytes),
-        "DELETED" => Told::Deleted(kind, bytes),
-        "BOOKMARK" => Told::Passed(kind, revision),
-        _ => return Ok(None),
-    };
+    /// When to list because an edge is ahead, if one is.
+    fn catch_up_at(&self) -> Option<Instant> {
+        let orders = self.orders.borrow();
+        let mark = orders.catch_up.get(&self.watched.kind)?;
+        if mark.epoch != self.reached.epoch || *mark <= self.reached {
+            return None;
+        }
+        let soon = clock::now() + CATCH_UP_WAIT;
+        let at = self.caught_up_at.map_or(soon, |last| soon.max(last + CATCH_UP_INTERVAL));
 
-    Ok(Some((event, revision)))
-}
-
-/// A GET of one object's own bytes; `None` if there is none.
-pub async fn get(client: &Client, path: &str) -> Result<Option<Bytes>, Arc<kube::Error>> {
-    let request = Request::get(path)
-        .body(Vec::new())
-        .map_err(|error| Arc::new(kube::Error::HttpError(error)))?;
-    match client.request_text(request).await {
-        Ok(text) => Ok(Some(Bytes::from(text))),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-        Err(error) => Err(Arc::new(error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(line: &str, expected: &str) {
-        let shown = match understand(KINDS[0], line.as_bytes()) {
-            Ok(Some((Told::Applied(..), revision))) => format!("applied {revision}"),
-            Ok(Some((Told::Deleted(..), revision))) => format!("deleted {revision}"),
-            Ok(Some((Told::Passed(..), revision))) => format!("passed {revision}"),
-            Ok(Some((Told::Listed { .. }, _))) => "listed".to_owned(),
-            Ok(None) => "nothing".to_owned(),
-            Err(error) => format!("error: {error}"),
-        };
-        assert_eq!(shown, expected, "{line}");
+        Some(Instant::from_std(at))
     }
 
-    #[test]
-    fn lines_of_a_watch() {
-        let object = r#"{"metadata":{"name":"a","resourceVersion":"7"}}"#;
-        check(&format!(r#"{{"type":"ADDED","object":{object}}}"#), "applied 7");
-        check(&format!(r#"{{"type":"DELETED","object":{object}}}"#), "deleted 7");
-        check(&format!(r#"{{"type":"BOOKMARK","object":{object}}}"#), "passed 7");
-        check(&format!(r#"{{"type":"NEWKIND","object":{object}}}"#), "nothing");
-        check(
-            r#"{"type":"ERROR","object":{"code":410,"message":"too old"}}"#,
-            "error: the watch of /api/v1/pods is too old to go on: too old (410)",
-        );
-        check("null", "error: the answer to /api/v1/pods is not understood");
+    async fn tell(&mut self, epoch: u64, event: Told, revision: u64) -> Result<(), WatchError> {
+        self.told.send((epoch, event)).await.map_err(|_| WatchError::Closed)?;
+        self.reached = self.reached.max(Point { epoch, revision });
+
+        Ok(())
+    }
+
+    async fn look(&self) -> Result<(), WatchError> {
+        self.evidence.look().await.map_err(|doubt| self.doubt(doubt))
+    }
+
+    async fn restored(&self, epoch: u64) -> Result<(), WatchError> {
+        if self.evidence.epoch() != epoch {
+            return Ok(());
+        }
+
+        self.evidence.restored(epoch).await.map_err(|doubt| self.doubt(doubt))
+    }
+
+    fn doubt(&self, source: Doubt) -> WatchError {
+        WatchError::Doubt { path: self.watched.path, source: Box::new(source) }
     }
 }

@@ -45,7 +45,7 @@ pub(super) async fn admit(shared: &Shared, hello: &Hello) -> Result<Admission, R
                 return Ok(Admission {
                     generation: record.generation,
                     ticket,
-                    epoch: shared.epoch,
+                    epoch: shared.evidence.epoch(),
                     server_time_ms: clock::timestamp().as_millisecond(),
                 });
             }

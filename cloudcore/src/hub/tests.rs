@@ -1,6 +1,6 @@
 //! The hub over loopback TLS, with a small API server behind it.
 
-mod api;
+pub(crate) mod api;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -45,6 +45,8 @@ fn block_on(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
 }
 
+const CLUSTER: &str = "c-1";
+
 struct Hub {
     address: SocketAddr,
     authority: Arc<Authority>,
@@ -56,8 +58,11 @@ struct Hub {
 impl Hub {
     async fn start() -> Self {
         let api = Api::start().await;
-        let load = || Authority::load_or_create(api.client.clone(), "holdfast");
+        let load = || Authority::load_or_create(api.client.clone(), "holdfast", CLUSTER);
         let authority = Arc::new(load().await.unwrap());
+        api.name_cluster(CLUSTER);
+        let evidence = Evidence::start(api.client.clone(), "holdfast", "test", CLUSTER.to_owned());
+        let evidence = evidence.await.unwrap();
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, connected) = mpsc::channel(4);
@@ -66,7 +71,7 @@ impl Hub {
             client: api.client.clone(),
             namespace: "holdfast".to_owned(),
             replica: "test".to_owned(),
-            epoch: 1,
+            evidence,
             sessions: Sessions::default(),
             joins: Rate::default(),
             connected: sender,
@@ -412,7 +417,7 @@ fn the_newest_session_wins_and_the_older_is_fenced() {
 fn replicas_that_start_at_once_have_one_authority() {
     block_on(async {
         let api = Api::start().await;
-        let load = || Authority::load_or_create(api.client.clone(), "holdfast");
+        let load = || Authority::load_or_create(api.client.clone(), "holdfast", CLUSTER);
         let (one, other) = tokio::join!(load(), load());
         assert_eq!(one.unwrap().ca_pem(), other.unwrap().ca_pem());
     });

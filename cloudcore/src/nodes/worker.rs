@@ -1,6 +1,8 @@
 //! The worker of one session: everything that cloudcore does for one node happens here, in order, so
 //! that a slow node delays nobody else.
 
+mod gone;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +14,9 @@ use proto::wire::{Health, Outcome, Report, ReportKey, Seq};
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
+use self::gone::UNCERTAIN_RETRY;
 use super::object::{self, Facing};
 use super::{Shared, lease, port, tokens};
 use crate::hub::{Connected, SessionEvent, SessionHandle};
@@ -41,6 +44,10 @@ struct Worker {
     /// Port of the node's kubelet API, served as long as this worker lives.
     port: Option<u16>,
     serving: JoinSet<()>,
+    /// Follows up what the edge was taken to; no longer than this worker lives.
+    learning: JoinSet<()>,
+    /// Held by the edge, not wanted, and not yet known to be gone: asked for again.
+    unwanted: BTreeMap<ObjectKey, Version>,
 }
 
 /// Works for a session until it is lost.
@@ -59,6 +66,8 @@ pub(super) async fn run(shared: Arc<Shared>, connected: Connected) {
         writes: JoinSet::new(),
         port: None,
         serving: JoinSet::new(),
+        learning: JoinSet::new(),
+        unwanted: BTreeMap::new(),
         shared,
         session,
         node,
@@ -76,6 +85,10 @@ impl Worker {
         let every = self.shared.lease_renewal;
         let mut renewal = interval_at(Instant::from_std(clock::now()) + every, every);
         let shared = Arc::clone(&self.shared);
+        let (evidence, marks) = (shared.evidence.clone(), high_water.clone());
+        self.learning.spawn(async move { evidence.learn(&marks).await });
+        let mut retries = interval(UNCERTAIN_RETRY);
+        retries.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if !self.is_synced && shared.cluster.index().has_passed(&high_water) {
                 self.synchronise().await;
@@ -88,6 +101,7 @@ impl Worker {
                 () = waker.notified(), if self.is_synced => self.send_changes().await,
                 () = shared.cluster.progress(), if !self.is_synced => {}
                 _ = renewal.tick() => self.renew().await,
+                _ = retries.tick(), if self.is_uncertain() => self.make_certain().await,
                 Some(_) = self.writes.join_next(), if !self.writes.is_empty() => {}
             }
         }
@@ -150,28 +164,6 @@ impl Worker {
         let current = current.and_then(|node| serde_json::from_slice::<Value>(&node.bytes).ok());
 
         current.is_some_and(|node| ready(&node["status"]) == ready(&report["status"]))
-    }
-
-    /// Pods that a relist did not show are gone when a GET says so.
-    async fn confirm_missing(&self) {
-        let missing = self.shared.cluster.index().missing(&self.node);
-        for (namespace, name, uid) in missing {
-            let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
-            match crate::watch::get(&self.shared.client, &path).await {
-                Ok(found) => {
-                    let found_uid = found.and_then(|bytes| {
-                        let pod: Value = serde_json::from_slice(&bytes).ok()?;
-                        Some(pod["metadata"]["uid"].as_str()?.to_owned())
-                    });
-                    if found_uid.as_deref() != Some(uid.as_str()) {
-                        self.shared.cluster.index().confirm_gone(&uid);
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(path, error = %telemetry::chain(&*error), "cannot tell whether a pod is gone");
-                }
-            }
-        }
     }
 
     /// Asserts what the node reported where the API server says something else (invariant 9).
@@ -289,37 +281,6 @@ impl Worker {
             };
             session.report_done(seq, outcome).await;
         });
-    }
-
-    /// The edge holds what is not wanted here: it is deleted only on positive evidence.
-    async fn unwanted(&mut self, key: ObjectKey, version: Version) {
-        let gone_at = {
-            let index = self.shared.cluster.index();
-            passed(&index).get(&key.kind()).copied().unwrap_or_default()
-        };
-        let is_gone = match key.kind() {
-            Kind::Pod => self.is_pod_gone(&version.uid).await,
-            // A token belongs to its pod.
-            Kind::Token => !self.shared.cluster.index().pods_on(&self.node).contains(&version.uid),
-            // Nothing on the node refers to it: the index has seen every pod.
-            Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::Node => true,
-        };
-        if is_gone {
-            self.session.absent(key, version.uid, gone_at).await;
-        } else {
-            self.session.still_wanted(key).await;
-        }
-    }
-
-    /// A consistent list of the node's pods does not have it, and the cluster is not an empty one.
-    async fn is_pod_gone(&self, uid: &Uid) -> bool {
-        let path = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{}", self.node);
-        let listed = crate::watch::get(&self.shared.client, &path).await;
-        let Ok(Some(bytes)) = listed else { return false };
-        let Ok(list) = serde_json::from_slice::<Value>(&bytes) else { return false };
-        let Some(items) = list["items"].as_array() else { return false };
-
-        !items.iter().any(|pod| pod["metadata"]["uid"] == uid.as_str())
     }
 
     async fn renew(&mut self) {

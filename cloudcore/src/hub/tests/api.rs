@@ -18,14 +18,14 @@ use tokio::task::JoinSet;
 type Objects = Arc<Mutex<BTreeMap<String, Value>>>;
 
 /// Serves until it is dropped.
-pub(super) struct Api {
+pub(crate) struct Api {
     objects: Objects,
-    pub(super) client: kube::Client,
+    pub(crate) client: kube::Client,
     _server: JoinSet<()>,
 }
 
 impl Api {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let client = kube::Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
@@ -36,11 +36,17 @@ impl Api {
         Self { objects, client, _server: server }
     }
 
-    pub(super) fn put(&self, path: &str, object: Value) {
+    pub(crate) fn put(&self, path: &str, object: Value) {
         self.objects.lock().unwrap().insert(path.to_owned(), object);
     }
 
-    pub(super) fn has(&self, path: &str) -> bool {
+    /// Makes it the API server of the cluster with this UID.
+    pub(crate) fn name_cluster(&self, uid: &str) {
+        let metadata = json!({ "name": "kube-system", "uid": uid });
+        self.put("/api/v1/namespaces/kube-system", json!({ "metadata": metadata }));
+    }
+
+    pub(crate) fn has(&self, path: &str) -> bool {
         self.objects.lock().unwrap().contains_key(path)
     }
 }
