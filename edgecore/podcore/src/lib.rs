@@ -20,6 +20,8 @@ pub mod plan;
 pub mod pod;
 pub mod quantity;
 pub mod resources;
+#[cfg(test)]
+mod sim;
 pub mod status;
 pub mod support;
 pub mod translate;

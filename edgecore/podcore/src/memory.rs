@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::backoff;
+
 /// What is kept for one pod, across restarts of the agent and power loss.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -36,6 +38,11 @@ impl Memory {
         self.ended != before.ended
     }
 
+    /// Whether that attempt of a container was stopped to make way for another definition.
+    pub fn is_replaced(&self, container: &str, attempt: u32) -> bool {
+        self.containers.get(container).is_some_and(|kept| kept.replaced == Some(attempt))
+    }
+
     /// What is remembered of a container, made on first use.
     pub fn container(&mut self, name: &str) -> &mut ContainerMemory {
         self.containers.entry(name.to_owned()).or_default()
@@ -56,6 +63,25 @@ pub struct Ended {
     pub message: Option<String>,
 }
 
+/// `status.reason` of a pod that this build cannot run as it asks.
+const REFUSED: &str = "UnsupportedPodSpec";
+
+impl Ended {
+    /// The end of a pod that was never taken in.
+    pub fn refused(reason: &str) -> Self {
+        Self {
+            succeeded: false,
+            reason: Some(REFUSED.to_owned()),
+            message: Some(format!("Pod was rejected: {reason}")),
+        }
+    }
+
+    /// Whether the pod was never taken in.
+    pub fn is_refusal(&self) -> bool {
+        self.reason.as_deref() == Some(REFUSED)
+    }
+}
+
 /// What is kept for one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -71,6 +97,30 @@ pub struct ContainerMemory {
     /// The attempt that `backoff` was last raised for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backoff_attempt: Option<u32>,
+    /// The attempt that is stopped because its definition changed: it is followed by another
+    /// whatever the restart policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<u32>,
+}
+
+impl ContainerMemory {
+    /// Until when the restart after `end` waits; `None` if it does not wait or has begun.
+    pub fn crash_wait(&self, end: &Termination, hash: &str, now: Timestamp) -> Option<Timestamp> {
+        if self.backoff_attempt.is_some_and(|begun| begun > end.attempt) {
+            return None;
+        }
+        let ended_at = end.finished_at?;
+        let until = backoff::start_at(&self.crash_backoff(end, hash), ended_at, now);
+
+        Some(until).filter(|until| now < *until)
+    }
+
+    /// The back-off that counts after `end`.
+    pub fn crash_backoff(&self, end: &Termination, hash: &str) -> Backoff {
+        end.finished_at.map_or_else(Backoff::default, |ended_at| {
+            backoff::current(&self.backoff, hash, ended_at)
+        })
+    }
 }
 
 /// One end of a container.
@@ -108,6 +158,9 @@ pub struct Backoff {
     /// When `delay_s` was set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
+    /// The hash of the container that crashed: a change of its image starts over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash: Option<String>,
 }
 
 /// A condition as last reported.
@@ -143,6 +196,8 @@ pub struct Failure {
     pub reason: String,
     /// What happened, to what.
     pub message: String,
+    /// When it failed last.
+    pub since: Timestamp,
     /// Not before.
     pub retry_at: Timestamp,
     /// How often in a row.
@@ -151,7 +206,16 @@ pub struct Failure {
 
 /// What is known of the image of a container's next attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ImageNote {
+pub struct ImageNote {
+    /// The image as the spec names it: another one makes the note void.
+    pub image: String,
+    /// What was found.
+    pub found: ImageFound,
+}
+
+/// Whether an image is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageFound {
     /// Present, found for `attempt`.
     Ready {
         /// The attempt it was looked up or pulled for.

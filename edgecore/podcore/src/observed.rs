@@ -94,6 +94,14 @@ impl ContainerView {
     pub fn is_running(&self) -> bool {
         matches!(self.state, ContainerState::Running { .. })
     }
+
+    /// Whether it runs as far as is known: it must be stopped before it is over.
+    pub fn may_run(&self) -> bool {
+        match self.state {
+            ContainerState::Running { .. } | ContainerState::Unknown => true,
+            ContainerState::Created | ContainerState::Exited { .. } => false,
+        }
+    }
 }
 
 impl Observed {

@@ -19,6 +19,13 @@ use crate::observed::{ContainerState, ContainerView, Observed, VolumesState};
 use crate::pod::PodView;
 use crate::{status, support};
 
+/// Exit code of a container whose end nobody saw (kubelet).
+pub(crate) const UNKNOWN_EXIT_CODE: i32 = 137;
+
+/// Its message (kubelet: `convertToAPIContainerStatuses`).
+pub(crate) const UNKNOWN_END: &str =
+    "The container could not be located when the pod was terminated";
+
 /// Work for the shell. Doing it twice is doing it once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Action {
@@ -30,6 +37,8 @@ pub enum Action {
         container: String,
         /// The attempt that it will be used for.
         attempt: u32,
+        /// The image as the spec names it.
+        image: String,
     },
     /// Make and start a sandbox.
     CreateSandbox {
@@ -123,7 +132,7 @@ impl Plan {
 /// Decides about one pod.
 pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan { memory: memory.clone(), ..Plan::default() };
-    remember(&mut plan.memory, observed);
+    remember(&mut plan.memory, observed, now);
     admit(pod, &mut plan, now);
     if pod.is_deleted() {
         wind_down::delete(pod, observed, &mut plan);
@@ -151,22 +160,18 @@ fn admit(pod: &PodView, plan: &mut Plan, now: Timestamp) {
         }
         if let Some(reason) = support::refuse(pod) {
             plan.warn("UnsupportedPodSpec", reason.clone());
-            plan.memory.ended = Some(Ended {
-                succeeded: false,
-                reason: Some("UnsupportedPodSpec".to_owned()),
-                message: Some(reason),
-            });
+            plan.memory.ended = Some(Ended::refused(&reason));
         }
     }
 }
 
 /// Keeps what the runtime says of ends and attempts: it forgets when a container is removed.
-fn remember(memory: &mut Memory, observed: &Observed) {
+fn remember(memory: &mut Memory, observed: &Observed, now: Timestamp) {
     for sandbox in &observed.sandboxes {
         memory.sandbox_attempt = memory.sandbox_attempt.max(Some(sandbox.attempt));
-        if sandbox.ready && !sandbox.ips.is_empty() {
-            memory.ips.clone_from(&sandbox.ips);
-        }
+    }
+    if let Some(sandbox) = observed.sandbox().filter(|sandbox| !sandbox.ips.is_empty()) {
+        memory.ips.clone_from(&sandbox.ips);
     }
     for container in &observed.containers {
         let sandbox_attempt = observed
@@ -180,10 +185,20 @@ fn remember(memory: &mut Memory, observed: &Observed) {
         }
         let kept = memory.container(&container.name);
         kept.attempt = kept.attempt.max(Some(container.attempt));
-        if let Some(end) = termination(container, sandbox_attempt)
-            && kept.last.as_ref().is_none_or(|last| last.attempt <= end.attempt)
-        {
+        let Some(mut end) = termination(container, sandbox_attempt) else { continue };
+        let before = kept.last.as_ref();
+        if before.is_none_or(|last| last.attempt <= end.attempt) {
+            let known = before.filter(|last| last.id == end.id).and_then(|last| last.finished_at);
+            end.finished_at = end.finished_at.or(known).or(Some(now));
             kept.last = Some(end);
+        }
+    }
+    for (name, kept) in &mut memory.containers {
+        let newest = observed.newest(name).map(|container| container.attempt);
+        if let Some(attempt) = kept.attempt.filter(|attempt| newest < Some(*attempt))
+            && kept.last.as_ref().is_none_or(|last| last.attempt < attempt)
+        {
+            kept.last = Some(lost(attempt, memory.sandbox_attempt, now));
         }
     }
 }
@@ -207,6 +222,23 @@ fn termination(container: &ContainerView, sandbox_attempt: u32) -> Option<Termin
         image: container.image.clone(),
         image_ref: container.image_ref.clone(),
     })
+}
+
+/// A container that ran and is not there any more: nobody saw its end (kubelet:
+/// `ContainerReasonStatusUnknown`). Without this it would run again whatever the restart policy.
+fn lost(attempt: u32, sandbox_attempt: Option<u32>, now: Timestamp) -> Termination {
+    Termination {
+        attempt,
+        sandbox_attempt: sandbox_attempt.unwrap_or(0),
+        id: String::new(),
+        exit_code: UNKNOWN_EXIT_CODE,
+        reason: "ContainerStatusUnknown".to_owned(),
+        message: UNKNOWN_END.to_owned(),
+        started_at: None,
+        finished_at: Some(now),
+        image: String::new(),
+        image_ref: String::new(),
+    }
 }
 
 /// Ends the pod when its activeDeadlineSeconds have passed.
@@ -241,7 +273,10 @@ pub(crate) fn has_completed(pod: &PodView, observed: &Observed, memory: &Memory)
             .newest(name)
             .is_some_and(|c| !matches!(c.state, ContainerState::Exited { .. }));
         let kept = memory.containers.get(name)?;
-        kept.last.as_ref().filter(|last| !is_live && kept.attempt == Some(last.attempt))
+        kept.last.as_ref().filter(|last| {
+            let is_replaced = kept.replaced == Some(last.attempt);
+            !is_live && !is_replaced && kept.attempt == Some(last.attempt)
+        })
     };
     if pod.restart_policy() == RestartPolicy::Always {
         return None;

@@ -4,6 +4,11 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use proto::ids::{NameError, Uid};
 use serde_json::Value;
 
+/// `terminationGracePeriodSeconds` unless given (API default).
+const GRACE_DEFAULT_S: i64 = 30;
+/// Least time between SIGTERM and SIGKILL (kubelet: `minimumGracePeriodInSeconds`).
+const GRACE_MIN_S: i64 = 2;
+
 /// Why bytes are not a pod this node can look at.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
@@ -71,14 +76,20 @@ impl PodView {
         self.pod.metadata.deletion_timestamp.is_some()
     }
 
-    /// Seconds between SIGTERM and SIGKILL: the deletion's, else the spec's.
+    /// Seconds between SIGTERM and SIGKILL: the deletion's, else the spec's, and some even where
+    /// none are asked for (kubelet: `killContainer`).
     pub fn grace_seconds(&self) -> i64 {
         self.pod
             .metadata
             .deletion_grace_period_seconds
             .or(self.spec.termination_grace_period_seconds)
-            .unwrap_or(30)
-            .max(0)
+            .unwrap_or(GRACE_DEFAULT_S)
+            .max(GRACE_MIN_S)
+    }
+
+    /// Name, namespace and UID as the kubelet writes them in messages (`format.Pod`).
+    pub fn described(&self) -> String {
+        format!("{}_{}({})", self.name, self.namespace, self.uid)
     }
 
     /// `metadata.generation`, reported back as observedGeneration.

@@ -5,13 +5,13 @@ mod conditions;
 mod containers;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, HostIP, PodIP, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 pub use self::conditions::{Facts, facts, update};
-use crate::memory::Memory;
-use crate::observed::Observed;
-use crate::pod::{PodView, RestartPolicy};
+use crate::memory::{Ended, Memory};
+use crate::observed::{ContainerView, Observed};
+use crate::pod::PodView;
 use crate::resources::qos_class;
 
 /// What of the node a status names.
@@ -56,10 +56,14 @@ pub fn status(
     context: &StatusContext,
     now: Timestamp,
 ) -> PodStatus {
+    if let Some(ended) = memory.ended.as_ref().filter(|ended| ended.is_refusal()) {
+        return refused(pod, ended, memory);
+    }
     let container_statuses = containers::main(pod, memory, observed, context, now);
     let init_statuses = containers::init(pod, memory, observed, context, now);
-    let phase = phase(pod, memory, &init_statuses, &container_statuses);
-    let ended = memory.ended.as_ref();
+    let may_run = observed.containers.iter().any(ContainerView::may_run);
+    let ended = memory.ended.as_ref().filter(|_| !may_run);
+    let phase = phase(ended, &init_statuses, &container_statuses);
     let pod_ips = if pod.host_network() { &context.host_ips } else { &memory.ips };
     let has_sandbox = observed.sandbox().is_some() || ended.is_some() || !memory.ips.is_empty();
     let pod_ips: &[String] = if has_sandbox { pod_ips } else { &[] };
@@ -67,7 +71,7 @@ pub fn status(
 
     PodStatus {
         phase: Some(phase.as_str().to_owned()),
-        conditions: Some(conditions::conditions(pod, memory, observed, phase)),
+        conditions: Some(conditions::conditions(pod, memory, observed)),
         container_statuses: optional(container_statuses),
         init_container_statuses: optional(init_statuses),
         host_ip: context.host_ips.first().cloned(),
@@ -84,37 +88,51 @@ pub fn status(
     }
 }
 
-/// Whether the container has started at least once, as its status tells.
-fn has_started(status: &ContainerStatus) -> bool {
-    let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-    let state = status.state.as_ref();
-
-    last.is_some() || state.is_some_and(|s| s.running.is_some() || s.terminated.is_some())
+/// A pod that was never taken in has no containers to tell of (kubelet: `rejectPod`).
+fn refused(pod: &PodView, ended: &Ended, memory: &Memory) -> PodStatus {
+    PodStatus {
+        phase: Some(Phase::Failed.as_str().to_owned()),
+        message: ended.message.clone(),
+        reason: ended.reason.clone(),
+        observed_generation: pod.generation(),
+        qos_class: Some(qos_class(pod).as_str().to_owned()),
+        start_time: memory.start_time.map(Time),
+        ..PodStatus::default()
+    }
 }
 
-fn phase(
-    pod: &PodView,
-    memory: &Memory,
-    init: &[ContainerStatus],
-    main: &[ContainerStatus],
-) -> Phase {
-    match &memory.ended {
+/// How often each way of being, over the containers of a role.
+#[derive(Default)]
+struct Count {
+    running: usize,
+    /// Never started.
+    waiting: usize,
+}
+
+fn count(statuses: &[ContainerStatus]) -> Count {
+    let mut count = Count::default();
+    for status in statuses {
+        let state = status.state.as_ref();
+        let has_ended =
+            |state: Option<&ContainerState>| state.is_some_and(|state| state.terminated.is_some());
+        if state.is_some_and(|state| state.running.is_some()) {
+            count.running += 1;
+        } else if !has_ended(state) && !has_ended(status.last_state.as_ref()) {
+            count.waiting += 1;
+        }
+    }
+
+    count
+}
+
+/// `getPhase`. That a pod has ended is decided by the plan, and told when nothing of it can run any
+/// more (kubelet: `mergePodStatus`).
+fn phase(ended: Option<&Ended>, init: &[ContainerStatus], main: &[ContainerStatus]) -> Phase {
+    match ended {
         Some(ended) if ended.succeeded => return Phase::Succeeded,
         Some(_) => return Phase::Failed,
         None => {}
     }
-    let any_running = main
-        .iter()
-        .any(|status| status.state.as_ref().is_some_and(|state| state.running.is_some()));
-    let initialized = init.iter().all(|status| status.ready);
-    let all_started = main.iter().all(has_started);
-    if !(all_started && (initialized || any_running)) {
-        return Phase::Pending;
-    }
-    if any_running || pod.restart_policy() != RestartPolicy::Never {
-        return Phase::Running;
-    }
-
-    // Every container ended; the next plan says how the pod did.
-    Phase::Running
+    let (init, main) = (count(init), count(main));
+    if init.running + init.waiting + main.waiting > 0 { Phase::Pending } else { Phase::Running }
 }

@@ -13,11 +13,13 @@ use k8s_openapi::api::core::v1::Container;
 use podcore::hosts;
 use podcore::materials::Materials;
 use podcore::memory::Memory;
-use podcore::observed::{Observed, SandboxView};
+use podcore::observed::{ContainerState, ContainerView, Observed, SandboxView};
 use podcore::plan::{Action, Outcome};
 use podcore::pod::PodView;
 use podcore::resources::{cgroup_parent, pod_limits};
-use podcore::translate::{ContainerContext, ContainerPaths, container_config, sandbox_config};
+use podcore::translate::{
+    ContainerContext, ContainerPaths, container_config, container_hash, sandbox_config,
+};
 use podcore::volumes::{plugin, setup};
 
 use super::context::{Context, Teller};
@@ -123,8 +125,8 @@ impl Job {
     pub async fn run(self, action: Action) -> Done {
         match action {
             Action::SetUpVolumes => self.set_up_volumes().await,
-            Action::EnsureImage { container, attempt } => {
-                self.ensure_image(container, attempt).await
+            Action::EnsureImage { container, attempt, image } => {
+                self.ensure_image(container, attempt, image).await
             }
             Action::CreateSandbox { attempt } => self.create_sandbox(attempt).await,
             Action::StartContainer { container, attempt, sandbox, image_ref } => {
@@ -212,9 +214,8 @@ impl Job {
         self.pod.all_containers().find(|container| container.name == name)
     }
 
-    async fn ensure_image(self, name: String, attempt: u32) -> Done {
+    async fn ensure_image(self, name: String, attempt: u32, image: String) -> Done {
         let container = self.container(&name);
-        let image = container.and_then(|c| c.image.clone()).unwrap_or_default();
         let policy = container.and_then(|c| c.image_pull_policy.clone());
         let wanted = Wanted {
             policy: PullPolicy::of(policy.as_deref(), &image),
@@ -233,14 +234,14 @@ impl Job {
                 let (kind, message) = told(&image, &ready);
                 tell(kind, "Pulled", &message);
                 let image_ref = ready.image_ref;
-                Done::noted(Outcome::ImageReady { container: name, attempt, image_ref })
+                Done::noted(Outcome::ImageReady { container: name, image, attempt, image_ref })
             }
             Err(Missing { reason, message }) => {
                 let verb = if reason == "ErrImagePull" { "Failed to pull" } else { "Failed for" };
                 tell(Warning, "Failed", &format!("{verb} image \"{image}\": {message}"));
                 tell(Warning, "Failed", &format!("Error: {reason}"));
                 let reason = reason.to_owned();
-                Done::noted(Outcome::ImageFailed { container: name, reason, message })
+                Done::noted(Outcome::ImageFailed { container: name, image, reason, message })
             }
         }
     }
@@ -355,10 +356,37 @@ impl Job {
                 self.tell(Normal, "Started", "Container started", Some(&name));
                 self.link_log(&name, &id, seen.as_ref()).await;
                 let look = seen.is_none();
-                let outcome = Outcome::ContainerStarted { container: name, attempt };
-                Done::Noted { outcome, sandbox: None, container: seen, look }
+                let assumed = || self.assumed(&name, attempt, id.clone(), sandbox, image_ref);
+                let seen = seen.unwrap_or_else(assumed);
+                let outcome = Outcome::ContainerStarted { container: name.clone(), attempt };
+                Done::Noted { outcome, sandbox: None, container: Some(seen), look }
             }
         }
+    }
+
+    /// A container that started and of which the runtime told nothing more: taken to run until the
+    /// next look. Without it the plan would believe it lost, and start another.
+    fn assumed(
+        &self,
+        name: &str,
+        attempt: u32,
+        id: String,
+        sandbox: &str,
+        image_ref: &str,
+    ) -> SeenContainer {
+        let container = self.container(name);
+        let view = ContainerView {
+            id,
+            name: name.to_owned(),
+            attempt,
+            sandbox_id: sandbox.to_owned(),
+            state: ContainerState::Running { started_at: clock::now() },
+            image: container.and_then(|c| c.image.clone()).unwrap_or_default(),
+            image_ref: image_ref.to_owned(),
+            spec_hash: container.map(container_hash),
+        };
+
+        SeenContainer { view, log_path: String::new() }
     }
 
     /// The container's own files, then the two messages that make it.

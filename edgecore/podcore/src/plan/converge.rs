@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Container;
 
 use super::{Action, Plan, has_completed, wind_down};
 use crate::backoff;
-use crate::memory::{ImageNote, Memory, Termination};
+use crate::memory::{ImageFound, Memory};
 use crate::observed::{ContainerState, ContainerView, Observed, SandboxView, VolumesState};
 use crate::pod::{PodView, RestartPolicy};
 use crate::translate::container_hash;
@@ -17,12 +17,22 @@ enum Wish {
     Nothing,
     /// Init containers after it may go on.
     Completed,
-    /// Start this attempt, not before the time if there is one.
-    Start { attempt: u32, not_before: Option<Timestamp> },
+    /// Start this attempt.
+    Start { attempt: u32 },
+    /// Start the attempt after the last end, when its back-off is over.
+    Restart,
     /// Remove this never-started instance first.
     Clear { id: String },
-    /// Stop this instance first.
-    Stop { id: String, why: String },
+    /// Stop this instance first: of the attempt `replaces` if its definition changed.
+    Stop { id: String, why: String, replaces: Option<u32> },
+}
+
+/// Where and when a plan is made.
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    sandbox: &'a SandboxView,
+    observed: &'a Observed,
+    now: Timestamp,
 }
 
 /// Plans the next steps of a pod that is neither deleted nor ended.
@@ -34,17 +44,21 @@ pub(super) fn converge(pod: &PodView, observed: &Observed, now: Timestamp, plan:
     }
     set_up_volumes(observed, now, plan);
     let Some(sandbox) = observed.sandbox() else {
-        create_sandbox(observed, now, plan);
+        // Without their sandbox they have no network, and must not run beside their successors.
+        if !wind_down::stop_containers(observed, pod.grace_seconds(), plan) {
+            create_sandbox(observed, now, plan);
+        }
         // Images are looked for beside the sandbox: neither needs the other.
         if let Some((container, attempt)) = first_start(pod, &plan.memory) {
             ensure_image(container, attempt, now, plan);
         }
         return;
     };
-    if initialize(pod, sandbox, observed, now, plan) {
+    let step = Step { sandbox, observed, now };
+    if initialize(pod, &step, plan) {
         for container in pod.containers() {
-            let wish = wish(pod, container, sandbox, observed, &plan.memory, now);
-            pursue(container, wish, sandbox, observed, now, plan);
+            let wish = wish(pod, container, sandbox, observed, &plan.memory);
+            pursue(pod, container, wish, &step, plan);
         }
     }
     clean_up(pod, sandbox, observed, plan);
@@ -54,9 +68,10 @@ fn set_up_volumes(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     if observed.volumes == VolumesState::Ready || !observed.missing.is_empty() {
         return;
     }
-    match &plan.memory.transient.volumes_failure {
-        Some(failure) if now < failure.retry_at => plan.wake(failure.retry_at),
-        _ => plan.act(Action::SetUpVolumes),
+    let failure = plan.memory.transient.volumes_failure.as_ref();
+    match failure.and_then(|failure| backoff::held_until(failure, now)) {
+        Some(until) => plan.wake(until),
+        None => plan.act(Action::SetUpVolumes),
     }
 }
 
@@ -65,21 +80,23 @@ fn create_sandbox(observed: &Observed, now: Timestamp, plan: &mut Plan) {
         return;
     }
     let attempt = plan.memory.sandbox_attempt.map_or(0, |attempt| attempt + 1);
-    match plan.memory.transient.sandbox_failure.clone() {
-        Some(failure) if now < failure.retry_at => {
+    let failure = plan.memory.transient.sandbox_failure.as_ref();
+    match failure.and_then(|failure| backoff::held_until(failure, now)) {
+        Some(until) => {
             // What is left of earlier sandboxes may hold the address or port that is missing.
             for sandbox in &observed.sandboxes {
                 plan.act(Action::RemoveSandbox { id: sandbox.id.clone() });
             }
-            plan.wake(failure.retry_at);
+            plan.wake(until);
         }
-        _ => plan.act(Action::CreateSandbox { attempt }),
+        None => plan.act(Action::CreateSandbox { attempt }),
     }
 }
 
 /// The container that a new sandbox will start first.
 fn first_start<'a>(pod: &'a PodView, memory: &Memory) -> Option<(&'a Container, u32)> {
-    let container = pod.all_containers().next()?;
+    let main = pod.containers().iter().find(|c| !stays_ended(pod, &c.name, memory));
+    let container = pod.init_containers().first().or(main)?;
     let attempt = next_attempt(memory, &container.name);
 
     Some((container, attempt))
@@ -92,13 +109,8 @@ fn next_attempt(memory: &Memory, container: &str) -> u32 {
 }
 
 /// Runs the init containers in order; true when all have completed in this sandbox.
-fn initialize(
-    pod: &PodView,
-    sandbox: &SandboxView,
-    observed: &Observed,
-    now: Timestamp,
-    plan: &mut Plan,
-) -> bool {
+fn initialize(pod: &PodView, step: &Step<'_>, plan: &mut Plan) -> bool {
+    let Step { sandbox, observed, .. } = *step;
     // A container of the pod proper has run here: initialization is over, whatever was removed since.
     let is_past =
         pod.containers().iter().any(|c| observed.newest_in(&sandbox.id, &c.name).is_some());
@@ -106,9 +118,9 @@ fn initialize(
         return true;
     }
     for container in pod.init_containers() {
-        let wish = init_wish(pod, container, sandbox, observed, &plan.memory, now);
+        let wish = init_wish(pod, container, sandbox, observed, &plan.memory);
         if !matches!(wish, Wish::Completed) {
-            pursue(container, wish, sandbox, observed, now, plan);
+            pursue(pod, container, wish, step, plan);
             return false;
         }
     }
@@ -122,7 +134,6 @@ fn init_wish(
     sandbox: &SandboxView,
     observed: &Observed,
     memory: &Memory,
-    now: Timestamp,
 ) -> Wish {
     let kept = memory.containers.get(&container.name).and_then(|kept| kept.last.as_ref());
     let done_here = kept.is_some_and(|last| {
@@ -134,8 +145,8 @@ fn init_wish(
         return Wish::Completed;
     }
     match observed.newest_in(&sandbox.id, &container.name) {
-        Some(view) => instance_wish(pod, view, memory, now, Role::Init),
-        None => Wish::Start { attempt: next_attempt(memory, &container.name), not_before: None },
+        Some(view) => instance_wish(pod, view, memory, Role::Init),
+        None => Wish::Start { attempt: next_attempt(memory, &container.name) },
     }
 }
 
@@ -151,19 +162,18 @@ fn wish(
     sandbox: &SandboxView,
     observed: &Observed,
     memory: &Memory,
-    now: Timestamp,
 ) -> Wish {
     let Some(view) = observed.newest_in(&sandbox.id, &container.name) else {
-        return wish_in_new_sandbox(pod, container, sandbox, memory, now);
+        return wish_in_new_sandbox(pod, container, sandbox, memory);
     };
-    let changed = view.is_running()
+    let is_changed = view.is_running()
         && view.spec_hash.as_ref().is_some_and(|hash| *hash != container_hash(container));
-    if changed {
+    if is_changed {
         let why = format!("Container {} definition changed, will be restarted", container.name);
-        return Wish::Stop { id: view.id.clone(), why };
+        return Wish::Stop { id: view.id.clone(), why, replaces: Some(view.attempt) };
     }
 
-    instance_wish(pod, view, memory, now, Role::Main)
+    instance_wish(pod, view, memory, Role::Main)
 }
 
 /// The sandbox has no instance: it is new, or the runtime forgot an end that we remember.
@@ -172,33 +182,37 @@ fn wish_in_new_sandbox(
     container: &Container,
     sandbox: &SandboxView,
     memory: &Memory,
-    now: Timestamp,
 ) -> Wish {
+    if stays_ended(pod, &container.name, memory) {
+        return Wish::Nothing;
+    }
     let last = memory.containers.get(&container.name).and_then(|kept| kept.last.as_ref());
-    let start = Wish::Start { attempt: next_attempt(memory, &container.name), not_before: None };
-    match (last, pod.restart_policy()) {
-        (Some(last), RestartPolicy::Never) if last.started_at.is_some() => Wish::Nothing,
-        (Some(last), RestartPolicy::OnFailure) if last.exit_code == 0 => Wish::Nothing,
-        (Some(last), _) if last.sandbox_attempt == sandbox.attempt => {
-            after_end(last, memory, &container.name, now)
-        }
-        _ => start,
+    match last {
+        Some(last) if last.sandbox_attempt == sandbox.attempt => Wish::Restart,
+        Some(_) | None => Wish::Start { attempt: next_attempt(memory, &container.name) },
     }
 }
 
-fn instance_wish(
-    pod: &PodView,
-    view: &ContainerView,
-    memory: &Memory,
-    now: Timestamp,
-    role: Role,
-) -> Wish {
+/// Whether a container of the pod proper has ended and the restart policy leaves it so.
+fn stays_ended(pod: &PodView, container: &str, memory: &Memory) -> bool {
+    let last = memory.containers.get(container).and_then(|kept| kept.last.as_ref());
+    let Some(last) = last.filter(|last| !memory.is_replaced(container, last.attempt)) else {
+        return false;
+    };
+    match pod.restart_policy() {
+        RestartPolicy::Never => true,
+        RestartPolicy::OnFailure => last.exit_code == 0,
+        RestartPolicy::Always => false,
+    }
+}
+
+fn instance_wish(pod: &PodView, view: &ContainerView, memory: &Memory, role: Role) -> Wish {
     match &view.state {
         ContainerState::Created => Wish::Clear { id: view.id.clone() },
         ContainerState::Running { .. } => Wish::Nothing,
         ContainerState::Unknown => {
             let why = format!("Container {} is in an unknown state, will be restarted", view.name);
-            Wish::Stop { id: view.id.clone(), why }
+            Wish::Stop { id: view.id.clone(), why, replaces: None }
         }
         ContainerState::Exited { exit_code, .. } => {
             let is_over = match (pod.restart_policy(), role) {
@@ -210,50 +224,54 @@ fn instance_wish(
             };
             let last = memory.containers.get(&view.name).and_then(|kept| kept.last.as_ref());
             match last {
-                _ if is_over => Wish::Nothing,
-                Some(last) => after_end(last, memory, &view.name, now),
-                None => Wish::Start { attempt: view.attempt + 1, not_before: None },
+                Some(last) if memory.is_replaced(&view.name, last.attempt) => {
+                    Wish::Start { attempt: next_attempt(memory, &view.name) }
+                }
+                Some(_) if !is_over => Wish::Restart,
+                Some(_) | None => Wish::Nothing,
             }
         }
+    }
+}
+
+fn pursue(pod: &PodView, container: &Container, wish: Wish, step: &Step<'_>, plan: &mut Plan) {
+    match wish {
+        Wish::Nothing | Wish::Completed => {}
+        Wish::Clear { id } => plan.act(Action::RemoveContainer { id }),
+        Wish::Stop { id, why, replaces } => {
+            if replaces.is_some() {
+                plan.memory.container(&container.name).replaced = replaces;
+            }
+            let (container, grace_s) = (container.name.clone(), pod.grace_seconds());
+            plan.act(Action::StopContainer { id, container, grace_s, why });
+        }
+        Wish::Start { attempt } => {
+            start(container, attempt, step, plan);
+        }
+        Wish::Restart => restart(pod, container, step, plan),
     }
 }
 
 /// A restart after an end in the same sandbox: its crash back-off holds.
-fn after_end(last: &Termination, memory: &Memory, container: &str, now: Timestamp) -> Wish {
-    let backoff = memory.containers.get(container).map(|kept| kept.backoff.clone());
-    let finished = last.finished_at.unwrap_or(now);
-    let start = backoff::start_at(&backoff.unwrap_or_default(), finished, now);
-
-    Wish::Start { attempt: next_attempt(memory, container), not_before: Some(start) }
-}
-
-fn pursue(
-    container: &Container,
-    wish: Wish,
-    sandbox: &SandboxView,
-    observed: &Observed,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
-    match wish {
-        Wish::Nothing | Wish::Completed => {}
-        Wish::Clear { id } => plan.act(Action::RemoveContainer { id }),
-        Wish::Stop { id, why } => {
-            let container = container.name.clone();
-            plan.act(Action::StopContainer { id, container, grace_s: 30, why });
-        }
-        Wish::Start { attempt, not_before } => {
-            if let Some(at) = not_before.filter(|at| now < *at) {
-                plan.wake(at);
-                back_off_event(container, attempt, plan);
-                return;
-            }
-            start(container, attempt, not_before.is_some(), sandbox, observed, now, plan);
-        }
+fn restart(pod: &PodView, container: &Container, step: &Step<'_>, plan: &mut Plan) {
+    let attempt = next_attempt(&plan.memory, &container.name);
+    let hash = container_hash(container);
+    let kept = plan.memory.container(&container.name);
+    let Some(end) = kept.last.clone() else { return };
+    if let Some(until) = kept.crash_wait(&end, &hash, step.now) {
+        plan.wake(until);
+        back_off_event(pod, container, attempt, plan);
+        return;
+    }
+    let is_begun = kept.backoff_attempt == Some(attempt);
+    if start(container, attempt, step, plan) && !is_begun {
+        let kept = plan.memory.container(&container.name);
+        kept.backoff = backoff::after_restart(&kept.crash_backoff(&end, &hash), &hash, step.now);
+        kept.backoff_attempt = Some(attempt);
     }
 }
 
-fn back_off_event(container: &Container, attempt: u32, plan: &mut Plan) {
+fn back_off_event(pod: &PodView, container: &Container, attempt: u32, plan: &mut Plan) {
     let told = format!("BackOff/{}/{attempt}", container.name);
     if plan.memory.transient.told.contains(&told) {
         return;
@@ -261,48 +279,35 @@ fn back_off_event(container: &Container, attempt: u32, plan: &mut Plan) {
     let prefix = format!("BackOff/{}/", container.name);
     plan.memory.transient.told.retain(|other| !other.starts_with(&prefix));
     plan.memory.transient.told.push(told);
+    let pod = pod.described();
     plan.act(Action::Event {
         warning: true,
         reason: "BackOff".to_owned(),
-        message: format!("Back-off restarting failed container {}", container.name),
+        message: format!("Back-off restarting failed container {} in pod {pod}", container.name),
         container: Some(container.name.clone()),
     });
 }
 
 /// Starts the container if its image and the volumes are there; otherwise asks for what is missing.
-fn start(
-    container: &Container,
-    attempt: u32,
-    is_restart: bool,
-    sandbox: &SandboxView,
-    observed: &Observed,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
-    let Some(image_ref) = ensure_image(container, attempt, now, plan) else { return };
-    if observed.volumes != VolumesState::Ready {
-        return;
-    }
-    if let Some(failure) = plan.memory.transient.start_failures.get(&container.name)
-        && now < failure.retry_at
-    {
-        plan.wake(failure.retry_at);
-        return;
-    }
-    if is_restart {
-        let kept = plan.memory.container(&container.name);
-        let is_new = kept.backoff_attempt != Some(attempt);
-        if is_new {
-            kept.backoff = backoff::after_restart(&kept.backoff, now);
-            kept.backoff_attempt = Some(attempt);
-        }
+/// True if it starts.
+fn start(container: &Container, attempt: u32, step: &Step<'_>, plan: &mut Plan) -> bool {
+    let image_ref = ensure_image(container, attempt, step.now, plan);
+    let Some(image_ref) = image_ref.filter(|_| step.observed.volumes == VolumesState::Ready) else {
+        return false;
+    };
+    let failure = plan.memory.transient.start_failures.get(&container.name);
+    if let Some(until) = failure.and_then(|failure| backoff::held_until(failure, step.now)) {
+        plan.wake(until);
+        return false;
     }
     plan.act(Action::StartContainer {
         container: container.name.clone(),
         attempt,
-        sandbox: sandbox.id.clone(),
+        sandbox: step.sandbox.id.clone(),
         image_ref,
     });
+
+    true
 }
 
 /// The image for this attempt, or asks for it and returns `None`.
@@ -312,17 +317,22 @@ fn ensure_image(
     now: Timestamp,
     plan: &mut Plan,
 ) -> Option<String> {
-    match plan.memory.transient.images.get(&container.name) {
-        Some(ImageNote::Ready { attempt: of, image_ref }) if *of == attempt => {
+    let image = container.image.as_deref().unwrap_or_default();
+    let note = plan.memory.transient.images.get(&container.name);
+    match note.filter(|note| note.image == image).map(|note| &note.found) {
+        Some(ImageFound::Ready { attempt: of, image_ref }) if *of == attempt => {
             return Some(image_ref.clone());
         }
-        Some(ImageNote::Failed(failure)) if now < failure.retry_at => {
-            plan.wake(failure.retry_at);
-            return None;
+        Some(ImageFound::Failed(failure)) => {
+            if let Some(until) = backoff::held_until(failure, now) {
+                plan.wake(until);
+                return None;
+            }
         }
-        Some(ImageNote::Ready { .. } | ImageNote::Failed(_)) | None => {}
+        Some(ImageFound::Ready { .. }) | None => {}
     }
-    plan.act(Action::EnsureImage { container: container.name.clone(), attempt });
+    let (container, image) = (container.name.clone(), image.to_owned());
+    plan.act(Action::EnsureImage { container, attempt, image });
 
     None
 }
@@ -330,8 +340,10 @@ fn ensure_image(
 /// Removes what earlier attempts left, once it is of no more use: old sandboxes when this one has
 /// its containers, and all dead instances of a container but the last.
 fn clean_up(pod: &PodView, sandbox: &SandboxView, observed: &Observed, plan: &mut Plan) {
-    let has_containers =
-        pod.containers().iter().all(|c| observed.newest_in(&sandbox.id, &c.name).is_some());
+    let has_containers = pod.containers().iter().all(|c| {
+        observed.newest_in(&sandbox.id, &c.name).is_some()
+            || stays_ended(pod, &c.name, &plan.memory)
+    });
     if has_containers {
         for old in observed.sandboxes.iter().filter(|old| old.id != sandbox.id) {
             plan.act(Action::RemoveSandbox { id: old.id.clone() });

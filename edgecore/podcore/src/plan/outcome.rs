@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::backoff;
-use crate::memory::{ImageNote, Memory};
+use crate::memory::{ImageFound, ImageNote, Memory};
 
 /// The result of an [`super::Action`]. Successes that show in the next look need no outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum Outcome {
     ImageReady {
         /// Container name.
         container: String,
+        /// The image as the spec names it.
+        image: String,
         /// The attempt that it is for.
         attempt: u32,
         /// The reference to create the container by.
@@ -40,6 +42,8 @@ pub enum Outcome {
     ImageFailed {
         /// Container name.
         container: String,
+        /// The image as the spec names it.
+        image: String,
         /// `ErrImagePull`, `ErrImageNeverPull` or `InvalidImageName`.
         reason: String,
         /// What happened.
@@ -85,17 +89,19 @@ impl Memory {
                 let failure = backoff::failure(before, "FailedMount", message, now);
                 self.transient.volumes_failure = Some(failure);
             }
-            Outcome::ImageReady { container, attempt, image_ref } => {
-                let note = ImageNote::Ready { attempt, image_ref };
-                self.transient.images.insert(container, note);
+            Outcome::ImageReady { container, image, attempt, image_ref } => {
+                let found = ImageFound::Ready { attempt, image_ref };
+                self.transient.images.insert(container, ImageNote { image, found });
             }
-            Outcome::ImageFailed { container, reason, message } => {
-                let before = match self.transient.images.get(&container) {
-                    Some(ImageNote::Failed(failure)) => Some(failure),
-                    Some(ImageNote::Ready { .. }) | None => None,
+            Outcome::ImageFailed { container, image, reason, message } => {
+                let note = self.transient.images.get(&container);
+                let before = match note.filter(|note| note.image == image).map(|note| &note.found) {
+                    Some(ImageFound::Failed(failure)) => Some(failure),
+                    Some(ImageFound::Ready { .. }) | None => None,
                 };
                 let failure = backoff::pull_failure(before, &reason, message, now);
-                self.transient.images.insert(container, ImageNote::Failed(failure));
+                let found = ImageFound::Failed(failure);
+                self.transient.images.insert(container, ImageNote { image, found });
             }
             Outcome::ContainerStarted { container, attempt } => {
                 let kept = self.container(&container);

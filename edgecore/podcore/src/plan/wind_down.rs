@@ -2,11 +2,8 @@
 
 use super::{Action, Plan, volumes_gone};
 use crate::memory::{Ended, Memory};
-use crate::observed::{ContainerState, Observed, VolumesState};
+use crate::observed::Observed;
 use crate::pod::PodView;
-
-/// Grace for containers of a pod that ended by its deadline or was refused.
-const END_GRACE_S: i64 = 30;
 
 /// Stops and removes everything of a deleted pod.
 pub(super) fn delete(pod: &PodView, observed: &Observed, plan: &mut Plan) {
@@ -50,35 +47,29 @@ fn how_it_ended(pod: &PodView, memory: &Memory) -> Ended {
 
 /// Stops a pod that ended and gives back its network and mounts; its records stay until deletion.
 pub(super) fn end(pod: &PodView, observed: &Observed, plan: &mut Plan) {
-    let grace = pod.spec().termination_grace_period_seconds.unwrap_or(END_GRACE_S);
-    if stop_containers(observed, grace, plan) {
+    if stop_containers(observed, pod.grace_seconds(), plan) {
         return;
     }
     for sandbox in observed.sandboxes.iter().filter(|sandbox| sandbox.ready) {
         plan.act(Action::StopSandbox { id: sandbox.id.clone() });
     }
-    if observed.sandboxes.iter().all(|sandbox| !sandbox.ready)
-        && observed.volumes == VolumesState::Ready
-    {
+    if observed.sandboxes.iter().all(|sandbox| !sandbox.ready) && !volumes_gone(observed) {
         plan.act(Action::TearDownVolumes);
     }
 }
 
 /// Asks every live container to stop; false if none is left.
-fn stop_containers(observed: &Observed, grace_s: i64, plan: &mut Plan) -> bool {
+pub(super) fn stop_containers(observed: &Observed, grace_s: i64, plan: &mut Plan) -> bool {
     let mut any = false;
     for container in &observed.containers {
-        match container.state {
-            ContainerState::Running { .. } | ContainerState::Unknown => {
-                any = true;
-                plan.act(Action::StopContainer {
-                    id: container.id.clone(),
-                    container: container.name.clone(),
-                    grace_s,
-                    why: format!("Stopping container {}", container.name),
-                });
-            }
-            ContainerState::Created | ContainerState::Exited { .. } => {}
+        if container.may_run() {
+            any = true;
+            plan.act(Action::StopContainer {
+                id: container.id.clone(),
+                container: container.name.clone(),
+                grace_s,
+                why: format!("Stopping container {}", container.name),
+            });
         }
     }
 

@@ -4,7 +4,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::Phase;
 use crate::memory::{ConditionMemory, Memory};
 use crate::observed::Observed;
 use crate::pod::PodView;
@@ -76,18 +75,13 @@ pub fn update(memory: &mut Memory, facts: &Facts, now: Timestamp) {
 }
 
 /// The conditions in the kubelet's order.
-pub(super) fn conditions(
-    pod: &PodView,
-    memory: &Memory,
-    observed: &Observed,
-    phase: Phase,
-) -> Vec<PodCondition> {
+pub(super) fn conditions(pod: &PodView, memory: &Memory, observed: &Observed) -> Vec<PodCondition> {
     let facts = facts(pod, memory, observed);
 
     values(memory, &facts)
         .into_iter()
         .map(|(name, status)| {
-            let (reason, message) = if status { (None, None) } else { why(name, &facts, phase) };
+            let (reason, message) = why(name, status, &facts, memory);
             PodCondition {
                 type_: name.to_owned(),
                 status: if status { "True" } else { "False" }.to_owned(),
@@ -101,18 +95,26 @@ pub(super) fn conditions(
         .collect()
 }
 
-fn why(name: &str, facts: &Facts, phase: Phase) -> (Option<String>, Option<String>) {
+fn why(
+    name: &str,
+    status: bool,
+    facts: &Facts,
+    memory: &Memory,
+) -> (Option<String>, Option<String>) {
+    let succeeded = memory.ended.as_ref().map(|ended| ended.succeeded);
     let list = |what: &str, names: &[String]| {
         Some(format!("containers with {what} status: [{}]", names.join(" ")))
     };
     match name {
+        INITIALIZED if succeeded == Some(true) => (Some("PodCompleted".to_owned()), None),
+        _ if status => (None, None),
         INITIALIZED => {
             (Some("ContainersNotInitialized".to_owned()), list("incomplete", &facts.incomplete))
         }
-        READY | CONTAINERS_READY if phase == Phase::Succeeded => {
-            (Some("PodCompleted".to_owned()), None)
+        READY | CONTAINERS_READY if succeeded.is_some() => {
+            let reason = if succeeded == Some(true) { "PodCompleted" } else { "PodFailed" };
+            (Some(reason.to_owned()), None)
         }
-        READY | CONTAINERS_READY if phase == Phase::Failed => (Some("PodFailed".to_owned()), None),
         READY | CONTAINERS_READY => {
             (Some("ContainersNotReady".to_owned()), list("unready", &facts.unready))
         }

@@ -8,13 +8,11 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::StatusContext;
-use crate::backoff;
-use crate::memory::{ContainerMemory, ImageNote, Memory, Termination};
+use crate::memory::{ContainerMemory, ImageFound, Memory, Termination};
 use crate::observed::{ContainerState, ContainerView, Observed};
+use crate::plan::{UNKNOWN_END, UNKNOWN_EXIT_CODE};
 use crate::pod::{PodView, RestartPolicy};
-
-/// Exit code of a container whose end nobody saw (kubelet).
-const UNKNOWN_EXIT_CODE: i32 = 137;
+use crate::translate::container_hash;
 
 /// Init containers.
 pub(super) fn init(
@@ -68,10 +66,11 @@ impl Look<'_> {
         let live = view.filter(|view| !matches!(view.state, ContainerState::Exited { .. }));
         let running = view.filter(|view| view.is_running());
         let (state, last) = match (live, &kept.last) {
-            (Some(view), last) => (of_live(view), last.as_ref()),
+            (Some(view), last) => (self.of_live(container, view), last.as_ref()),
             (None, Some(end)) => self.of_ended(container, kept, end, role),
             (None, None) => (self.waiting_to_start(container), None),
         };
+        let was_made = view.is_some() || kept.last.is_some();
         let previous = last.map(|end| self.terminated(end));
         let (image, image_ref, id) = self.identity(container, view, kept);
 
@@ -85,10 +84,10 @@ impl Look<'_> {
             image_id: image_ref,
             container_id: id,
             started: Some(running.is_some()),
-            allocated_resources: running
-                .and(container.resources.as_ref())
-                .and_then(|resources| resources.requests.clone()),
-            resources: running.map(|_| container.resources.clone().unwrap_or_default()),
+            allocated_resources: was_made
+                .then(|| container.resources.as_ref()?.requests.clone())
+                .flatten(),
+            resources: was_made.then(|| container.resources.clone().unwrap_or_default()),
             volume_mounts: volume_mounts(container),
             ..ContainerStatus::default()
         }
@@ -103,8 +102,10 @@ impl Look<'_> {
         let id = |id: &str| Some(format!("{}://{id}", self.context.runtime));
         match (view, &kept.last) {
             (Some(view), _) => (view.image.clone(), view.image_ref.clone(), id(&view.id)),
-            (None, Some(end)) => (end.image.clone(), end.image_ref.clone(), id(&end.id)),
-            (None, None) => (container.image.clone().unwrap_or_default(), String::new(), None),
+            (None, Some(end)) if !end.id.is_empty() => {
+                (end.image.clone(), end.image_ref.clone(), id(&end.id))
+            }
+            (None, _) => (container.image.clone().unwrap_or_default(), String::new(), None),
         }
     }
 
@@ -123,16 +124,17 @@ impl Look<'_> {
             || (end.exit_code == 0
                 && (role == RestartPolicy::OnFailure
                     || self.pod.restart_policy() == RestartPolicy::OnFailure));
-        let finished = end.finished_at.unwrap_or(self.now);
-        let waits = self.now < backoff::start_at(&kept.backoff, finished, self.now);
+        let hash = container_hash(container);
+        let waits = kept.crash_wait(end, &hash, self.now).is_some();
         if stays || !(waits || failure.is_some()) {
             return (self.terminated(end), None);
         }
         let state = failure.unwrap_or_else(|| {
-            let PodView { name, namespace, uid, .. } = self.pod;
             let message = format!(
-                "back-off {}s restarting failed container={} pod={name}_{namespace}({uid})",
-                kept.backoff.delay_s, container.name
+                "back-off {} restarting failed container={} pod={}",
+                duration(kept.crash_backoff(end, &hash).delay_s),
+                container.name,
+                self.pod.described()
             );
             waiting("CrashLoopBackOff", Some(message))
         });
@@ -140,34 +142,57 @@ impl Look<'_> {
         (state, Some(end))
     }
 
-    fn waiting_to_start(&self, container: &Container) -> State {
-        if self.memory.ended.is_some() && self.pod.is_deleted() {
-            return State {
-                terminated: Some(ContainerStateTerminated {
-                    exit_code: UNKNOWN_EXIT_CODE,
-                    reason: Some("ContainerStatusUnknown".to_owned()),
-                    message: Some(
-                        "The container could not be located when the pod was terminated".to_owned(),
-                    ),
-                    ..ContainerStateTerminated::default()
-                }),
+    fn of_live(&self, container: &Container, view: &ContainerView) -> State {
+        match &view.state {
+            ContainerState::Running { started_at } => State {
+                running: Some(ContainerStateRunning { started_at: Some(Time(*started_at)) }),
                 ..State::default()
-            };
+            },
+            ContainerState::Unknown => unknown_end(),
+            ContainerState::Created | ContainerState::Exited { .. } => {
+                self.waiting_to_start(container)
+            }
         }
-        let is_main = self.pod.containers().iter().any(|c| c.name == container.name);
-        let reason = if is_main && !self.pod.init_containers().is_empty() {
-            "PodInitializing"
-        } else {
-            "ContainerCreating"
+    }
+
+    fn waiting_to_start(&self, container: &Container) -> State {
+        if self.memory.ended.is_some() && self.pod.is_deleted() && self.counts_as_lost(container) {
+            return unknown_end();
+        }
+
+        self.failure(container).unwrap_or_else(|| self.not_yet())
+    }
+
+    /// The waiting of a container that nothing keeps from starting.
+    fn not_yet(&self) -> State {
+        let has_init = !self.pod.init_containers().is_empty();
+
+        waiting(if has_init { "PodInitializing" } else { "ContainerCreating" }, None)
+    }
+
+    /// Whether a container that never started is told to have ended when the pod was deleted: those
+    /// of the pod proper once it was initialized, init containers up to the last that started, the
+    /// first in any case (kubelet: `TerminatePod`).
+    fn counts_as_lost(&self, container: &Container) -> bool {
+        let last = |name: &str| self.memory.containers.get(name).and_then(|k| k.last.as_ref());
+        let init = self.pod.init_containers();
+        if let Some(at) = init.iter().position(|other| other.name == container.name) {
+            return at == 0 || init[at..].iter().any(|later| last(&later.name).is_some());
+        }
+        let is_initialized = match init.last() {
+            None => true,
+            Some(init) => last(&init.name).is_some_and(|end| end.exit_code == 0),
         };
 
-        self.failure(container).unwrap_or_else(|| waiting(reason, None))
+        is_initialized || self.pod.containers().iter().any(|c| last(&c.name).is_some())
     }
 
     /// The failure that keeps the container from starting, if there is one.
     fn failure(&self, container: &Container) -> Option<State> {
         let transient = &self.memory.transient;
-        if let Some(ImageNote::Failed(failure)) = transient.images.get(&container.name) {
+        let note = transient.images.get(&container.name);
+        let note = note.filter(|note| Some(&note.image) == container.image.as_ref());
+        if let Some(ImageFound::Failed(failure)) = note.map(|note| &note.found) {
             // After the first try it is the waiting that is told, as the kubelet does.
             let is_waiting = failure.reason == "ErrImagePull" && failure.count > 1;
             let reason = if is_waiting { "ImagePullBackOff" } else { &failure.reason };
@@ -181,7 +206,8 @@ impl Look<'_> {
     fn terminated(&self, end: &Termination) -> State {
         State {
             terminated: Some(ContainerStateTerminated {
-                container_id: Some(format!("{}://{}", self.context.runtime, end.id)),
+                container_id: (!end.id.is_empty())
+                    .then(|| format!("{}://{}", self.context.runtime, end.id)),
                 exit_code: end.exit_code,
                 reason: (!end.reason.is_empty()).then(|| end.reason.clone()),
                 message: (!end.message.is_empty()).then(|| end.message.clone()),
@@ -194,15 +220,21 @@ impl Look<'_> {
     }
 }
 
-fn of_live(view: &ContainerView) -> State {
-    match &view.state {
-        ContainerState::Running { started_at } => State {
-            running: Some(ContainerStateRunning { started_at: Some(Time(*started_at)) }),
-            ..State::default()
-        },
-        ContainerState::Created | ContainerState::Unknown | ContainerState::Exited { .. } => {
-            waiting("ContainerCreating", None)
-        }
+/// Seconds as Go writes a duration: `10s`, `1m20s`, `5m0s`.
+fn duration(seconds: u32) -> String {
+    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
+}
+
+/// The end of a container that nobody saw.
+fn unknown_end() -> State {
+    State {
+        terminated: Some(ContainerStateTerminated {
+            exit_code: UNKNOWN_EXIT_CODE,
+            reason: Some("ContainerStatusUnknown".to_owned()),
+            message: Some(UNKNOWN_END.to_owned()),
+            ..ContainerStateTerminated::default()
+        }),
+        ..State::default()
     }
 }
 

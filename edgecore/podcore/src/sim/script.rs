@@ -1,0 +1,130 @@
+//! Scripts: what happens to a pod, step by step, and what the agent does about it.
+
+use jiff::SignedDuration;
+use serde_json::{Value, json};
+
+use super::{World, show_status};
+use crate::observed::ContainerState;
+use crate::status::{StatusContext, status};
+
+/// Plays steps on a new pod and compares what was done after each. Steps:
+///
+/// - `look`; `wait S`: time passes; `clock S`: the clock is set by so many seconds;
+/// - `exit NAME CODE`, `oom NAME`, `unknown NAME`, `vanish NAME` (the runtime forgets it);
+/// - `sandbox lost`, `sandbox gone` (with all in it), `wiped` (the runtime knows nothing),
+///   `power loss`, `agent restart`;
+/// - `break WHAT REASON MESSAGE`, `mend WHAT`, `slow WHAT`, `release`;
+/// - `image NAME IMAGE`, `delete S`, `missing WHAT`, `found`;
+/// - `status` (does nothing, shows the PodStatus), `events` (shows and forgets them).
+pub(crate) fn check(spec: &Value, steps: &[(&str, &str)]) -> World {
+    let mut world = World::new(spec);
+    play(&mut world, steps);
+
+    world
+}
+
+/// Plays steps on.
+pub(crate) fn play(world: &mut World, steps: &[(&str, &str)]) {
+    for (at, (step, expected)) in steps.iter().enumerate() {
+        let done = world.step(step);
+        assert_eq!(done, *expected, "step {at}: {step}");
+    }
+}
+
+impl World {
+    fn step(&mut self, step: &str) -> String {
+        let words: Vec<_> = step.split(' ').collect();
+        match words.as_slice() {
+            ["status"] => return self.shown_status(),
+            ["events"] => return std::mem::take(&mut self.events).join("; "),
+            ["finished"] => return self.finished.to_string(),
+            ["wait", seconds] => self.wait(seconds.parse().unwrap()),
+            _ => {
+                self.happen(&words);
+                self.settle();
+            }
+        }
+
+        std::mem::take(&mut self.trace).join(" ")
+    }
+
+    fn shown_status(&self) -> String {
+        let context = StatusContext::default();
+
+        show_status(&status(&self.pod, &self.memory, &self.observed, &context, self.now))
+    }
+
+    fn happen(&mut self, words: &[&str]) {
+        match words {
+            ["look"] => {}
+            ["clock", seconds] => self.now += SignedDuration::from_secs(seconds.parse().unwrap()),
+            ["exit", name, code] => {
+                let id = self.live(name).expect("it runs");
+                self.end(&id, code.parse().unwrap());
+            }
+            ["oom", name] => {
+                let id = self.live(name).expect("it runs");
+                self.end(&id, 137);
+                self.each(name, |state| {
+                    if let ContainerState::Exited { reason, .. } = state {
+                        "OOMKilled".clone_into(reason);
+                    }
+                });
+            }
+            ["unknown", name] => self.each(name, |state| *state = ContainerState::Unknown),
+            ["vanish", name] => self.observed.containers.retain(|c| c.name != *name),
+            ["sandbox", "lost"] => self.observed.sandboxes.iter_mut().for_each(|s| s.ready = false),
+            ["sandbox", "gone"] | ["wiped"] => {
+                self.observed.sandboxes.clear();
+                self.observed.containers.clear();
+            }
+            ["power", "loss"] => self.power_loss(),
+            ["agent", "restart"] => self.agent_restart(),
+            ["break", "image", name, reason, message] => {
+                self.fault(&format!("image {name}"), reason, message);
+            }
+            ["break", "start", name, reason, message] => {
+                self.fault(&format!("start {name}"), reason, message);
+            }
+            ["break", what, reason, message] => self.fault(what, reason, message),
+            ["mend"] => self.faults.clear(),
+            ["slow", what @ ..] => {
+                self.slow.insert(what.join(" "));
+            }
+            ["release"] => self.release(),
+            ["image", name, image] => self.set_image(name, image),
+            ["delete", grace] => {
+                let grace: i64 = grace.parse().unwrap();
+                self.object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:05Z");
+                self.object["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+                self.apply();
+            }
+            ["stops", name, code] => {
+                self.on_stop.insert((*name).to_owned(), code.parse().unwrap());
+            }
+            ["missing", what] => self.observed.missing = vec![(*what).to_owned()],
+            ["found"] => self.observed.missing.clear(),
+            other => panic!("no such step: {other:?}"),
+        }
+    }
+
+    fn fault(&mut self, what: &str, reason: &str, message: &str) {
+        self.faults.insert(what.to_owned(), (reason.to_owned(), message.to_owned()));
+    }
+
+    fn each(&mut self, name: &str, change: impl Fn(&mut ContainerState)) {
+        for container in self.observed.containers.iter_mut().filter(|c| c.name == name) {
+            change(&mut container.state);
+        }
+    }
+
+    fn set_image(&mut self, name: &str, image: &str) {
+        for list in ["containers", "initContainers"] {
+            let containers = self.object["spec"][list].as_array_mut().into_iter().flatten();
+            for container in containers.filter(|c| c["name"] == name) {
+                container["image"] = json!(image);
+            }
+        }
+        self.apply();
+    }
+}
