@@ -39,7 +39,7 @@ pub fn start_at(backoff: &Backoff, finished: Timestamp, now: Timestamp) -> Times
 
 /// The back-off after one more restart at `now`, of a container with this hash.
 pub fn after_restart(backoff: &Backoff, hash: &str, now: Timestamp) -> Backoff {
-    let delay_s = (backoff.delay_s * 2).clamp(CRASH_DELAY_MIN_S, CRASH_DELAY_MAX_S);
+    let delay_s = backoff.delay_s.saturating_mul(2).clamp(CRASH_DELAY_MIN_S, CRASH_DELAY_MAX_S);
 
     Backoff { delay_s, since: Some(now), hash: Some(hash.to_owned()) }
 }

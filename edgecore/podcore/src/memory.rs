@@ -55,6 +55,9 @@ impl Memory {
 pub struct Ended {
     /// Succeeded or Failed.
     pub succeeded: bool,
+    /// Nothing of it runs any more: from here on the phase tells that it has ended.
+    #[serde(default)]
+    pub stopped: bool,
     /// `status.reason`, for example `DeadlineExceeded`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -67,13 +70,21 @@ pub struct Ended {
 const REFUSED: &str = "UnsupportedPodSpec";
 
 impl Ended {
+    /// The end of a pod whose containers ended.
+    pub fn by_itself(succeeded: bool) -> Self {
+        Self { succeeded, stopped: false, reason: None, message: None }
+    }
+
+    /// A failure that is not one of its containers.
+    pub fn failed(reason: &str, message: &str) -> Self {
+        let (reason, message) = (Some(reason.to_owned()), Some(message.to_owned()));
+
+        Self { succeeded: false, stopped: false, reason, message }
+    }
+
     /// The end of a pod that was never taken in.
     pub fn refused(reason: &str) -> Self {
-        Self {
-            succeeded: false,
-            reason: Some(REFUSED.to_owned()),
-            message: Some(format!("Pod was rejected: {reason}")),
-        }
+        Self::failed(REFUSED, &format!("Pod was rejected: {reason}"))
     }
 
     /// Whether the pod was never taken in.

@@ -144,6 +144,9 @@ pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp)
             converge::converge(pod, observed, now, &mut plan);
         }
     }
+    if let Some(ended) = &mut plan.memory.ended {
+        ended.stopped |= !observed.containers.iter().any(ContainerView::may_run);
+    }
     let facts = status::facts(pod, &plan.memory, observed);
     status::update(&mut plan.memory, &facts, now);
 
@@ -250,18 +253,14 @@ fn expire(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     if plan.memory.ended.is_some() || has_completed(pod, observed, &plan.memory).is_some() {
         return;
     }
-    let deadline = start + SignedDuration::from_secs(limit);
+    let deadline = start.saturating_add(SignedDuration::from_secs(limit)).unwrap_or(now);
     if now < deadline {
         plan.wake(deadline);
         return;
     }
     let message = "Pod was active on the node longer than the specified deadline";
     plan.warn("DeadlineExceeded", message);
-    plan.memory.ended = Some(Ended {
-        succeeded: false,
-        reason: Some("DeadlineExceeded".to_owned()),
-        message: Some(message.to_owned()),
-    });
+    plan.memory.ended = Some(Ended::failed("DeadlineExceeded", message));
 }
 
 /// How the pod ended, if every container ended and none will be started again.
@@ -285,7 +284,7 @@ pub(crate) fn has_completed(pod: &PodView, observed: &Observed, memory: &Memory)
         let end = last_end(&init.name);
         if pod.restart_policy() == RestartPolicy::Never && end.is_some_and(|end| end.exit_code != 0)
         {
-            return Some(Ended { succeeded: false, reason: None, message: None });
+            return Some(Ended::by_itself(false));
         }
     }
     let ends: Option<Vec<_>> = pod.containers().iter().map(|c| last_end(&c.name)).collect();
@@ -294,7 +293,7 @@ pub(crate) fn has_completed(pod: &PodView, observed: &Observed, memory: &Memory)
         return None;
     }
 
-    Some(Ended { succeeded, reason: None, message: None })
+    Some(Ended::by_itself(succeeded))
 }
 
 fn volumes_gone(observed: &Observed) -> bool {

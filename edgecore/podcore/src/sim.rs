@@ -188,9 +188,7 @@ impl World {
             Action::StartContainer { container, attempt, sandbox, .. } => {
                 assert!(!is_over, "{container} is started though the pod is over");
                 let mut same = self.observed.containers.iter().filter(|c| c.name == *container);
-                let live = same.clone().find(|c| {
-                    matches!(c.state, ContainerState::Running { .. } | ContainerState::Unknown)
-                });
+                let live = same.clone().find(|c| c.may_run());
                 assert!(live.is_none(), "a second instance beside {live:?}");
                 let is_used = same
                     .any(|c| c.attempt >= *attempt && !matches!(c.state, ContainerState::Created));
@@ -210,11 +208,14 @@ impl World {
                 let live = self.observed.containers.iter().find(|c| c.is_running());
                 assert!(is_over && live.is_none(), "volumes are taken from {live:?}");
             }
-            Action::StopContainer { .. }
-            | Action::RemoveContainer { .. }
-            | Action::StopSandbox { .. }
-            | Action::RemoveSandbox { .. }
-            | Action::Event { .. } => {}
+            Action::RemoveContainer { id }
+            | Action::StopSandbox { id }
+            | Action::RemoveSandbox { id } => {
+                let mut inside = self.observed.containers.iter();
+                let live = inside.find(|c| c.may_run() && (c.id == *id || c.sandbox_id == *id));
+                assert!(live.is_none(), "removed without being asked to stop: {live:?}");
+            }
+            Action::StopContainer { .. } | Action::Event { .. } => {}
         }
     }
 

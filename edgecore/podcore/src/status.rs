@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 pub use self::conditions::{Facts, facts, update};
 use crate::memory::{Ended, Memory};
-use crate::observed::{ContainerView, Observed};
+use crate::observed::Observed;
 use crate::pod::PodView;
 use crate::resources::qos_class;
 
@@ -61,8 +61,7 @@ pub fn status(
     }
     let container_statuses = containers::main(pod, memory, observed, context, now);
     let init_statuses = containers::init(pod, memory, observed, context, now);
-    let may_run = observed.containers.iter().any(ContainerView::may_run);
-    let ended = memory.ended.as_ref().filter(|_| !may_run);
+    let ended = memory.ended.as_ref().filter(|ended| ended.stopped);
     let phase = phase(ended, &init_statuses, &container_statuses);
     let pod_ips = if pod.host_network() { &context.host_ips } else { &memory.ips };
     let has_sandbox = observed.sandbox().is_some() || ended.is_some() || !memory.ips.is_empty();

@@ -55,6 +55,7 @@ pub(super) fn converge(pod: &PodView, observed: &Observed, now: Timestamp, plan:
         return;
     };
     let step = Step { sandbox, observed, now };
+    stop_strays(pod, &step, plan);
     if initialize(pod, &step, plan) {
         for container in pod.containers() {
             let wish = wish(pod, container, sandbox, observed, &plan.memory);
@@ -79,7 +80,7 @@ fn create_sandbox(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     if !observed.missing.is_empty() {
         return;
     }
-    let attempt = plan.memory.sandbox_attempt.map_or(0, |attempt| attempt + 1);
+    let attempt = plan.memory.sandbox_attempt.map_or(0, |attempt| attempt.saturating_add(1));
     let failure = plan.memory.transient.sandbox_failure.as_ref();
     match failure.and_then(|failure| backoff::held_until(failure, now)) {
         Some(until) => {
@@ -105,7 +106,7 @@ fn first_start<'a>(pod: &'a PodView, memory: &Memory) -> Option<(&'a Container, 
 fn next_attempt(memory: &Memory, container: &str) -> u32 {
     let kept = memory.containers.get(container);
 
-    kept.and_then(|kept| kept.attempt).map_or(0, |attempt| attempt + 1)
+    kept.and_then(|kept| kept.attempt).map_or(0, |attempt| attempt.saturating_add(1))
 }
 
 /// Runs the init containers in order; true when all have completed in this sandbox.
@@ -295,6 +296,9 @@ fn start(container: &Container, attempt: u32, step: &Step<'_>, plan: &mut Plan) 
     let Some(image_ref) = image_ref.filter(|_| step.observed.volumes == VolumesState::Ready) else {
         return false;
     };
+    if step.observed.containers.iter().any(|c| c.name == container.name && c.may_run()) {
+        return false;
+    }
     let failure = plan.memory.transient.start_failures.get(&container.name);
     if let Some(until) = failure.and_then(|failure| backoff::held_until(failure, step.now)) {
         plan.wake(until);
@@ -337,6 +341,21 @@ fn ensure_image(
     None
 }
 
+/// Stops what runs beside the instance that counts: in another sandbox, or of an earlier attempt.
+fn stop_strays(pod: &PodView, step: &Step<'_>, plan: &mut Plan) {
+    for stray in step.observed.containers.iter().filter(|c| c.may_run()) {
+        let counts = step.observed.newest_in(&step.sandbox.id, &stray.name);
+        if counts.is_none_or(|counts| counts.id != stray.id) {
+            plan.act(Action::StopContainer {
+                id: stray.id.clone(),
+                container: stray.name.clone(),
+                grace_s: pod.grace_seconds(),
+                why: format!("Stopping container {}", stray.name),
+            });
+        }
+    }
+}
+
 /// Removes what earlier attempts left, once it is of no more use: old sandboxes when this one has
 /// its containers, and all dead instances of a container but the last.
 fn clean_up(pod: &PodView, sandbox: &SandboxView, observed: &Observed, plan: &mut Plan) {
@@ -345,8 +364,12 @@ fn clean_up(pod: &PodView, sandbox: &SandboxView, observed: &Observed, plan: &mu
             || stays_ended(pod, &c.name, &plan.memory)
     });
     if has_containers {
+        let is_used =
+            |id: &str| observed.containers.iter().any(|c| c.sandbox_id == id && c.may_run());
         for old in observed.sandboxes.iter().filter(|old| old.id != sandbox.id) {
-            plan.act(Action::RemoveSandbox { id: old.id.clone() });
+            if !is_used(&old.id) {
+                plan.act(Action::RemoveSandbox { id: old.id.clone() });
+            }
         }
     }
     for dead in observed.containers.iter().filter(|c| c.sandbox_id == sandbox.id) {

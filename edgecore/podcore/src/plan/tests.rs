@@ -3,11 +3,13 @@
 
 mod images;
 mod init;
+mod random;
 mod restart;
 mod sandbox;
 mod start;
 mod stop;
 mod time;
+mod total;
 
 use serde_json::{Value, json};
 

@@ -42,7 +42,7 @@ fn how_it_ended(pod: &PodView, memory: &Memory) -> Ended {
         last.is_some_and(|last| last.exit_code == 0)
     });
 
-    Ended { succeeded, reason: None, message: None }
+    Ended::by_itself(succeeded)
 }
 
 /// Stops a pod that ended and gives back its network and mounts; its records stay until deletion.

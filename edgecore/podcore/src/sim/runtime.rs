@@ -173,6 +173,14 @@ impl World {
         self.agent_restart();
     }
 
+    /// The agent goes between doing something and noting it.
+    pub(crate) fn agent_crash(&mut self) {
+        for action in std::mem::take(&mut self.under_way) {
+            self.carry_out(&action);
+        }
+        self.agent_restart();
+    }
+
     /// The agent forgets what it did not store.
     pub(crate) fn agent_restart(&mut self) {
         self.memory = self.stored.clone();

@@ -12,7 +12,7 @@ use crate::status::{StatusContext, status};
 /// - `look`; `wait S`: time passes; `clock S`: the clock is set by so many seconds;
 /// - `exit NAME CODE`, `oom NAME`, `unknown NAME`, `vanish NAME` (the runtime forgets it);
 /// - `sandbox lost`, `sandbox gone` (with all in it), `wiped` (the runtime knows nothing),
-///   `power loss`, `agent restart`;
+///   `power loss`, `agent restart`, `agent crash` (what was under way is done, but not noted);
 /// - `break WHAT REASON MESSAGE`, `mend WHAT`, `slow WHAT`, `release`;
 /// - `image NAME IMAGE`, `delete S`, `missing WHAT`, `found`;
 /// - `status` (does nothing, shows the PodStatus), `events` (shows and forgets them).
@@ -32,7 +32,7 @@ pub(crate) fn play(world: &mut World, steps: &[(&str, &str)]) {
 }
 
 impl World {
-    fn step(&mut self, step: &str) -> String {
+    pub(crate) fn step(&mut self, step: &str) -> String {
         let words: Vec<_> = step.split(' ').collect();
         match words.as_slice() {
             ["status"] => return self.shown_status(),
@@ -71,15 +71,24 @@ impl World {
                     }
                 });
             }
-            ["unknown", name] => self.each(name, |state| *state = ContainerState::Unknown),
-            ["vanish", name] => self.observed.containers.retain(|c| c.name != *name),
+            ["unknown", name] => self.each(name, |state| {
+                if matches!(state, ContainerState::Running { .. }) {
+                    *state = ContainerState::Unknown;
+                }
+            }),
+            ["vanish", name] => {
+                self.stored = self.remembered();
+                self.observed.containers.retain(|c| c.name != *name);
+            }
             ["sandbox", "lost"] => self.observed.sandboxes.iter_mut().for_each(|s| s.ready = false),
             ["sandbox", "gone"] | ["wiped"] => {
+                self.stored = self.remembered();
                 self.observed.sandboxes.clear();
                 self.observed.containers.clear();
             }
             ["power", "loss"] => self.power_loss(),
             ["agent", "restart"] => self.agent_restart(),
+            ["agent", "crash"] => self.agent_crash(),
             ["break", "image", name, reason, message] => {
                 self.fault(&format!("image {name}"), reason, message);
             }

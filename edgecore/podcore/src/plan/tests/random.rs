@@ -1,0 +1,154 @@
+//! Random lives of pods. What every plan must keep is checked by the small node at each step; here
+//! it is checked that a pod gets where it should when all is well again.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::sim::World;
+
+/// Lives tried in one run; each has up to [`STEPS_MAX`] steps.
+const LIVES: u32 = 400;
+const STEPS_MAX: usize = 40;
+
+/// `PROPTEST_CASES` asks for more.
+pub(super) fn config(cases: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").map_or(cases, |asked| asked.parse().unwrap());
+
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+fn name() -> impl Strategy<Value = &'static str> {
+    prop_oneof![Just("a"), Just("b"), Just("i"), Just("j")]
+}
+
+pub(super) fn spec() -> impl Strategy<Value = Value> {
+    let policy = prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")];
+    let deadline = proptest::option::weighted(0.2, 1..2000_i64);
+    (policy, 0..3_usize, 1..3_usize, deadline).prop_map(|(policy, init, main, deadline)| {
+        let named = |names: &[&str]| -> Vec<Value> {
+            names.iter().map(|name| json!({ "name": name })).collect()
+        };
+        json!({
+            "restartPolicy": policy,
+            "initContainers": named(&["i", "j"][..init]),
+            "containers": named(&["a", "b"][..main]),
+            "activeDeadlineSeconds": deadline,
+        })
+    })
+}
+
+fn step() -> impl Strategy<Value = String> {
+    let fault = prop_oneof![
+        Just("volumes FailedMount m".to_owned()),
+        Just("sandbox FailedCreatePodSandBox m".to_owned()),
+        name().prop_map(|name| format!("image {name} ErrImagePull m")),
+        name().prop_map(|name| format!("start {name} CreateContainerConfigError m")),
+        name().prop_map(|name| format!("start {name} RunContainerError m")),
+    ];
+    let slow = prop_oneof![
+        Just("volumes".to_owned()),
+        Just("sandbox".to_owned()),
+        name().prop_map(|name| format!("image {name}")),
+        name().prop_map(|name| format!("start {name}")),
+        name().prop_map(|name| format!("stop {name}")),
+    ];
+    prop_oneof![
+        6 => (name(), prop_oneof![Just(0), Just(1), Just(137)])
+            .prop_map(|(name, code)| format!("exit {name} {code}")),
+        4 => (0..400_i64).prop_map(|seconds| format!("wait {seconds}")),
+        1 => (-100_000_000..100_000_000_i64).prop_map(|seconds| format!("clock {seconds}")),
+        1 => (-20..20_i64).prop_map(|seconds| format!("clock {seconds}")),
+        1 => name().prop_map(|name| format!("unknown {name}")),
+        1 => name().prop_map(|name| format!("vanish {name}")),
+        2 => fault.prop_map(|fault| format!("break {fault}")),
+        2 => Just("mend".to_owned()),
+        2 => slow.prop_map(|slow| format!("slow {slow}")),
+        2 => Just("release".to_owned()),
+        1 => Just("sandbox lost".to_owned()),
+        1 => Just("sandbox gone".to_owned()),
+        1 => Just("power loss".to_owned()),
+        2 => Just("agent restart".to_owned()),
+        2 => Just("agent crash".to_owned()),
+        1 => (name(), prop_oneof![Just("x"), Just("y"), Just("z")])
+            .prop_map(|(name, image)| format!("image {name} {image}")),
+        1 => Just("missing secret".to_owned()),
+        1 => Just("found".to_owned()),
+        1 => prop_oneof![Just("delete 30"), Just("delete 0")].prop_map(str::to_owned),
+    ]
+}
+
+/// Whether the step can happen now.
+fn is_possible(world: &World, step: &str) -> bool {
+    match step.split(' ').collect::<Vec<_>>().as_slice() {
+        ["exit", name, _] => world.live(name).is_some(),
+        _ => true,
+    }
+}
+
+/// All is well from now on; whoever should end does.
+fn recover(world: &mut World) {
+    for step in ["mend", "found", "release"] {
+        world.step(step);
+    }
+    for _ in 0..8 {
+        world.wait(700);
+        for name in ["i", "j"] {
+            if let Some(id) = world.live(name) {
+                world.end(&id, 0);
+            }
+        }
+    }
+    world.settle();
+}
+
+/// What must have become of the pod.
+fn must_have_converged(world: &World) {
+    let running =
+        |name: &str| world.observed.containers.iter().any(|c| c.name == name && c.is_running());
+    if world.pod.is_deleted() {
+        assert!(world.finished, "not gone: {:?}", world.observed);
+        assert!(world.observed.containers.is_empty() && world.observed.sandboxes.is_empty());
+        return;
+    }
+    if world.memory.ended.is_some() {
+        let live = world.observed.containers.iter().find(|c| c.may_run());
+        assert!(live.is_none() && world.observed.sandbox().is_none(), "{:?}", world.observed);
+        assert_eq!(world.observed.volumes, crate::observed::VolumesState::Gone);
+        return;
+    }
+    assert_eq!(world.observed.sandboxes.len(), 1, "{:?}", world.observed.sandboxes);
+    for container in world.pod.containers() {
+        let last = world.memory.containers.get(&container.name).and_then(|kept| kept.last.as_ref());
+        let may_rest = match world.pod.restart_policy() {
+            crate::pod::RestartPolicy::Always => false,
+            crate::pod::RestartPolicy::OnFailure => last.is_some_and(|last| last.exit_code == 0),
+            crate::pod::RestartPolicy::Never => last.is_some(),
+        };
+        assert!(running(&container.name) || may_rest, "{} rests: {last:?}", container.name);
+        let image = container.image.as_ref();
+        let stale = world
+            .observed
+            .containers
+            .iter()
+            .find(|c| c.name == container.name && c.is_running() && Some(&c.image) != image);
+        assert!(stale.is_none(), "{stale:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(config(LIVES))]
+
+    #[test]
+    fn every_life_gets_where_it_should(spec in spec(), steps in vec(step(), 0..STEPS_MAX)) {
+        let mut world = World::new(&spec);
+        world.settle();
+        for step in steps.iter().filter(|step| !step.is_empty()) {
+            if is_possible(&world, step) {
+                world.step(step);
+            }
+        }
+        recover(&mut world);
+        must_have_converged(&world);
+    }
+}
