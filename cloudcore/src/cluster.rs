@@ -79,6 +79,7 @@ impl Cluster {
     ) {
         let mut index = self.index();
         if epoch != index.epoch() || epoch != evidence.epoch() {
+            index.ask_again(reference);
             return;
         }
         let touched = index.fetched(reference, found);
@@ -151,6 +152,7 @@ pub async fn run(
                 break;
             }
             if !under_way.contains(&reference) {
+                cluster.index().asking(&reference);
                 under_way.push(reference.clone());
                 fetches.spawn(fetch(cluster.clone(), evidence.clone(), reads.clone(), reference));
             }
@@ -163,7 +165,9 @@ pub async fn run(
                     Ok(reference) => under_way.retain(|other| *other != reference),
                     Err(error) => {
                         tracing::error!(%error, "a fetch panicked");
-                        under_way.clear();
+                        for reference in under_way.drain(..) {
+                            cluster.index().ask_again(&reference);
+                        }
                     }
                 }
             }
@@ -204,6 +208,7 @@ async fn fetch(
     };
     tracing::warn!(path, error = failed, "cannot get what a pod refers to");
     tokio::time::sleep(FETCH_RETRY).await;
+    cluster.index().ask_again(&reference);
 
     reference
 }

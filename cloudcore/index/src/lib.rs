@@ -45,8 +45,10 @@ struct Shared {
     object: Option<Arc<Object>>,
     /// Pods that refer to it.
     pods: BTreeSet<Uid>,
-    /// To be asked for: never was, or the metadata watch told of a change.
+    /// To be asked for: never was, or the metadata watch told of a change since it last was.
     is_stale: bool,
+    /// An answer came: `object` is what the API server had, also if that is nothing.
+    is_known: bool,
 }
 
 /// See the crate's documentation.
@@ -170,6 +172,20 @@ impl Index {
         stale.map(|(reference, _)| reference.clone()).collect()
     }
 
+    /// A GET of the reference begins: what is heard from now on asks for another.
+    pub fn asking(&mut self, reference: &Reference) {
+        if let Some(shared) = self.shared.get_mut(reference) {
+            shared.is_stale = false;
+        }
+    }
+
+    /// The GET of the reference failed.
+    pub fn ask_again(&mut self, reference: &Reference) {
+        if let Some(shared) = self.shared.get_mut(reference) {
+            shared.is_stale = true;
+        }
+    }
+
     /// The answer to a GET of a reference: the object, or that there is none.
     pub fn fetched(
         &mut self,
@@ -177,7 +193,6 @@ impl Index {
         found: Option<Bytes>,
     ) -> Result<Touched, ContentError> {
         let Some(shared) = self.shared.get_mut(reference) else { return Ok(Touched::new()) };
-        shared.is_stale = false;
         let object = match found {
             Some(bytes) => {
                 let content = Content::read(reference.kind, &bytes)?;
@@ -193,7 +208,8 @@ impl Index {
             (Some(_), None) | (None, Some(_)) => false,
         };
         shared.object = object;
-        let pods = if is_same { BTreeSet::new() } else { shared.pods.clone() };
+        let is_news = !std::mem::replace(&mut shared.is_known, true) || !is_same;
+        let pods = if is_news { shared.pods.clone() } else { BTreeSet::new() };
 
         Ok(self.nodes_of(&pods))
     }
@@ -217,7 +233,8 @@ impl Index {
 
     /// Everything the node must hold, what a pod refers to before the pod.
     ///
-    /// A pod whose references were not asked for yet is left out: it comes with them.
+    /// A pod whose references were never answered is left out: it comes with them. Once they were, a
+    /// change of theirs leaves it in: what is left out here is not gone ([`Index::is_wanted`]).
     pub fn desired(&self, node: &NodeName) -> Vec<Arc<Object>> {
         let mut wanted: BTreeMap<ObjectKey, Arc<Object>> = BTreeMap::new();
         let mut pods = Vec::new();
@@ -231,9 +248,7 @@ impl Index {
         for (_, pod) in self.pods_of(node) {
             namespaces.insert(pod.namespace.as_str());
             let known = |reference: &Reference| {
-                self.shared
-                    .get(reference)
-                    .is_some_and(|shared| !shared.is_stale || shared.object.is_some())
+                self.shared.get(reference).is_some_and(|shared| shared.is_known)
             };
             if !pod.references.iter().all(known) {
                 continue;
@@ -253,6 +268,23 @@ impl Index {
         }
 
         wanted.into_values().chain(pods).collect()
+    }
+
+    /// Whether the node has a use for an object that [`Index::desired`] does not tell: a pod that is
+    /// bound to it, or what such a pod refers to; `None` while that was never answered.
+    pub fn is_wanted(&self, node: &NodeName, key: &ObjectKey) -> Option<bool> {
+        match key.kind() {
+            Kind::Pod => Some(self.pods_of(node).any(|(uid, _)| ObjectKey::pod(uid) == *key)),
+            Kind::ConfigMap | Kind::Secret => {
+                let references = || self.pods_of(node).flat_map(|(_, pod)| &pod.references);
+                let Some(reference) = references().find(|reference| reference.key() == *key) else {
+                    return Some(false);
+                };
+                let shared = self.shared.get(reference).filter(|shared| shared.is_known)?;
+                Some(shared.object.is_some())
+            }
+            Kind::Service | Kind::Node | Kind::Token => Some(false),
+        }
     }
 
     /// Namespace, name and node of a pod.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use proto::ids::Kind;
+use proto::ids::{Kind, ObjectKey};
 use serde_json::Value;
 
 /// A ConfigMap or Secret by name.
@@ -20,6 +20,11 @@ impl Reference {
     /// A reference.
     pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
         Self { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    /// The key of what it refers to.
+    pub fn key(&self) -> ObjectKey {
+        ObjectKey::named(self.kind, &self.namespace, &self.name)
     }
 
     /// `namespace/name`.

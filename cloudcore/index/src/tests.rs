@@ -62,6 +62,47 @@ fn references_come_before_the_pod_and_only_while_it_refers() {
 }
 
 #[test]
+fn a_pod_stays_while_what_it_refers_to_is_made_anew() {
+    let mut index = Index::new(1);
+    let uses = json!({ "volumes": [{ "name": "v", "configMap": { "name": "map" } }] });
+    let map = Reference::new(Kind::ConfigMap, "default", "map");
+    index.apply(Kind::Pod, pod("web", "edge-1", 5, &uses)).unwrap();
+    assert_eq!(index.is_wanted(&edge(), &map.key()), None, "nobody has answered");
+    let touched = index.fetched(&map, None).unwrap();
+    assert_eq!(touched, Touched::from([edge()]), "the pod need not wait any longer");
+    assert_eq!(held(&index), ["Pod uid-web"]);
+    assert_eq!(index.is_wanted(&edge(), &map.key()), Some(false));
+
+    index.apply(Kind::ConfigMap, named("map", 7, "")).unwrap();
+    assert_eq!(index.stale(), std::slice::from_ref(&map));
+    assert_eq!(held(&index), ["Pod uid-web"], "the map is made anew: the pod stays");
+    index.fetched(&map, Some(named("map", 7, "red"))).unwrap();
+    index.delete(Kind::ConfigMap, &named("map", 8, "")).unwrap();
+    assert_eq!(held(&index), ["ConfigMap default/map", "Pod uid-web"]);
+    assert_eq!(index.is_wanted(&edge(), &map.key()), Some(true));
+}
+
+#[test]
+fn what_is_heard_while_asking_is_asked_for_again() {
+    let mut index = Index::new(1);
+    let uses = json!({ "volumes": [{ "name": "v", "configMap": { "name": "map" } }] });
+    let map = Reference::new(Kind::ConfigMap, "default", "map");
+    index.apply(Kind::Pod, pod("web", "edge-1", 5, &uses)).unwrap();
+    index.asking(&map);
+    assert_eq!(index.stale(), []);
+    index.apply(Kind::ConfigMap, named("map", 7, "")).unwrap();
+    index.fetched(&map, Some(named("map", 6, "old"))).unwrap();
+    assert_eq!(index.stale(), std::slice::from_ref(&map), "the answer was given before the change");
+
+    index.asking(&map);
+    index.fetched(&map, Some(named("map", 7, "new"))).unwrap();
+    assert_eq!(index.stale(), []);
+    index.asking(&map);
+    index.ask_again(&map);
+    assert_eq!(index.stale(), std::slice::from_ref(&map));
+}
+
+#[test]
 fn a_status_of_ours_does_not_echo() {
     let mut index = Index::new(1);
     index.apply(Kind::Pod, pod("web", "edge-1", 5, &json!({}))).unwrap();

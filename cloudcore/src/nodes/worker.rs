@@ -123,7 +123,7 @@ impl Worker {
             let index = self.shared.cluster.index();
             (index.desired(&self.node), passed(&index))
         };
-        let now = index::versions(&wanted);
+        let mut now = index::versions(&wanted);
         for object in wanted {
             let before = self.sent.get(&object.key);
             let is_same = before.is_some_and(|before| {
@@ -140,6 +140,11 @@ impl Worker {
             .map(|(key, version)| (key.clone(), version.uid.clone()))
             .collect();
         for (key, uid) in gone {
+            // What cannot be told just now is not gone.
+            if self.shared.cluster.index().is_wanted(&self.node, &key) != Some(false) {
+                now.extend(self.sent.remove_entry(&key));
+                continue;
+            }
             let gone_at = passed.get(&key.kind()).copied().unwrap_or_default();
             self.session.change(Desired::Delete { key, uid, gone_at }).await;
         }

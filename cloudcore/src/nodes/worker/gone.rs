@@ -76,8 +76,11 @@ impl Worker {
             Kind::Token => {
                 Some(self.shared.cluster.index().pods_on(&self.node).contains(&version.uid))
             }
-            // Nothing on the node refers to it: the index has seen every pod.
-            Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::Node => Some(false),
+            // The index has seen every pod, but not yet all that pods refer to.
+            Kind::ConfigMap | Kind::Secret => {
+                self.shared.cluster.index().is_wanted(&self.node, &key)
+            }
+            Kind::Service | Kind::Node => Some(false),
         };
         match is_there {
             Some(true) => self.session.still_wanted(key).await,
