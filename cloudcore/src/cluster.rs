@@ -69,18 +69,17 @@ impl Cluster {
         }
     }
 
-    /// Takes the answer to a GET in `epoch`; it is asked for again if that is over.
+    /// Takes the answer to a GET in `epoch`; `false` if that is over.
     fn fetched(
         &self,
         epoch: u64,
         evidence: &Evidence,
         reference: &Reference,
         found: Option<bytes::Bytes>,
-    ) {
+    ) -> bool {
         let mut index = self.index();
         if epoch != index.epoch() || epoch != evidence.epoch() {
-            index.ask_again(reference);
-            return;
+            return false;
         }
         let touched = index.fetched(reference, found);
         drop(index);
@@ -90,6 +89,8 @@ impl Cluster {
                 tracing::warn!(error = %telemetry::chain(&error), "skipping an object");
             }
         }
+
+        true
     }
 
     fn wakers(&self) -> MutexGuard<'_, BTreeMap<NodeName, Arc<Notify>>> {
@@ -175,7 +176,7 @@ pub async fn run(
     }
 }
 
-/// Waits after a failed GET, so that a forbidding API server is not asked in a loop.
+/// Waits after a GET without use, so that a forbidding API server is not asked in a loop.
 const FETCH_RETRY: std::time::Duration = std::time::Duration::from_secs(2);
 
 async fn fetch(
@@ -191,22 +192,21 @@ async fn fetch(
     let path =
         format!("/api/v1/namespaces/{}/{collection}/{}", reference.namespace, reference.name);
     let epoch = cluster.index().epoch();
-    let failed = match watch::get(&client, &path).await {
-        Ok(Some(found)) => {
-            cluster.fetched(epoch, &evidence, &reference, Some(found));
-            return reference;
-        }
+    let found = match watch::get(&client, &path).await {
         // What is gone is deleted on the edge: only our cluster may say so, in this history.
-        Ok(None) => match evidence.look().await {
-            Ok(()) => {
-                cluster.fetched(epoch, &evidence, &reference, None);
+        Ok(None) => evidence.look().await.map(|()| None).map_err(|doubt| telemetry::chain(&doubt)),
+        Ok(found) => Ok(found),
+        Err(error) => Err(telemetry::chain(&*error)),
+    };
+    match found {
+        Ok(found) => {
+            if cluster.fetched(epoch, &evidence, &reference, found) {
                 return reference;
             }
-            Err(doubt) => telemetry::chain(&doubt),
-        },
-        Err(error) => telemetry::chain(&*error),
-    };
-    tracing::warn!(path, error = failed, "cannot get what a pod refers to");
+            // The lists of the new epoch are under way.
+        }
+        Err(error) => tracing::warn!(path, error, "cannot get what a pod refers to"),
+    }
     tokio::time::sleep(FETCH_RETRY).await;
     cluster.index().ask_again(&reference);
 

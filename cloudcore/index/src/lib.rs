@@ -158,13 +158,6 @@ impl Index {
             .all(|kind| self.passed.get(&kind).is_some_and(|point| *point >= edge.get(kind)))
     }
 
-    /// Kinds that were listed and not yet watched as far as the edge was taken, with how far that is.
-    pub fn behind(&self, edge: &HighWater) -> Vec<(Kind, Point)> {
-        edge.iter()
-            .filter(|(kind, mark)| self.passed.get(kind).is_some_and(|point| point < mark))
-            .collect()
-    }
-
     /// ConfigMaps and Secrets to be asked for.
     pub fn stale(&self) -> Vec<Reference> {
         let stale = self.shared.iter().filter(|(_, shared)| shared.is_stale);

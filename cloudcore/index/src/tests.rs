@@ -165,8 +165,7 @@ fn a_new_epoch_beats_any_revision_and_asks_for_everything_again() {
     let mut edge_has = HighWater::default();
     edge_has.raise(Kind::Pod, Point { epoch: 1, revision: 905 });
     edge_has.raise(Kind::Service, Point { epoch: 1, revision: 901 });
-    let service = (Kind::Service, Point { epoch: 1, revision: 901 });
-    assert_eq!(index.behind(&edge_has), [service]);
+    assert!(!index.has_passed(&edge_has));
 
     index.begin_epoch(2);
     assert!(!index.has_passed(&edge_has), "nothing of the new history is known yet");
