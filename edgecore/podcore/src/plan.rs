@@ -206,7 +206,8 @@ fn remember(memory: &mut Memory, observed: &Observed, now: Timestamp) {
     }
 }
 
-fn termination(container: &ContainerView, sandbox_attempt: u32) -> Option<Termination> {
+/// What the runtime says of the end of an instance.
+pub(crate) fn termination(container: &ContainerView, sandbox_attempt: u32) -> Option<Termination> {
     let ContainerState::Exited { started_at, finished_at, exit_code, reason, message } =
         &container.state
     else {

@@ -3,6 +3,8 @@
 
 mod conditions;
 mod containers;
+#[cfg(test)]
+mod tests;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, HostIP, PodIP, PodStatus};
@@ -64,8 +66,6 @@ pub fn status(
     let ended = memory.ended.as_ref().filter(|ended| ended.stopped);
     let phase = phase(ended, &init_statuses, &container_statuses);
     let pod_ips = if pod.host_network() { &context.host_ips } else { &memory.ips };
-    let has_sandbox = observed.sandbox().is_some() || ended.is_some() || !memory.ips.is_empty();
-    let pod_ips: &[String] = if has_sandbox { pod_ips } else { &[] };
     let optional = |statuses: Vec<ContainerStatus>| (!statuses.is_empty()).then_some(statuses);
 
     PodStatus {

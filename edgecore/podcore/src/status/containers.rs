@@ -8,9 +8,9 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::StatusContext;
-use crate::memory::{ContainerMemory, ImageFound, Memory, Termination};
+use crate::memory::{ContainerMemory, Failure, ImageFound, Memory, Termination};
 use crate::observed::{ContainerState, ContainerView, Observed};
-use crate::plan::{UNKNOWN_END, UNKNOWN_EXIT_CODE};
+use crate::plan::{UNKNOWN_END, UNKNOWN_EXIT_CODE, termination};
 use crate::pod::{PodView, RestartPolicy};
 use crate::translate::container_hash;
 
@@ -35,7 +35,7 @@ pub(super) fn init(
         .collect()
 }
 
-/// Containers.
+/// Containers, sorted by name as the kubelet does.
 pub(super) fn main(
     pod: &PodView,
     memory: &Memory,
@@ -45,7 +45,11 @@ pub(super) fn main(
 ) -> Vec<ContainerStatus> {
     let look = Look { pod, memory, observed, context, now };
 
-    pod.containers().iter().map(|c| look.status(c, RestartPolicy::Always)).collect()
+    let mut statuses: Vec<_> =
+        pod.containers().iter().map(|c| look.status(c, RestartPolicy::Always)).collect();
+    statuses.sort_by(|a, b| a.name.cmp(&b.name));
+
+    statuses
 }
 
 struct Look<'a> {
@@ -65,13 +69,14 @@ impl Look<'_> {
         let view = self.observed.newest(&container.name);
         let live = view.filter(|view| !matches!(view.state, ContainerState::Exited { .. }));
         let running = view.filter(|view| view.is_running());
-        let (state, last) = match (live, &kept.last) {
-            (Some(view), last) => (self.of_live(container, view), last.as_ref()),
+        let (state, previous) = match (live, &kept.last) {
+            (Some(view), last) => {
+                (self.of_live(container, view), last.as_ref().map(|end| self.terminated(end)))
+            }
             (None, Some(end)) => self.of_ended(container, kept, end, role),
             (None, None) => (self.waiting_to_start(container), None),
         };
         let was_made = view.is_some() || kept.last.is_some();
-        let previous = last.map(|end| self.terminated(end));
         let (image, image_ref, id) = self.identity(container, view, kept);
 
         ContainerStatus {
@@ -110,13 +115,13 @@ impl Look<'_> {
     }
 
     /// Ended for good, or waiting for its next start.
-    fn of_ended<'a>(
+    fn of_ended(
         &self,
         container: &Container,
         kept: &ContainerMemory,
-        end: &'a Termination,
+        end: &Termination,
         role: RestartPolicy,
-    ) -> (State, Option<&'a Termination>) {
+    ) -> (State, Option<State>) {
         let failure = self.failure(container);
         let stays = self.memory.ended.is_some()
             || self.pod.is_deleted()
@@ -127,7 +132,7 @@ impl Look<'_> {
         let hash = container_hash(container);
         let waits = kept.crash_wait(end, &hash, self.now).is_some();
         if stays || !(waits || failure.is_some()) {
-            return (self.terminated(end), None);
+            return (self.terminated(end), self.end_before(container, end));
         }
         let state = failure.unwrap_or_else(|| {
             let message = format!(
@@ -139,7 +144,15 @@ impl Look<'_> {
             waiting("CrashLoopBackOff", Some(message))
         });
 
-        (state, Some(end))
+        (state, Some(self.terminated(end)))
+    }
+
+    /// The end before that one, if the runtime still has it.
+    fn end_before(&self, container: &Container, end: &Termination) -> Option<State> {
+        let all = self.observed.containers.iter().filter(|c| c.name == container.name);
+        let before = all.filter(|c| c.attempt < end.attempt).max_by_key(|c| c.attempt)?;
+
+        Some(self.terminated(&termination(before, 0)?))
     }
 
     fn of_live(&self, container: &Container, view: &ContainerView) -> State {
@@ -194,9 +207,14 @@ impl Look<'_> {
         let note = note.filter(|note| Some(&note.image) == container.image.as_ref());
         if let Some(ImageFound::Failed(failure)) = note.map(|note| &note.found) {
             // After the first try it is the waiting that is told, as the kubelet does.
-            let is_waiting = failure.reason == "ErrImagePull" && failure.count > 1;
-            let reason = if is_waiting { "ImagePullBackOff" } else { &failure.reason };
-            return Some(waiting(reason, Some(failure.message.clone())));
+            let Failure { reason, message, count, .. } = failure;
+            let image = container.image.as_deref().unwrap_or_default();
+            return Some(if reason == "ErrImagePull" && *count > 1 {
+                let message = format!("Back-off pulling image \"{image}\": {reason}: {message}");
+                waiting("ImagePullBackOff", Some(message))
+            } else {
+                waiting(reason, Some(message.clone()))
+            });
         }
         let failure = transient.start_failures.get(&container.name)?;
 
