@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::hub::Sessions;
+use crate::nodes::PROVIDER_PREFIX;
 use crate::{clock, telemetry};
 
 /// Between sweeps.
@@ -87,7 +88,7 @@ fn ready_since(pod: &Value) -> Option<Timestamp> {
 fn is_ours(node: &Value) -> bool {
     let provider = node["spec"]["providerID"].as_str().unwrap_or_default();
 
-    provider.starts_with("holdfast://") && node["metadata"]["labels"][LABEL] != "false"
+    provider.starts_with(PROVIDER_PREFIX) && node["metadata"]["labels"][LABEL] != "false"
 }
 
 /// Sweeps until asked to stop.

@@ -1,11 +1,12 @@
 //! Where edges connect: the only place of cloudcore that owns link sockets.
 //!
-//! [`listener`] accepts and bounds what has not proved itself; [`routes`] answers joining and turns
-//! a proven node's request into a WebSocket; [`admission`] decides which session of a node is the
-//! current one and records it; [`session`] runs the link. What the rest of cloudcore sees is
-//! [`Connected`], [`SessionEvent`], [`SessionHandle`] and [`Sessions`].
+//! [`listener`] accepts and bounds what has not proved itself; [`routes`] answers and turns a proven
+//! node's request into a WebSocket; [`joining`] lets machines in; [`admission`] decides which session
+//! of a node is the current one and records it; [`session`] runs the link. What the rest of
+//! cloudcore sees is [`Connected`], [`SessionEvent`], [`SessionHandle`] and [`Sessions`].
 
 mod admission;
+mod joining;
 mod listener;
 mod rate;
 mod routes;

@@ -19,6 +19,9 @@ use crate::evidence::Evidence;
 use crate::hub::Connected;
 use crate::kubelet_api;
 
+/// `spec.providerID` of an edge node begins with this; the node's name follows.
+pub const PROVIDER_PREFIX: &str = "holdfast://";
+
 /// What every worker needs.
 pub struct Shared {
     /// What is known of the API server's objects.

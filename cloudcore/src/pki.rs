@@ -14,9 +14,10 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use proto::admission::TicketKey;
 use proto::ids::NodeName;
+use proto::object::hex;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKey, PublicKeyData as _,
 };
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::RootCertStore;
@@ -218,28 +219,14 @@ impl Authority {
 
     /// Signs the request of a node that has proved who it is. Only its key is taken from the
     /// request; name, usages and life are ours.
-    pub fn sign_node(&self, node: &NodeName, csr_pem: &str) -> Result<String, PkiError> {
-        let refused = |reason: String| PkiError::Request { node: node.clone(), reason };
-        let request = CertificateSigningRequestParams::from_pem(csr_pem)
-            .map_err(|error| refused(error.to_string()))?;
-        let asked = &request.params.distinguished_name;
-        let has = |kind: DnType, value: &str| {
-            asked.get(&kind).is_some_and(|found| {
-                *found == rcgen::DnValue::Utf8String(value.to_owned())
-                    || format!("{found:?}").contains(&format!("\"{value}\""))
-            })
-        };
-        let common_name = format!("{NODE_PREFIX}{node}");
-        if !has(DnType::CommonName, &common_name) || !has(DnType::OrganizationName, NODES_GROUP) {
-            return Err(refused(format!("its subject must be O={NODES_GROUP}, CN={common_name}")));
-        }
+    pub fn sign(&self, request: NodeRequest) -> Result<String, PkiError> {
+        let NodeRequest { node, public_key } = request;
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::OrganizationName, NODES_GROUP);
-        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.distinguished_name.push(DnType::CommonName, format!("{NODE_PREFIX}{node}"));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         valid_for(&mut params, NODE_LIFE);
-        let public_key = request.public_key;
         let signed = CertificateSigningRequestParams { params, public_key }
             .signed_by(&self.issuer)
             .map_err(|source| PkiError::Make { what: format!("node {node}"), source })?;
@@ -307,6 +294,58 @@ fn valid_for(params: &mut CertificateParams, life: Duration) {
     let now = crate::clock::system_time();
     params.not_before = (now - CLOCK_SKEW).into();
     params.not_after = (now + life).into();
+}
+
+/// The SHA-256 of a node's public key, in hex: tells machines of one name apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyHash(String);
+
+impl KeyHash {
+    /// 64 hex digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A certificate request that was checked: it is signed by its key, and its subject is the node.
+#[derive(Debug)]
+pub struct NodeRequest {
+    node: NodeName,
+    public_key: PublicKey,
+}
+
+impl NodeRequest {
+    /// Checks what a node sent, PEM.
+    pub fn parse(node: &NodeName, csr_pem: &str) -> Result<Self, PkiError> {
+        let refused = |reason: String| PkiError::Request { node: node.clone(), reason };
+        let request = CertificateSigningRequestParams::from_pem(csr_pem)
+            .map_err(|error| refused(error.to_string()))?;
+        let subject = &request.params.distinguished_name;
+        let common_name = format!("{NODE_PREFIX}{node}");
+        let is_of_node = text_of(subject.get(&DnType::CommonName)) == Some(&common_name)
+            && text_of(subject.get(&DnType::OrganizationName)) == Some(NODES_GROUP);
+        if !is_of_node {
+            return Err(refused(format!("its subject must be O={NODES_GROUP}, CN={common_name}")));
+        }
+
+        Ok(Self { node: node.clone(), public_key: request.public_key })
+    }
+
+    /// Of its public key.
+    pub fn key_hash(&self) -> KeyHash {
+        let der = self.public_key.der_bytes();
+
+        KeyHash(hex(ring::digest::digest(&ring::digest::SHA256, der).as_ref()))
+    }
+}
+
+/// A subject has one of two kinds of string in practice (RFC 5280, section 4.1.2.4).
+fn text_of(value: Option<&DnValue>) -> Option<&str> {
+    let value = value?;
+    if let DnValue::PrintableString(text) = value {
+        return Some(text.as_str());
+    }
+    if let DnValue::Utf8String(text) = value { Some(text) } else { None }
 }
 
 /// The node that a verified client certificate names.

@@ -15,10 +15,13 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::Shared;
 use crate::clock;
+use crate::pki::KeyHash;
 
 const SHOWN: &str = "holdfast.dev/ticket-shown";
 const SINCE: &str = "holdfast.dev/ticket-since";
 const REVOKED: &str = "holdfast.dev/revoked";
+/// The hash of the key that the node last joined with.
+const KEY: &str = "holdfast.dev/joined-key";
 /// Label of every session record.
 pub(super) const LABEL: &str = "holdfast.dev/session";
 
@@ -40,7 +43,7 @@ pub(super) async fn admit(shared: &Shared, hello: &Hello) -> Result<Admission, R
             Decision::Admit { record, ticket } => (record, ticket),
             Decision::Refuse(refusal) => return Err(refusal),
         };
-        match write(shared, &leases, &hello.node, kept, &record).await {
+        match write(shared, &leases, &hello.node, kept, &record, None).await {
             Ok(()) => {
                 return Ok(Admission {
                     generation: record.generation,
@@ -57,13 +60,31 @@ pub(super) async fn admit(shared: &Shared, hello: &Hello) -> Result<Admission, R
     Err(refusal(format!("the session record of {} is changed too often", hello.node)))
 }
 
-/// Records that a node has joined by token.
-pub(super) async fn joined(shared: &Shared, node: &NodeName) -> Result<(), kube::Error> {
+/// Records that the machine with this key has joined as `node` by token. Sessions of another
+/// machine of that name end: their generation is over.
+pub(super) async fn joined(
+    shared: &Shared,
+    node: &NodeName,
+    key: &KeyHash,
+) -> Result<(), kube::Error> {
     let leases: Api<Lease> = Api::namespaced(shared.client.clone(), &shared.namespace);
     let kept = leases.get_opt(node.as_str()).await?;
     let record = Record::joined(kept.as_ref().and_then(read).as_ref());
 
-    write(shared, &leases, node, kept, &record).await
+    write(shared, &leases, node, kept, &record, Some(key)).await
+}
+
+/// Whether another machine than that with this key has joined as `node`.
+pub(super) async fn is_of_another(
+    shared: &Shared,
+    node: &NodeName,
+    key: &KeyHash,
+) -> Result<bool, kube::Error> {
+    let leases: Api<Lease> = Api::namespaced(shared.client.clone(), &shared.namespace);
+    let Some(kept) = leases.get_opt(node.as_str()).await? else { return Ok(false) };
+    let known = kept.metadata.annotations.as_ref().and_then(|all| all.get(KEY));
+
+    Ok(known.is_none_or(|known| known != key.as_str()))
 }
 
 /// Whether a node with a good certificate may have another.
@@ -80,6 +101,7 @@ async fn write(
     node: &NodeName,
     kept: Option<Lease>,
     record: &Record,
+    key: Option<&KeyHash>,
 ) -> Result<(), kube::Error> {
     let exists = kept.is_some();
     let mut lease = kept.unwrap_or_default();
@@ -88,6 +110,9 @@ async fn write(
     let annotations = lease.metadata.annotations.get_or_insert_default();
     annotations.insert(SHOWN.to_owned(), record.shown.to_string());
     annotations.insert(SINCE.to_owned(), record.since.to_string());
+    if let Some(key) = key {
+        annotations.insert(KEY.to_owned(), key.as_str().to_owned());
+    }
     if record.revoked {
         annotations.insert(REVOKED.to_owned(), "true".to_owned());
     } else {

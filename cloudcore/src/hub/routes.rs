@@ -18,8 +18,9 @@ use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::joining::{self, JoinError};
 use super::{Shared, admission, session};
-use crate::pki::token;
+use crate::pki::NodeRequest;
 use crate::{clock, telemetry};
 
 /// A token, a name and a certificate request have 2 KiB.
@@ -27,14 +28,6 @@ const BODY_BYTES_MAX: usize = 16 * 1024;
 
 /// From the head to the end of the body: a bad mobile link. Slower ones give their place back.
 const BODY_MAX: Duration = Duration::from_secs(10);
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct JoinRequest {
-    token: String,
-    node_name: String,
-    csr: String,
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,43 +85,27 @@ async fn body_of(request: Request<Incoming>) -> Result<Bytes, String> {
 }
 
 async fn join(request: Request<Incoming>, shared: &Shared) -> Answer {
-    let bad = |error: &str| refuse(StatusCode::BAD_REQUEST, "BadRequest", error);
-    if !shared.joins.try_take(clock::now()) {
-        let error = "too many machines ask to join at once; ask again in a few seconds";
-        return refuse(StatusCode::TOO_MANY_REQUESTS, "NotReady", error);
+    let joined = async {
+        if !shared.joins.try_take(clock::now()) {
+            return Err(JoinError::Busy);
+        }
+        let body = body_of(request).await.map_err(JoinError::Body)?;
+        joining::join(shared, &body).await
+    };
+    match joined.await {
+        Ok(certificate) => certified(shared, &certificate),
+        Err(error) => {
+            let text = telemetry::chain(&error);
+            tracing::warn!(error = %text, "a machine was refused to join");
+            refuse(error.status(), error.reason(), &text)
+        }
     }
-    let body = match body_of(request).await {
-        Ok(body) => body,
-        Err(error) => return bad(&error),
-    };
-    let asked: JoinRequest = match serde_json::from_slice(&body) {
-        Ok(asked) => asked,
-        Err(error) => return bad(&format!("the body is not understood: {error}")),
-    };
-    let node = match NodeName::new(asked.node_name) {
-        Ok(node) => node,
-        Err(error) => return bad(&error.to_string()),
-    };
-    let now = clock::timestamp();
-    let client = shared.client.clone();
-    if let Err(error) = token::check(client, &shared.namespace, &asked.token, &node, now).await {
-        tracing::warn!(%node, error = %telemetry::chain(&error), "a node was refused to join");
-        return refuse(StatusCode::FORBIDDEN, error.reason(), &telemetry::chain(&error));
-    }
-    let certificate = match shared.authority.sign_node(&node, &asked.csr) {
-        Ok(certificate) => certificate,
-        Err(error) => return bad(&telemetry::chain(&error)),
-    };
-    if let Err(error) = admission::joined(shared, &node).await {
-        let error = format!("the session record cannot be kept: {}", telemetry::chain(&error));
-        return refuse(StatusCode::SERVICE_UNAVAILABLE, "NotReady", &error);
-    }
-    tracing::info!(%node, "a node joined");
+}
 
-    json(
-        StatusCode::OK,
-        &serde_json::json!({ "certificate": certificate, "ca": shared.authority.ca_pem() }),
-    )
+fn certified(shared: &Shared, certificate: &str) -> Answer {
+    let ca = shared.authority.ca_pem();
+
+    json(StatusCode::OK, &serde_json::json!({ "certificate": certificate, "ca": ca }))
 }
 
 /// Gives a node that proves itself a certificate of the same name. That alone opens no link: the
@@ -158,16 +135,14 @@ async fn renew(request: Request<Incoming>, node: Option<NodeName>, shared: &Shar
             return refuse(StatusCode::SERVICE_UNAVAILABLE, "NotReady", &error);
         }
     }
-    let certificate = match shared.authority.sign_node(&node, &asked.csr) {
-        Ok(certificate) => certificate,
-        Err(error) => return bad(&telemetry::chain(&error)),
-    };
-    tracing::info!(%node, "a node renewed its certificate");
-
-    json(
-        StatusCode::OK,
-        &serde_json::json!({ "certificate": certificate, "ca": shared.authority.ca_pem() }),
-    )
+    let signed = NodeRequest::parse(&node, &asked.csr).and_then(|new| shared.authority.sign(new));
+    match signed {
+        Ok(certificate) => {
+            tracing::info!(%node, "a node renewed its certificate");
+            certified(shared, &certificate)
+        }
+        Err(error) => bad(&telemetry::chain(&error)),
+    }
 }
 
 /// The server's half of the WebSocket handshake (RFC 6455, section 4.2).

@@ -27,7 +27,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::pki::SERVER_NAME;
+use crate::pki::{NodeRequest, SERVER_NAME};
 use api::Api;
 
 /// Longest wait for anything: more than the hub gives a handshake.
@@ -170,7 +170,8 @@ struct Who {
 
 fn node_of(authority: &Authority, node: &str) -> Who {
     let (csr, key) = request_of("system:nodes", &format!("system:node:{node}"));
-    let certificate = authority.sign_node(&NodeName::new(node).unwrap(), &csr).unwrap();
+    let request = NodeRequest::parse(&NodeName::new(node).unwrap(), &csr).unwrap();
+    let certificate = authority.sign(request).unwrap();
 
     Who { certificate, key }
 }
@@ -286,54 +287,95 @@ fn a_peer_that_says_nothing_is_let_go() {
     });
 }
 
+const SECRET: [u8; 32] = [7; 32];
+
+fn token(id: &str) -> String {
+    let secret = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(SECRET);
+
+    format!("hf1.{}.{id}.{secret}", "a".repeat(64))
+}
+
+impl Hub {
+    fn keep_token(&self, id: &str, expires: &str, node: &str, single: &str) {
+        let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+        let hash =
+            proto::object::hex(ring::digest::digest(&ring::digest::SHA256, &SECRET).as_ref());
+        let data = json!({
+            "secretHash": encode(&hash), "expires": encode(expires),
+            "nodeName": encode(node), "singleUse": encode(single),
+        });
+        let name = format!("holdfast-join-{id}");
+        let metadata = json!({ "name": name, "resourceVersion": "1" });
+        self.api.put(&format!("{SECRETS}/{name}"), json!({ "metadata": metadata, "data": data }));
+    }
+
+    async fn join_as(&self, node: &str, token: &str, csr: &str) -> String {
+        self.post_join(&json!({ "token": token, "nodeName": node, "csr": csr }).to_string()).await
+    }
+}
+
+const FUTURE: &str = "2200-01-01T00:00:00Z";
+
 #[test]
 fn nodes_join_by_token() {
     block_on(async {
         let hub = Hub::start().await;
-        let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
-        let secret = [7; 32];
-        let hash =
-            proto::object::hex(ring::digest::digest(&ring::digest::SHA256, &secret).as_ref());
-        let token = |id: &str| {
-            let secret = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(secret);
-            format!("hf1.{}.{id}.{secret}", "a".repeat(64))
-        };
-        let keep = |id: &str, expires: &str, node: &str, single: &str| {
-            let data = json!({
-                "secretHash": encode(hash.as_bytes()), "expires": encode(expires.as_bytes()),
-                "nodeName": encode(node.as_bytes()), "singleUse": encode(single.as_bytes()),
-            });
-            let name = format!("holdfast-join-{id}");
-            let secret = json!({ "metadata": { "name": name }, "data": data });
-            hub.api.put(&format!("{SECRETS}/{name}"), secret);
-        };
-        let (future, past) = ("2200-01-01T00:00:00Z", "2000-01-01T00:00:00Z");
-        keep("00000001", future, "", "true");
-        keep("00000002", past, "", "");
-        keep("00000003", future, "edge-9", "");
-        keep("00000004", future, "", "");
+        hub.keep_token("00000001", FUTURE, "", "true");
+        hub.keep_token("00000002", "2000-01-01T00:00:00Z", "", "");
+        hub.keep_token("00000003", FUTURE, "edge-9", "");
+        hub.keep_token("00000004", FUTURE, "", "");
         let own = request_of("system:nodes", "system:node:edge-1").0;
         let (root, other) = (
             request_of("system:masters", "system:node:edge-1").0,
             request_of("system:nodes", "system:node:edge-2").0,
         );
         for (token, csr, expected) in [
+            // What is refused uses nothing up.
+            (token("00000001"), &root, "BadRequest"),
+            (token("00000001"), &other, "BadRequest"),
             (token("00000001"), &own, "certificate"),
-            // Used up.
-            (token("00000001"), &own, "TokenUnknown"),
+            // The answer was lost: the same machine asks again.
+            (token("00000001"), &own, "certificate"),
             (token("00000002"), &own, "TokenExpired"),
             (token("00000003"), &own, "TokenForOtherNode"),
             (token("00000004").replace('B', "C"), &own, "TokenUnknown"),
             ("hf1.x".to_owned(), &own, "TokenMalformed"),
             (token("00000004"), &root, "BadRequest"),
-            (token("00000004"), &other, "BadRequest"),
             (token("00000004"), &own, "certificate"),
         ] {
-            let body = json!({ "token": token, "nodeName": "edge-1", "csr": csr }).to_string();
-            let answer = hub.post_join(&body).await;
+            let answer = hub.join_as("edge-1", &token, csr).await;
             assert!(answer.contains(&format!("\"{expected}\"")), "{expected}: {answer}");
         }
-        assert!(!hub.api.has(&format!("{SECRETS}/holdfast-join-00000001")));
+        let answer = hub.join_as("edge-2", &token("00000001"), &other).await;
+        assert!(answer.contains("\"TokenUsed\""), "{answer}");
+    });
+}
+
+#[test]
+fn a_name_is_given_away_only_by_a_token_for_it() {
+    block_on(async {
+        let hub = Hub::start().await;
+        hub.keep_token("00000001", FUTURE, "", "");
+        let request = |node: &str| request_of("system:nodes", &format!("system:node:{node}")).0;
+        let node = |provider: &str| json!({ "metadata": {}, "spec": { "providerID": provider } });
+        hub.api.put("/api/v1/nodes/control-plane", node(""));
+        hub.api.put("/api/v1/nodes/cloud-node", node("aws:///x/i-1"));
+        hub.api.put("/api/v1/nodes/edge-1", node("holdfast://edge-1"));
+        hub.keep_record(false);
+        for (name, bound, expected) in [
+            ("control-plane", false, "NameTaken"),
+            ("control-plane", true, "certificate"),
+            ("cloud-node", true, "NameTaken"),
+            ("edge-1", false, "NameTaken"),
+            ("edge-1", true, "certificate"),
+            ("edge-2", false, "certificate"),
+            ("edge-2", false, "NameTaken"),
+        ] {
+            hub.keep_token("00000002", FUTURE, name, "");
+            let token = token(if bound { "00000002" } else { "00000001" });
+            let answer = hub.join_as(name, &token, &request(name)).await;
+            assert!(answer.contains(&format!("\"{expected}\"")), "{name} {bound}: {answer}");
+        }
     });
 }
 

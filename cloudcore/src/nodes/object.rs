@@ -7,7 +7,7 @@ use proto::ids::NodeName;
 use proto::wire::Health;
 use serde_json::{Value, json};
 
-use super::port;
+use super::{PROVIDER_PREFIX, port};
 
 /// Pod loop and runtime must have responded within this.
 const RESPONSIVE_MS: u32 = 30_000;
@@ -60,7 +60,7 @@ pub(super) async fn ensure(
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": { "name": node.as_str(), "labels": report["metadata"]["labels"] },
-        "spec": { "providerID": format!("holdfast://{node}") },
+        "spec": { "providerID": format!("{PROVIDER_PREFIX}{node}") },
     });
     for (key, value) in LABELS {
         object["metadata"]["labels"][key] = json!(value);

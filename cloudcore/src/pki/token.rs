@@ -4,14 +4,24 @@
 //! before cloudcore knows the node. The cluster keeps only the hash of the secret.
 
 use jiff::Timestamp;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::DeleteParams;
+use kube::api::PostParams;
 use kube::{Api, Client};
 use proto::ids::NodeName;
 use proto::object::hex;
 
+use super::KeyHash;
+
 /// Prefix of the name of a token's Secret.
 pub const SECRET_PREFIX: &str = "holdfast-join-";
+
+/// Keys of the Secret, as `edgeadm token create` writes them; `usedBy` is ours.
+const SECRET_HASH: &str = "secretHash";
+const EXPIRES: &str = "expires";
+const NODE_NAME: &str = "nodeName";
+const SINGLE_USE: &str = "singleUse";
+const USED_BY: &str = "usedBy";
 
 const VERSION: &str = "hf1";
 const ID_LEN: usize = 8;
@@ -28,7 +38,7 @@ pub enum TokenError {
     Malformed,
     /// No such token, or its secret is wrong.
     #[error(
-        "the token is unknown: it was deleted, used up, or is for another installation; make a new one: edgeadm token create"
+        "the token is unknown: it was deleted or is for another installation; make a new one: edgeadm token create"
     )]
     Unknown,
     /// Too old.
@@ -37,9 +47,14 @@ pub enum TokenError {
     /// For another node.
     #[error("the token is for node {0}")]
     OtherNode(String),
-    /// The API server does not answer.
-    #[error("cannot read the token's secret {name}")]
-    Read {
+    /// Good once, and another machine has used it.
+    #[error("the token was good once and is used up; make a new one: edgeadm token create")]
+    Used,
+    /// The API server does not answer, or refuses.
+    #[error("cannot {verb} the token's secret {name}")]
+    Store {
+        /// get or update.
+        verb: &'static str,
         /// The Secret.
         name: String,
         /// Why.
@@ -56,52 +71,98 @@ impl TokenError {
             Self::Unknown => "TokenUnknown",
             Self::Expired(_) => "TokenExpired",
             Self::OtherNode(_) => "TokenForOtherNode",
-            Self::Read { .. } => "NotReady",
+            Self::Used => "TokenUsed",
+            Self::Store { .. } => "NotReady",
         }
     }
 }
 
-/// Checks a token that a node shows.
+/// A token that a machine showed and that is right.
+#[derive(Debug)]
+pub struct Shown {
+    secret: Secret,
+}
+
+impl Shown {
+    /// Whether it was made for one node, by its name.
+    pub fn names_its_node(&self) -> bool {
+        named(&self.secret).is_some()
+    }
+
+    /// Uses up a token that is good once: from now on it is good only for the machine with this
+    /// key, which may ask again if it missed the answer.
+    pub async fn spend(
+        mut self,
+        client: Client,
+        namespace: &str,
+        key: &KeyHash,
+    ) -> Result<(), TokenError> {
+        if field(&self.secret, SINGLE_USE).as_deref() != Some("true")
+            || field(&self.secret, USED_BY).is_some()
+        {
+            return Ok(());
+        }
+        let name = self.secret.metadata.name.clone().unwrap_or_default();
+        let used = ByteString(key.as_str().as_bytes().to_vec());
+        self.secret.data.get_or_insert_default().insert(USED_BY.to_owned(), used);
+        let secrets: Api<Secret> = Api::namespaced(client, namespace);
+        match secrets.replace(&name, &PostParams::default(), &self.secret).await {
+            Ok(_) => Ok(()),
+            // Another machine was faster, or the token was deleted.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                Err(TokenError::Used)
+            }
+            Err(source) => Err(TokenError::Store { verb: "update", name, source }),
+        }
+    }
+}
+
+/// Checks a token that the machine with this key shows to join as `node`.
 pub async fn check(
     client: Client,
     namespace: &str,
     token: &str,
     node: &NodeName,
+    key: &KeyHash,
     now: Timestamp,
-) -> Result<(), TokenError> {
+) -> Result<Shown, TokenError> {
     let (id, secret) = parts(token).ok_or(TokenError::Malformed)?;
     let name = format!("{SECRET_PREFIX}{id}");
     let secrets: Api<Secret> = Api::namespaced(client, namespace);
     let kept = secrets
         .get_opt(&name)
         .await
-        .map_err(|source| TokenError::Read { name: name.clone(), source })?
+        .map_err(|source| TokenError::Store { verb: "get", name, source })?
         .ok_or(TokenError::Unknown)?;
-    let field = |key: &str| {
-        let bytes = kept.data.as_ref().and_then(|data| data.get(key));
-        bytes.and_then(|bytes| String::from_utf8(bytes.0.clone()).ok())
-    };
     let hash = ring::digest::digest(&ring::digest::SHA256, &secret);
     let shown = hex(hash.as_ref());
     // Both are hashes: where they first differ tells nothing of the secret.
-    if field("secretHash").as_deref() != Some(shown.as_str()) {
+    if field(&kept, SECRET_HASH).as_deref() != Some(shown.as_str()) {
         return Err(TokenError::Unknown);
     }
-    let expires = field("expires").ok_or(TokenError::Unknown)?;
+    let expires = field(&kept, EXPIRES).ok_or(TokenError::Unknown)?;
     let until: Timestamp = expires.parse().map_err(|_| TokenError::Unknown)?;
     if now >= until {
         return Err(TokenError::Expired(expires));
     }
-    match field("nodeName").filter(|name| !name.is_empty()) {
-        Some(other) if other != node.as_str() => return Err(TokenError::OtherNode(other)),
-        Some(_) | None => {}
+    if let Some(other) = named(&kept).filter(|name| name != node.as_str()) {
+        return Err(TokenError::OtherNode(other));
     }
-    if field("singleUse").as_deref() == Some("true") {
-        let deleted = secrets.delete(&name, &DeleteParams::default()).await;
-        deleted.map_err(|source| TokenError::Read { name, source })?;
+    if field(&kept, USED_BY).is_some_and(|by| by != key.as_str()) {
+        return Err(TokenError::Used);
     }
 
-    Ok(())
+    Ok(Shown { secret: kept })
+}
+
+fn field(secret: &Secret, key: &str) -> Option<String> {
+    let bytes = secret.data.as_ref()?.get(key)?;
+
+    String::from_utf8(bytes.0.clone()).ok()
+}
+
+fn named(secret: &Secret) -> Option<String> {
+    field(secret, NODE_NAME).filter(|name| !name.is_empty())
 }
 
 fn parts(token: &str) -> Option<(&str, Vec<u8>)> {
