@@ -32,7 +32,7 @@ fn scaled(text: &str, per_unit: i128) -> Option<i64> {
     let denominator =
         denominator.checked_mul(10_i128.checked_pow(fraction.len().try_into().ok()?)?)?;
     // Away from zero, as Quantity.Value and MilliValue do.
-    let value = (numerator + denominator - 1) / denominator;
+    let value = numerator.checked_add(denominator - 1)? / denominator;
 
     i64::try_from(if negative { -value } else { value }).ok()
 }

@@ -20,6 +20,9 @@ pub const QUOTA_PERIOD_US: i64 = 100_000;
 /// Shortest quota the kernel takes, in microseconds.
 const QUOTA_MIN_US: i64 = 1000;
 
+/// Priorities from here on are the system's (scheduling: `SystemCriticalPriority`).
+const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
 /// How much a pod is guaranteed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QosClass {
@@ -42,12 +45,21 @@ impl QosClass {
     }
 }
 
-type Amounts = BTreeMap<String, Quantity>;
+/// What a sandbox or container is given of the node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amounts {
+    /// In thousandths; `None` if there is no request.
+    pub cpu_request: Option<i64>,
+    /// In thousandths; 0 for no limit.
+    pub cpu_limit: i64,
+    /// In bytes; 0 for no limit.
+    pub memory_limit: i64,
+}
 
 /// A request or limit of a container: `field` is chosen from its resources.
 fn amount(container: &Container, limits: bool, name: &str) -> Option<i64> {
     let resources: &ResourceRequirements = container.resources.as_ref()?;
-    let amounts: &Amounts =
+    let amounts: &BTreeMap<String, Quantity> =
         if limits { resources.limits.as_ref()? } else { resources.requests.as_ref()? };
     let quantity = amounts.get(name)?;
 
@@ -102,7 +114,7 @@ pub fn cpu_shares(milli_cpu: i64) -> i64 {
         return SHARES_MIN;
     }
 
-    (milli_cpu * SHARES_PER_CPU / 1000).clamp(SHARES_MIN, SHARES_MAX)
+    (milli_cpu.saturating_mul(SHARES_PER_CPU) / 1000).clamp(SHARES_MIN, SHARES_MAX)
 }
 
 /// CPU time in microseconds for each [`QUOTA_PERIOD_US`]; 0 for no limit.
@@ -111,15 +123,17 @@ pub fn cpu_quota(milli_cpu: i64) -> i64 {
         return 0;
     }
 
-    (milli_cpu * QUOTA_PERIOD_US / 1000).max(QUOTA_MIN_US)
+    (milli_cpu.saturating_mul(QUOTA_PERIOD_US) / 1000).max(QUOTA_MIN_US)
 }
 
 /// oom_score_adj of a container: how soon the kernel kills it when memory is short.
 pub fn oom_score_adj(pod: &PodView, container: &Container, node_memory: i64) -> i64 {
     const GUARANTEED: i64 = -997;
     const BEST_EFFORT: i64 = 1000;
-    // system-node-critical is never a candidate before others.
-    if pod.spec().priority.is_some_and(|priority| priority >= 2_000_000_000) {
+    let spec = pod.spec();
+    let is_node_critical = spec.priority.is_some_and(|priority| priority >= CRITICAL_PRIORITY)
+        && spec.priority_class_name.as_deref() == Some("system-node-critical");
+    if is_node_critical {
         return GUARANTEED;
     }
     match qos_class(pod) {
@@ -127,7 +141,7 @@ pub fn oom_score_adj(pod: &PodView, container: &Container, node_memory: i64) -> 
         QosClass::BestEffort => BEST_EFFORT,
         QosClass::Burstable => {
             let request = memory_request(container).unwrap_or(0);
-            let score = 1000 - (1000 * request) / node_memory.max(1);
+            let score = 1000 - request.saturating_mul(1000) / node_memory.max(1);
             score.clamp(1000 + GUARANTEED, BEST_EFFORT - 1)
         }
     }
@@ -145,26 +159,58 @@ pub struct PodLimits {
 }
 
 /// Sums the containers; init containers run one at a time, so the largest of them counts.
+fn total(pod: &PodView, get: fn(&Container) -> Option<i64>) -> i64 {
+    let sum = pod.containers().iter().filter_map(get).fold(0, i64::saturating_add);
+    let init = pod.init_containers().iter().filter_map(get).max().unwrap_or(0);
+
+    sum.max(init)
+}
+
+/// What the runtime is told of the pod as a whole, its overhead apart (kubelet:
+/// `calculateSandboxResources`).
+pub fn sandbox_amounts(pod: &PodView) -> Amounts {
+    let has_request = pod.all_containers().any(|c| cpu_request(c).is_some());
+
+    Amounts {
+        cpu_request: has_request.then(|| total(pod, cpu_request)),
+        cpu_limit: total(pod, cpu_limit),
+        memory_limit: total(pod, memory_limit),
+    }
+}
+
+/// `spec.overhead`, if there is one.
+pub fn overhead_amounts(pod: &PodView) -> Option<Amounts> {
+    let overhead = pod.spec().overhead.as_ref()?;
+    let cpu = overhead.get("cpu").and_then(quantity::milli).unwrap_or(0);
+    let memory_limit = overhead.get("memory").and_then(quantity::units).unwrap_or(0);
+
+    Some(Amounts { cpu_request: Some(cpu), cpu_limit: cpu, memory_limit })
+}
+
+/// The limits of the pod's cgroup.
 pub fn pod_limits(pod: &PodView) -> PodLimits {
     let overhead = pod.spec().overhead.as_ref();
     let of = |name: &str| overhead.and_then(|amounts| amounts.get(name));
     let cpu_overhead = of("cpu").and_then(quantity::milli).unwrap_or(0);
     let memory_overhead = of("memory").and_then(quantity::units).unwrap_or(0);
-    let total = |get: fn(&Container) -> Option<i64>| -> (i64, bool) {
+    let of_all = |get: fn(&Container) -> Option<i64>| -> (i64, bool) {
         let all = pod.all_containers().all(|c| get(c).is_some_and(|amount| amount > 0));
-        let sum: i64 = pod.containers().iter().filter_map(get).sum();
-        let init = pod.init_containers().iter().filter_map(get).max().unwrap_or(0);
-        (sum.max(init), all)
+        (total(pod, get), all)
     };
-    let (cpu_request, _) = total(cpu_request);
-    let (cpu_limit, cpu_limited) = total(cpu_limit);
-    let (memory_limit, memory_limited) = total(memory_limit);
+    let (cpu_request, _) = of_all(cpu_request);
+    let (cpu_limit, cpu_limited) = of_all(cpu_limit);
+    let (memory_limit, memory_limited) = of_all(memory_limit);
+    let with = i64::saturating_add;
     let best_effort = qos_class(pod) == QosClass::BestEffort;
 
     PodLimits {
-        cpu_shares: if best_effort { SHARES_MIN } else { cpu_shares(cpu_request + cpu_overhead) },
-        cpu_quota: cpu_limited.then(|| cpu_quota(cpu_limit + cpu_overhead)),
-        memory: memory_limited.then_some(memory_limit + memory_overhead),
+        cpu_shares: if best_effort {
+            SHARES_MIN
+        } else {
+            cpu_shares(with(cpu_request, cpu_overhead))
+        },
+        cpu_quota: cpu_limited.then(|| cpu_quota(with(cpu_limit, cpu_overhead))),
+        memory: memory_limited.then_some(with(memory_limit, memory_overhead)),
     }
 }
 

@@ -32,10 +32,10 @@ pub fn refuse(pod: &PodView) -> Option<String> {
         if container.restart_policy.is_some() {
             refused.push(format!("initContainers {}: restartPolicy", container.name));
         }
-        of_container(spec, container, &mut refused);
+        of_container(container, &mut refused);
     }
     for container in pod.containers() {
-        of_container(spec, container, &mut refused);
+        of_container(container, &mut refused);
     }
     if refused.is_empty() {
         return None;
@@ -114,7 +114,7 @@ fn of_volume(volume: &Volume, refused: &mut Vec<String>) {
     }
 }
 
-fn of_container(spec: &PodSpec, container: &Container, refused: &mut Vec<String>) {
+fn of_container(container: &Container, refused: &mut Vec<String>) {
     let prefix = format!("{}: ", container.name);
     let asked = [
         ("lifecycle", container.lifecycle.is_some()),
@@ -151,7 +151,6 @@ fn of_container(spec: &PodSpec, container: &Container, refused: &mut Vec<String>
     if let Some(context) = &container.security_context {
         of_security(&prefix, context, refused);
     }
-    may_run_as_root(spec, container, refused);
 }
 
 fn of_security(prefix: &str, context: &SecurityContext, refused: &mut Vec<String>) {
@@ -165,20 +164,6 @@ fn of_security(prefix: &str, context: &SecurityContext, refused: &mut Vec<String
         ("procMount", context.proc_mount.as_ref().is_some_and(|mode| mode != "Default")),
     ];
     push_asked(&format!("{prefix}securityContext."), &asked, refused);
-}
-
-/// `runAsNonRoot` with a user of the image is checked when the image is known; with an explicit
-/// root user it can never hold.
-fn may_run_as_root(spec: &PodSpec, container: &Container, refused: &mut Vec<String>) {
-    let own = container.security_context.as_ref();
-    let pod = spec.security_context.as_ref();
-    let non_root =
-        own.and_then(|c| c.run_as_non_root).or_else(|| pod.and_then(|c| c.run_as_non_root));
-    let user = own.and_then(|c| c.run_as_user).or_else(|| pod.and_then(|c| c.run_as_user));
-    if non_root == Some(true) && user == Some(0) {
-        let name = &container.name;
-        refused.push(format!("{name}: runAsNonRoot with runAsUser 0 (they contradict)"));
-    }
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@ use cri_api::v1::{
 };
 
 pub use self::container::{ContainerContext, ContainerPaths, container_config, container_hash};
+pub use self::security::{ImageUser, NonRootError, asks_for_image_user, check_user};
 use crate::dns::{Resolvers, resolver};
 use crate::pod::PodView;
-use crate::resources::{self, CgroupDriver};
+use crate::resources::{self, Amounts, CgroupDriver};
 
 /// Label of every sandbox and container: the pod's name.
 pub const POD_NAME_LABEL: &str = "io.kubernetes.pod.name";
@@ -67,8 +68,9 @@ pub fn hostname(pod: &PodView) -> String {
 /// The sandbox of an attempt.
 pub fn sandbox_config(pod: &PodView, attempt: u32, context: &SandboxContext) -> PodSandboxConfig {
     let (dns, _) = resolver(pod, &context.resolvers);
-    let mut labels = pod_labels(pod);
-    labels.extend(pod.pod.metadata.labels.clone().unwrap_or_default());
+    // Ours last: a pod must not pass for another by its own labels.
+    let mut labels = pod.pod.metadata.labels.clone().unwrap_or_default();
+    labels.extend(pod_labels(pod));
     labels.insert(NODE_LABEL.to_owned(), context.node.clone());
 
     PodSandboxConfig {
@@ -93,8 +95,8 @@ pub fn sandbox_config(pod: &PodView, attempt: u32, context: &SandboxContext) -> 
             ),
             security_context: Some(security::sandbox(pod)),
             sysctls: sysctls(pod),
-            overhead: Some(LinuxContainerResources::default()),
-            resources: Some(pod_resources(pod)),
+            overhead: Some(overhead(pod)),
+            resources: Some(linux_resources(&resources::sandbox_amounts(pod))),
         }),
     }
 }
@@ -108,16 +110,20 @@ pub fn pod_labels(pod: &PodView) -> BTreeMap<String, String> {
     ])
 }
 
-fn pod_resources(pod: &PodView) -> LinuxContainerResources {
-    let limits = resources::pod_limits(pod);
-
+/// `calculateLinuxResources`.
+fn linux_resources(amounts: &Amounts) -> LinuxContainerResources {
     LinuxContainerResources {
         cpu_period: resources::QUOTA_PERIOD_US,
-        cpu_quota: limits.cpu_quota.unwrap_or(0),
-        cpu_shares: limits.cpu_shares,
-        memory_limit_in_bytes: limits.memory.unwrap_or(0),
+        cpu_quota: resources::cpu_quota(amounts.cpu_limit),
+        // Without a request the limit is its weight.
+        cpu_shares: resources::cpu_shares(amounts.cpu_request.unwrap_or(amounts.cpu_limit)),
+        memory_limit_in_bytes: amounts.memory_limit,
         ..LinuxContainerResources::default()
     }
+}
+
+fn overhead(pod: &PodView) -> LinuxContainerResources {
+    resources::overhead_amounts(pod).as_ref().map(linux_resources).unwrap_or_default()
 }
 
 fn port_mappings(pod: &PodView) -> Vec<PortMapping> {

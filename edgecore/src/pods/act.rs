@@ -18,7 +18,8 @@ use podcore::plan::{Action, Outcome};
 use podcore::pod::PodView;
 use podcore::resources::{cgroup_parent, pod_limits};
 use podcore::translate::{
-    ContainerContext, ContainerPaths, container_config, container_hash, sandbox_config,
+    ContainerContext, ContainerPaths, ImageUser, asks_for_image_user, check_user, container_config,
+    container_hash, sandbox_config,
 };
 use podcore::volumes::{plugin, setup};
 
@@ -408,10 +409,33 @@ impl Job {
             ContainerContext { materials: &self.materials, node: &fields, paths: &paths };
         let config = container_config(pod, container, attempt, image_ref, &container_context)
             .map_err(|error| chain(&error))?;
+        let user = self.image_user(container, image_ref).await?;
+        check_user(pod, container, &user).map_err(|error| error.to_string())?;
         let view = self.sandboxes.iter().find(|view| view.id == sandbox);
         let sandbox_attempt = view.map_or(0, |view| view.attempt);
 
         Ok((config, sandbox_config(pod, sandbox_attempt, &context.sandbox_context(pod))))
+    }
+
+    /// The user of the image, looked up only if something depends on it; root if it names none.
+    async fn image_user(
+        &self,
+        container: &Container,
+        image_ref: &str,
+    ) -> Result<ImageUser, String> {
+        let root = ImageUser::Id(0);
+        if !asks_for_image_user(&self.pod, container) {
+            return Ok(root);
+        }
+        let spec = v1::ImageSpec { image: image_ref.to_owned(), ..v1::ImageSpec::default() };
+        let image = self.context.runtime.image_status(spec).await.map_err(|e| e.message())?;
+        let image = image.ok_or_else(|| format!("image {image_ref} is gone"))?;
+
+        Ok(match image.uid {
+            Some(uid) => ImageUser::Id(uid.value),
+            None if image.username.is_empty() => root,
+            None => ImageUser::Name(image.username),
+        })
     }
 
     async fn paths(&self, name: &str, attempt: u32) -> Result<ContainerPaths, String> {

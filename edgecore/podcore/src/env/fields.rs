@@ -1,5 +1,7 @@
 //! The downward API: fields of the pod and resources of its containers, as text.
 
+use std::fmt::Write as _;
+
 use k8s_openapi::api::core::v1::{Container, ResourceFieldSelector};
 
 use crate::pod::PodView;
@@ -80,11 +82,40 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
     Some((map, key))
 }
 
-/// `key="value"` lines, sorted, values quoted as Go's `%q` does for the common characters.
+/// `key="value"` lines, sorted (`fieldpath.FormatMap`).
 fn formatted<'a>(pairs: impl Iterator<Item = (&'a String, &'a String)>) -> String {
-    let lines: Vec<_> = pairs.map(|(key, value)| format!("{key}={value:?}")).collect();
+    let lines: Vec<_> = pairs.map(|(key, value)| format!("{key}={}", quoted(value))).collect();
 
     lines.join("\n")
+}
+
+/// Text as Go's `%q` writes it.
+fn quoted(text: &str) -> String {
+    let mut out = String::from('"');
+    // Writing to a String cannot fail.
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
+            c if c.is_ascii_control() => {
+                let _ = write!(out, "\\x{:02x}", u32::from(c));
+            }
+            c if c.is_control() => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+
+    out
 }
 
 /// The value of a `resourceFieldRef`, in units of its divisor, rounded up.
@@ -135,4 +166,23 @@ pub fn resource_field(
     }
 
     Ok((value.saturating_add(by - 1) / by).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn text_is_quoted_as_go_does() {
+        for (text, expected) in [
+            ("plain", r#""plain""#),
+            (r#"a "b" \c"#, r#""a \"b\" \\c""#),
+            ("1\n2\t3\r", r#""1\n2\t3\r""#),
+            ("\u{7}\u{8}\u{b}\u{c}\0\u{1b}\u{7f}", r#""\a\b\v\f\x00\x1b\x7f""#),
+            ("\u{85}", r#""\u0085""#),
+            ("größe 'x' \u{1f600}", "\"größe 'x' \u{1f600}\""),
+        ] {
+            assert_eq!(quoted(text), expected, "{text:?}");
+        }
+    }
 }

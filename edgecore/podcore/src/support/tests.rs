@@ -57,12 +57,12 @@ fn every_field_of_the_pod_spec_has_a_fate() {
     check::<PodSpec>(
         "activeDeadlineSeconds automountServiceAccountToken containers dnsConfig dnsPolicy
          enableServiceLinks hostAliases hostIPC hostNetwork hostPID hostname hostnameOverride
-         imagePullSecrets initContainers nodeName overhead priority restartPolicy securityContext
+         imagePullSecrets initContainers nodeName overhead priority priorityClassName restartPolicy securityContext
          serviceAccount serviceAccountName shareProcessNamespace subdomain
          terminationGracePeriodSeconds volumes",
         "ephemeralContainers hostUsers os readinessGates resourceClaims resources runtimeClassName
          setHostnameAsFQDN",
-        "affinity evictionResponders nodeSelector preemptionPolicy priorityClassName schedulerName schedulingGates
+        "affinity evictionResponders nodeSelector preemptionPolicy schedulerName schedulingGates
          schedulingGroup tolerations topologySpreadConstraints",
     );
 }
@@ -81,15 +81,15 @@ fn every_field_of_a_container_has_a_fate() {
 #[test]
 fn every_field_of_the_security_contexts_has_a_fate() {
     check::<PodSecurityContext>(
-        "fsGroup fsGroupChangePolicy runAsGroup runAsNonRoot runAsUser seccompProfile
+        "appArmorProfile fsGroup fsGroupChangePolicy runAsGroup runAsNonRoot runAsUser seccompProfile
          supplementalGroups sysctls",
-        "appArmorProfile seLinuxOptions supplementalGroupsPolicy windowsOptions",
+        "seLinuxOptions supplementalGroupsPolicy windowsOptions",
         "seLinuxChangePolicy",
     );
     check::<SecurityContext>(
-        "allowPrivilegeEscalation capabilities privileged readOnlyRootFilesystem runAsGroup
+        "allowPrivilegeEscalation appArmorProfile capabilities privileged readOnlyRootFilesystem runAsGroup
          runAsNonRoot runAsUser seccompProfile",
-        "appArmorProfile procMount seLinuxOptions windowsOptions",
+        "procMount seLinuxOptions windowsOptions",
         "",
     );
 }

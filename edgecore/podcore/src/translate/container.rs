@@ -11,12 +11,12 @@ use proto::object::{ContentHash, hex};
 
 use super::{
     CONTAINER_NAME_LABEL, GRACE_ANNOTATION, HASH_ANNOTATION, MESSAGE_PATH_ANNOTATION,
-    MESSAGE_POLICY_ANNOTATION, RESTARTS_ANNOTATION, pod_labels, security,
+    MESSAGE_POLICY_ANNOTATION, RESTARTS_ANNOTATION, linux_resources, pod_labels, security,
 };
 use crate::env::{EnvError, NodeFields, environment, expand};
 use crate::materials::Materials;
 use crate::pod::PodView;
-use crate::resources;
+use crate::resources::{self, Amounts};
 
 /// Where the termination message of a container is unless it says otherwise.
 const MESSAGE_PATH: &str = "/dev/termination-log";
@@ -190,16 +190,14 @@ fn resources_of(
     container: &Container,
     node: &NodeFields,
 ) -> LinuxContainerResources {
-    let limit = resources::cpu_limit(container).unwrap_or(0);
-    // A container without request gets its limit's weight.
-    let request = resources::cpu_request(container).unwrap_or(limit);
+    let amounts = Amounts {
+        cpu_request: resources::cpu_request(container),
+        cpu_limit: resources::cpu_limit(container).unwrap_or(0),
+        memory_limit: resources::memory_limit(container).unwrap_or(0),
+    };
 
     LinuxContainerResources {
-        cpu_period: resources::QUOTA_PERIOD_US,
-        cpu_quota: resources::cpu_quota(limit),
-        cpu_shares: resources::cpu_shares(request),
-        memory_limit_in_bytes: resources::memory_limit(container).unwrap_or(0),
         oom_score_adj: resources::oom_score_adj(pod, container, node.memory_bytes),
-        ..LinuxContainerResources::default()
+        ..linux_resources(&amounts)
     }
 }

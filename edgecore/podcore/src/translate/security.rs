@@ -5,12 +5,12 @@ use cri_api::v1::{
     Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext,
     NamespaceMode, NamespaceOption, SecurityProfile,
 };
-use k8s_openapi::api::core::v1::{Container, SeccompProfile, SecurityContext};
+use k8s_openapi::api::core::v1::{AppArmorProfile, Container, SeccompProfile, SecurityContext};
 
 use crate::pod::PodView;
 
 /// Paths of /proc that containers must not read (kubelet: `defaultMaskedPaths`).
-const MASKED_PATHS: [&str; 11] = [
+const MASKED_PATHS: [&str; 12] = [
     "/proc/asound",
     "/proc/acpi",
     "/proc/interrupts",
@@ -22,6 +22,7 @@ const MASKED_PATHS: [&str; 11] = [
     "/proc/sched_debug",
     "/proc/scsi",
     "/sys/firmware",
+    "/sys/devices/virtual/powercap",
 ];
 
 /// Paths of /proc that containers must not write (kubelet: `defaultReadonlyPaths`).
@@ -57,7 +58,7 @@ fn supplemental_groups(pod: &PodView) -> Vec<i64> {
     let groups = context.and_then(|context| context.supplemental_groups.clone());
     let fs_group = context.and_then(|context| context.fs_group);
 
-    groups.unwrap_or_default().into_iter().chain(fs_group).collect()
+    fs_group.into_iter().chain(groups.unwrap_or_default()).collect()
 }
 
 fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> SecurityProfile {
@@ -83,6 +84,98 @@ fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> SecurityProfil
             ),
         },
         _ => unconfined(),
+    }
+}
+
+/// A profile that is asked for; the runtime decides if none is. `Localhost` is refused before.
+fn apparmor(profile: &AppArmorProfile) -> SecurityProfile {
+    let profile_type = match profile.type_.as_str() {
+        "Unconfined" => ProfileType::Unconfined,
+        _ => ProfileType::RuntimeDefault,
+    };
+
+    SecurityProfile { profile_type: profile_type.into(), localhost_ref: String::new() }
+}
+
+/// The user that an image names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageUser {
+    /// Its number; 0 if the image names none.
+    Id(i64),
+    /// Its name, which only the image's /etc/passwd could resolve.
+    Name(String),
+}
+
+/// Why a container that must not run as root is not started: it waits with
+/// `CreateContainerConfigError` (kubelet: `verifyRunAsNonRoot`).
+#[derive(Debug, thiserror::Error)]
+pub enum NonRootError {
+    /// `runAsUser: 0`.
+    #[error(
+        "container's runAsUser breaks non-root policy (pod: \"{pod}\", container: {container})"
+    )]
+    Asked {
+        /// The pod.
+        pod: String,
+        /// The container.
+        container: String,
+    },
+    /// The image's user is root.
+    #[error(
+        "container has runAsNonRoot and image will run as root (pod: \"{pod}\", container: {container})"
+    )]
+    Root {
+        /// The pod.
+        pod: String,
+        /// The container.
+        container: String,
+    },
+    /// The image's user may be root under another name.
+    #[error(
+        "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root (pod: \"{pod}\", container: {container})"
+    )]
+    Name {
+        /// The user.
+        user: String,
+        /// The pod.
+        pod: String,
+        /// The container.
+        container: String,
+    },
+}
+
+/// `runAsNonRoot` and `runAsUser`: the container's, else the pod's.
+fn asked_user(pod: &PodView, container: &Container) -> (bool, Option<i64>) {
+    let own = container.security_context.as_ref();
+    let all = pod.spec().security_context.as_ref();
+    let non_root =
+        own.and_then(|c| c.run_as_non_root).or_else(|| all.and_then(|c| c.run_as_non_root));
+    let user = own.and_then(|c| c.run_as_user).or_else(|| all.and_then(|c| c.run_as_user));
+
+    (non_root == Some(true), user)
+}
+
+/// Whether [`check_user`] depends on the image.
+pub fn asks_for_image_user(pod: &PodView, container: &Container) -> bool {
+    asked_user(pod, container) == (true, None)
+}
+
+/// Checks `runAsNonRoot` against the user that the container will run as.
+pub fn check_user(
+    pod: &PodView,
+    container: &Container,
+    of_image: &ImageUser,
+) -> Result<(), NonRootError> {
+    let (pod_name, name) = (pod.described(), container.name.clone());
+    match (asked_user(pod, container), of_image) {
+        ((true, Some(0)), _) => Err(NonRootError::Asked { pod: pod_name, container: name }),
+        ((true, None), ImageUser::Id(0)) => {
+            Err(NonRootError::Root { pod: pod_name, container: name })
+        }
+        ((true, None), ImageUser::Name(user)) => {
+            Err(NonRootError::Name { user: user.clone(), pod: pod_name, container: name })
+        }
+        ((false, _) | (true, Some(_)), _) | ((true, None), ImageUser::Id(_)) => Ok(()),
     }
 }
 
@@ -115,6 +208,10 @@ pub(super) fn container(pod: &PodView, container: &Container) -> LinuxContainerS
     let context = pod.spec().security_context.as_ref();
     let privileged = own.privileged.unwrap_or(false);
     let capabilities = own.capabilities.as_ref();
+    let app_armor = own
+        .app_armor_profile
+        .as_ref()
+        .or_else(|| context.and_then(|c| c.app_armor_profile.as_ref()));
     let profile =
         own.seccomp_profile.as_ref().or_else(|| context.and_then(|c| c.seccomp_profile.as_ref()));
 
@@ -133,6 +230,7 @@ pub(super) fn container(pod: &PodView, container: &Container) -> LinuxContainerS
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: paths(&MASKED_PATHS, privileged),
         readonly_paths: paths(&READONLY_PATHS, privileged),
+        apparmor: app_armor.map(apparmor),
         seccomp: Some(seccomp(profile, privileged)),
         ..LinuxContainerSecurityContext::default()
     }
@@ -140,4 +238,56 @@ pub(super) fn container(pod: &PodView, container: &Container) -> LinuxContainerS
 
 fn paths(paths: &[&str], privileged: bool) -> Vec<String> {
     if privileged { Vec::new() } else { paths.iter().map(|path| (*path).to_owned()).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn check(of_pod: &Value, own: &Value, image: &ImageUser, expected: &str) {
+        let pod = json!({
+            "metadata": { "uid": "u-1", "namespace": "default", "name": "web" },
+            "spec": { "securityContext": of_pod, "containers": [{ "name": "a", "securityContext": own }] },
+        });
+        let pod = PodView::parse(pod.to_string().as_bytes()).unwrap();
+        let checked = check_user(&pod, &pod.containers()[0], image);
+        let error = checked.map_or_else(|error| error.to_string(), |()| String::new());
+        let expected = if expected.is_empty() {
+            String::new()
+        } else {
+            format!("{expected} (pod: \"web_default(u-1)\", container: a)")
+        };
+        assert_eq!(error, expected, "{of_pod} {own} {image:?}");
+    }
+
+    #[test]
+    fn who_must_not_be_root_is_not() {
+        let (none, non_root) = (json!({}), json!({ "runAsNonRoot": true }));
+        let user = |user: i64| json!({ "runAsNonRoot": true, "runAsUser": user });
+        let (root, other) = (ImageUser::Id(0), ImageUser::Id(1000));
+        let named = ImageUser::Name("app".to_owned());
+        let is_root = "container has runAsNonRoot and image will run as root";
+        check(&none, &none, &root, "");
+        check(&non_root, &none, &root, is_root);
+        check(&none, &non_root, &root, is_root);
+        check(&non_root, &json!({ "runAsNonRoot": false }), &root, "");
+        check(&non_root, &none, &other, "");
+        check(
+            &non_root,
+            &none,
+            &named,
+            "container has runAsNonRoot and image has non-numeric user (app), cannot verify user is non-root",
+        );
+        check(&non_root, &json!({ "runAsUser": 7 }), &root, "");
+        check(&user(7), &none, &named, "");
+        check(&user(0), &none, &other, "container's runAsUser breaks non-root policy");
+        check(
+            &user(7),
+            &json!({ "runAsUser": 0 }),
+            &other,
+            "container's runAsUser breaks non-root policy",
+        );
+    }
 }
