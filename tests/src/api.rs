@@ -22,6 +22,15 @@ pub async fn merge(client: &Client, path: &str, patch: &Value) -> Result<Value> 
     client.request(request).await.with_context(|| format!("PATCH {path}"))
 }
 
+/// Strategic merge patch of an object or a subresource of it: lists are merged by their keys.
+pub async fn strategic_merge(client: &Client, path: &str, patch: &Value) -> Result<Value> {
+    let request = http::Request::patch(path)
+        .header("Content-Type", "application/strategic-merge-patch+json")
+        .body(patch.to_string().into_bytes())?;
+
+    client.request(request).await.with_context(|| format!("PATCH {path}"))
+}
+
 /// DELETE of an object; `grace` in seconds, `None` for the object's own. Gone already is fine.
 pub async fn delete(client: &Client, path: &str, grace: Option<u32>) -> Result<()> {
     let query = grace.map(|seconds| format!("?gracePeriodSeconds={seconds}")).unwrap_or_default();

@@ -20,12 +20,17 @@ use self::gone::UNCERTAIN_RETRY;
 use super::object::{self, Facing};
 use super::{Shared, lease, port, tokens};
 use crate::hub::{Connected, SessionEvent, SessionHandle};
-use crate::pods::{self, PodPath, Statuses};
+use crate::pods::{self, PodPath};
 use crate::{clock, events, kubelet_api, telemetry};
 
 /// The node status is written again this often even if nothing changed (kubelet:
 /// `nodeStatusReportFrequency`).
 const STATUS_INTERVAL: Duration = Duration::from_mins(5);
+
+/// The Lease is renewed only if the agent has answered within this: it is asked every 15 s
+/// (`proto::session`), and its answer may take a bad mobile link's time. With the node controller's own
+/// period of 5 s, a node whose path swallows packets is NotReady within the grace period and 30 s.
+const ALIVE_MAX: Duration = Duration::from_secs(20);
 
 struct Worker {
     shared: Arc<Shared>,
@@ -35,9 +40,11 @@ struct Worker {
     /// What was sent or agreed on; empty before the first sync.
     sent: BTreeMap<ObjectKey, Version>,
     is_synced: bool,
-    statuses: Statuses,
+    pods: pods::Writer,
     node_report: Option<Value>,
     health: Option<Health>,
+    /// When the agent last answered.
+    alive: std::time::Instant,
     status_written: Option<std::time::Instant>,
     /// Writes under way: answers to reports.
     writes: JoinSet<()>,
@@ -59,9 +66,10 @@ pub(super) async fn run(shared: Arc<Shared>, connected: Connected) {
         node_ip: hello.node_ip.clone(),
         sent: BTreeMap::new(),
         is_synced: false,
-        statuses: Statuses::default(),
+        pods: pods::Writer::new(shared.cluster.clone(), shared.client.clone(), session.clone()),
         node_report: None,
         health: None,
+        alive: clock::now(),
         status_written: None,
         writes: JoinSet::new(),
         port: None,
@@ -103,8 +111,10 @@ impl Worker {
                 _ = renewal.tick() => self.renew().await,
                 _ = retries.tick(), if self.is_uncertain() => self.make_certain().await,
                 Some(_) = self.writes.join_next(), if !self.writes.is_empty() => {}
+                ready = self.pods.ready() => self.pods.go_on(ready).await,
             }
         }
+        self.pods.finish().await;
         while self.writes.join_next().await.is_some() {}
     }
 
@@ -114,6 +124,7 @@ impl Worker {
         self.sent = index::versions(&wanted);
         self.is_synced = true;
         self.session.sync(wanted).await;
+        self.pods.look().await;
     }
 
     /// Says what has changed since, and takes in what the API server says of pods.
@@ -149,7 +160,7 @@ impl Worker {
             self.session.change(Desired::Delete { key, uid, gone_at }).await;
         }
         self.sent = now;
-        self.assert_statuses();
+        self.pods.look().await;
         if !self.is_node_as_reported() {
             self.write_node().await;
         }
@@ -171,31 +182,13 @@ impl Worker {
         current.is_some_and(|node| ready(&node["status"]) == ready(&report["status"]))
     }
 
-    /// Asserts what the node reported where the API server says something else (invariant 9).
-    fn assert_statuses(&mut self) {
-        let uids = self.shared.cluster.index().pods_on(&self.node);
-        self.statuses.retain(|uid| uids.contains(uid));
-        for uid in uids {
-            let Some((path, object)) = self.pod(&uid) else { continue };
-            let Ok(current) = serde_json::from_slice::<Value>(&object.bytes) else { continue };
-            if let Some(status) = self.statuses.to_assert(&uid, &current) {
-                let (client, session) = (self.shared.client.clone(), self.session.clone());
-                self.writes.spawn(async move {
-                    pods::write(&client, &session, &path, &uid, &status).await;
-                });
-            }
-        }
-    }
-
     fn pod(&self, uid: &Uid) -> Option<(PodPath, Arc<proto::object::Object>)> {
-        let index = self.shared.cluster.index();
-        let pod = index.pod(uid).filter(|pod| *pod.node == self.node)?;
-        let path = PodPath { namespace: pod.namespace.to_owned(), name: pod.name.to_owned() };
-
-        Some((path, Arc::clone(pod.object)))
+        pods::find(&self.shared.cluster, &self.node, uid)
     }
 
     async fn event(&mut self, event: SessionEvent) {
+        // Whatever it says, it was heard just now.
+        self.alive = clock::now();
         match event {
             SessionEvent::Report { seq, report } => self.report(seq, report).await,
             SessionEvent::Event { seq, bytes } => {
@@ -232,38 +225,11 @@ impl Worker {
                 };
                 self.session.report_done(seq, outcome).await;
             }
-            ReportKey::PodStatus(uid) => self.pod_status(seq, uid, &bytes, done),
+            ReportKey::PodStatus(uid) => {
+                self.pods.report(seq, uid, bytes, done, self.is_synced).await;
+            }
             ReportKey::TokenWanted { pod, source } => self.token(seq, pod, source, bytes),
         }
-    }
-
-    fn pod_status(&mut self, seq: Seq, uid: Uid, bytes: &[u8], done: bool) {
-        let status: Result<Value, _> = serde_json::from_slice(bytes);
-        let found = self.pod(&uid);
-        let (client, session) = (self.shared.client.clone(), self.session.clone());
-        if let Ok(status) = &status {
-            self.statuses.keep(uid.clone(), status.clone());
-        }
-        self.writes.spawn(async move {
-            let outcome = match (status, found) {
-                (Err(error), _) => Outcome::Refused { reason: error.to_string() },
-                // Not bound to this node (any more): nothing to say about it.
-                (Ok(_), None) => Outcome::Done,
-                (Ok(status), Some((path, object))) => {
-                    let written = pods::write(&client, &session, &path, &uid, &status).await;
-                    let is_deleted = || {
-                        let pod: Option<Value> = serde_json::from_slice(&object.bytes).ok();
-                        pod.is_some_and(|pod| pod["metadata"]["deletionTimestamp"].is_string())
-                    };
-                    if written == Outcome::Done && done && is_deleted() {
-                        pods::remove(&client, &session, &path, &uid).await
-                    } else {
-                        written
-                    }
-                }
-            };
-            session.report_done(seq, outcome).await;
-        });
     }
 
     fn token(&mut self, seq: Seq, pod: Uid, source: String, wanted: bytes::Bytes) {
@@ -290,6 +256,10 @@ impl Worker {
 
     async fn renew(&mut self) {
         if !self.session.is_current() || self.node_report.is_none() {
+            return;
+        }
+        // A path that swallows packets: the session may be given up only later.
+        if clock::now() - self.alive > ALIVE_MAX {
             return;
         }
         if self.health.as_ref().is_some_and(|health| !object::is_responsive(health)) {

@@ -6,6 +6,7 @@
 mod api_server;
 mod autonomy;
 mod kubelet_api;
+mod link;
 mod main_job;
 mod runtime;
 mod workloads;
