@@ -30,6 +30,7 @@ use proto::wire::{Health, Hello, Outcome, Report, Seq, StreamKind};
 use tokio::sync::{mpsc, oneshot};
 use tunnel::TunnelStream;
 
+pub(crate) use self::admission::{LABEL as RECORD_LABEL, is_revoked};
 pub use self::listener::{HubError, bind, run};
 pub use self::rate::Rate;
 use crate::evidence::Evidence;

@@ -5,6 +5,7 @@
 //! - `cluster` feeds the index from one watch a kind and fetches what pods refer to;
 //! - `evidence` knows which cluster and history that is, and stops what would act on another;
 //! - `hub` accepts edges; each admitted session is handed over a bounded channel to
+//! - `registration` registers nodes again whose Node object was deleted;
 //! - `autonomy` keeps pods of nodes that are away from being evicted;
 //! - `nodes`, which runs one worker a session: changes down, statuses, events and tokens up.
 
@@ -21,6 +22,7 @@ pub mod kubelet_api;
 pub mod nodes;
 pub mod pki;
 pub mod pods;
+pub mod registration;
 pub mod signals;
 mod startup;
 pub mod tasks;
@@ -39,6 +41,7 @@ pub use crate::config::Config;
 use crate::evidence::Doubt;
 use crate::hub::{HubError, Sessions};
 use crate::pki::PkiError;
+use crate::registration::Registrations;
 use crate::startup::Prepared;
 use crate::tasks::{TaskFault, Tasks};
 
@@ -129,7 +132,9 @@ impl Cloud {
         let cluster = Cluster::new(evidence.epoch());
         let (seen, sessions_now, patches) = (cluster.clone(), hub.sessions.clone(), writes.clone());
         let default_seconds = config.default_toleration_seconds;
+        let registrations = Registrations::default();
         let nodes = Arc::new(nodes::Shared {
+            registrations: registrations.clone(),
             cluster: cluster.clone(),
             evidence: evidence.clone(),
             client: writes.clone(),
@@ -143,6 +148,13 @@ impl Cloud {
             }),
             lease_renewal: config.node_lease_renewal,
         });
+        let registration = registration::Shared {
+            cluster: cluster.clone(),
+            evidence: evidence.clone(),
+            client: writes.clone(),
+            namespace: config.namespace.clone(),
+            registrations,
+        };
         let mut tasks = Tasks::default();
         let watching = evidence.clone();
         tasks.spawn("cluster", |stop| async move {
@@ -152,6 +164,10 @@ impl Cloud {
         tasks.spawn("evidence", |stop| async move { Ok(evidence::run(evidence, stop).await?) });
         tasks.spawn("nodes", |stop| async move {
             nodes::run(nodes, sessions, stop).await;
+            Ok(())
+        });
+        tasks.spawn("registration", |stop| async move {
+            registration::run(registration, stop).await;
             Ok(())
         });
         tasks.spawn("autonomy", |stop| async move {

@@ -18,6 +18,7 @@ use crate::cluster::Cluster;
 use crate::evidence::Evidence;
 use crate::hub::Connected;
 use crate::kubelet_api;
+use crate::registration::Registrations;
 
 /// `spec.providerID` of an edge node begins with this; the node's name follows.
 pub const PROVIDER_PREFIX: &str = "holdfast://";
@@ -28,6 +29,8 @@ pub struct Shared {
     pub cluster: Cluster,
     /// Whether what the API server says counts.
     pub evidence: Evidence,
+    /// What Nodes were like before they were deleted.
+    pub registrations: Registrations,
     /// For writes and GETs; watches have a client of their own.
     pub client: Client,
     /// Address at which API servers find the kubelet API of every node: this replica's.

@@ -23,7 +23,7 @@ const REVOKED: &str = "holdfast.dev/revoked";
 /// The hash of the key that the node last joined with.
 const KEY: &str = "holdfast.dev/joined-key";
 /// Label of every session record.
-pub(super) const LABEL: &str = "holdfast.dev/session";
+pub(crate) const LABEL: &str = "holdfast.dev/session";
 
 /// Two replicas that admit the same node at once: each retry sees the other's record.
 const CONFLICTS_MAX: u32 = 5;
@@ -130,6 +130,11 @@ async fn write(
     } else {
         leases.create(&params, &lease).await.map(drop)
     }
+}
+
+/// Whether the annotations of a session record say that the node's identity counts no more.
+pub(crate) fn is_revoked(annotations: &serde_json::Value) -> bool {
+    annotations[REVOKED] == "true"
 }
 
 fn read(lease: &Lease) -> Option<Record> {

@@ -40,13 +40,14 @@ async fn send(
     client.request::<Value>(request.map_err(kube::Error::HttpError)?).await
 }
 
-/// Makes the Node object unless it is there; returns its UID.
+/// Makes the Node object unless it is there; returns its UID. `before` is what it was like, if it was.
 ///
 /// A cloud-controller-manager deletes NotReady nodes that it does not know unless their provider is
 /// another's: hence the provider id.
 pub(super) async fn ensure(
     client: &Client,
     node: &NodeName,
+    before: Option<Value>,
     report: &Value,
 ) -> Result<String, kube::Error> {
     let uid = |object: &Value| object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
@@ -56,24 +57,37 @@ pub(super) async fn ensure(
         Err(kube::Error::Api(status)) if status.code == 404 => {}
         Err(error) => return Err(error),
     }
-    let mut object = json!({
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": { "name": node.as_str(), "labels": report["metadata"]["labels"] },
-        "spec": { "providerID": format!("{PROVIDER_PREFIX}{node}") },
-    });
-    for (key, value) in LABELS {
-        object["metadata"]["labels"][key] = json!(value);
-    }
-    if report["spec"]["taints"].is_array() {
-        object["spec"]["taints"] = report["spec"]["taints"].clone();
-    }
+    let object = registered(node, before, report);
     let create = Request::post("/api/v1/nodes")
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(object.to_string().into_bytes());
     tracing::info!(%node, "registering the node");
 
     send(client, create).await.map(|object| uid(&object))
+}
+
+/// The Node to be registered: as it was `before`, if it was deleted, with the labels of the report.
+fn registered(node: &NodeName, before: Option<Value>, report: &Value) -> Value {
+    let is_new = before.is_none();
+    let mut object = before.unwrap_or_else(|| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": { "name": node.as_str(), "labels": {} },
+            "spec": { "providerID": format!("{PROVIDER_PREFIX}{node}") },
+        })
+    });
+    for (key, value) in report["metadata"]["labels"].as_object().into_iter().flatten() {
+        object["metadata"]["labels"][key] = value.clone();
+    }
+    for (key, value) in LABELS {
+        object["metadata"]["labels"][key] = json!(value);
+    }
+    if is_new && report["spec"]["taints"].is_array() {
+        object["spec"]["taints"] = report["spec"]["taints"].clone();
+    }
+
+    object
 }
 
 /// What of the cloud a node's status names.

@@ -314,7 +314,8 @@ impl Worker {
             health: self.health,
         };
         let written = async {
-            let uid = object::ensure(client, node, &report).await?;
+            let before = self.shared.registrations.description(node);
+            let uid = object::ensure(client, node, before, &report).await?;
             lease::renew(client, node, &uid, now).await?;
             object::write_status(client, node, &report, &facing, now).await
         };

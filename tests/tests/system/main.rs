@@ -5,6 +5,7 @@
 
 mod api_server;
 mod autonomy;
+mod deleted_node;
 mod kubelet_api;
 mod link;
 mod main_job;
