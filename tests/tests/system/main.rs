@@ -9,5 +9,6 @@ mod deleted_node;
 mod kubelet_api;
 mod link;
 mod main_job;
+mod rbac;
 mod runtime;
 mod workloads;
