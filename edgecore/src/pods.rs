@@ -7,6 +7,7 @@ pub mod act;
 pub mod context;
 pub mod credentials;
 pub mod images;
+pub mod logs;
 pub mod lookup;
 pub mod materials;
 pub mod observe;

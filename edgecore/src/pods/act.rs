@@ -26,6 +26,7 @@ use podcore::volumes::{plugin, setup};
 use super::context::{Context, Teller};
 use super::credentials::Keyring;
 use super::images::{How, Missing, PullPolicy, Ready, Wanted};
+use super::logs::Forgotten;
 use super::observe::{self, SeenContainer};
 use crate::blocking;
 use crate::clock;
@@ -90,6 +91,8 @@ pub struct Job {
     pub sandboxes: Vec<SandboxView>,
     /// Containers that ran before.
     pub ran_before: Vec<String>,
+    /// What there is to forget of a container or sandbox that is removed, by both ids.
+    forgettable: Vec<(String, String, Forgotten)>,
 }
 
 impl Job {
@@ -109,6 +112,7 @@ impl Job {
             materials: Arc::clone(materials),
             sandboxes: observed.sandboxes.clone(),
             ran_before: ran.map(|(name, _)| name.clone()).collect(),
+            forgettable: forgettable(context, pod, observed, memory),
         }
     }
 
@@ -139,7 +143,7 @@ impl Job {
             }
             Action::RemoveContainer { id } => {
                 let removed = self.context.runtime.remove_container(&id).await;
-                gone(id, removed)
+                self.forget(gone(id, removed)).await
             }
             Action::StopSandbox { id } => self.stop_sandbox(&id).await,
             Action::RemoveSandbox { id } => {
@@ -148,7 +152,7 @@ impl Job {
                     Ok(()) => runtime.remove_pod_sandbox(&id).await,
                     Err(error) => Err(error),
                 };
-                gone(id, removed)
+                self.forget(gone(id, removed)).await
             }
             Action::TearDownVolumes => self.tear_down().await,
             Action::Event { warning, reason, message, container } => {
@@ -156,6 +160,22 @@ impl Job {
                 Done::Nothing
             }
         }
+    }
+
+    /// Removes the links and old logs of what is gone. All logs of a deleted pod go in the end.
+    async fn forget(mut self, done: Done) -> Done {
+        let Done::Gone(gone) = &done else { return done };
+        if self.pod.is_deleted() {
+            return done;
+        }
+        self.forgettable.retain(|(id, sandbox, _)| id == gone || sandbox == gone);
+        for (id, _, forgotten) in self.forgettable {
+            if let Err(error) = blocking::run(move || forgotten.remove()).await {
+                tracing::warn!(container = id, %error, "old logs of a container are still there");
+            }
+        }
+
+        done
     }
 
     async fn set_up_volumes(self) -> Done {
@@ -534,6 +554,27 @@ impl Job {
             Err(message) => Done::Failed { message },
         }
     }
+}
+
+fn forgettable(
+    context: &Context,
+    pod: &PodView,
+    observed: &Observed,
+    memory: &Memory,
+) -> Vec<(String, String, Forgotten)> {
+    let layout = &context.layout;
+    let logs = layout.logs(&pod.namespace, &pod.name, &pod.uid);
+    let of_container = |seen: &ContainerView| {
+        let kept = memory.containers.get(&seen.name).and_then(|kept| kept.attempt);
+        let forgotten = Forgotten {
+            link: layout.log_link(&pod.namespace, &pod.name, &seen.name, &seen.id),
+            dir: logs.join(&seen.name),
+            newest: kept.unwrap_or(seen.attempt),
+        };
+        (seen.id.clone(), seen.sandbox_id.clone(), forgotten)
+    };
+
+    observed.containers.iter().map(of_container).collect()
 }
 
 /// Removes a pod's cgroup, giving its last processes a moment to leave.

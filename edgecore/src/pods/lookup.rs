@@ -1,23 +1,45 @@
 //! What the kubelet API wants to know of a pod: where its logs are and what can be executed in.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
+use podcore::memory::Memory;
 use podcore::observed::{ContainerState as Seen, ContainerView, Observed};
 use podcore::pod::PodView;
 
 use crate::kubelet_api::{ContainerRef, ContainerState, Incarnation, PodRef};
 
-/// Collects it from what the pod's task holds. `logs` are log files by container id.
+/// What the pod's task holds of log files.
+#[derive(Clone, Copy, Debug)]
+pub struct Logs<'a> {
+    /// Log files by container id.
+    pub files: &'a BTreeMap<String, String>,
+    /// The directory of the pod's log files.
+    pub dir: &'a Path,
+}
+
+/// Collects it from what the pod's task holds.
 pub fn pod_ref(
     pod: &PodView,
     observed: &Observed,
+    memory: &Memory,
     status: &PodStatus,
-    logs: &BTreeMap<String, String>,
+    logs: Logs<'_>,
 ) -> PodRef {
+    // An end that the runtime has forgotten, for example with the sandbox that a power cut ended: its
+    // log is still there.
+    let remembered = |name: &str, newest: Option<u32>| {
+        let last = memory.containers.get(name)?.last.as_ref()?;
+        let log = logs.dir.join(name).join(format!("{}.log", last.attempt));
+
+        newest
+            .is_none_or(|newest| last.attempt < newest)
+            .then(|| Incarnation { id: last.id.clone(), log })
+    };
     let incarnation = |container: &ContainerView| Incarnation {
         id: container.id.clone(),
-        log: logs.get(&container.id).map(Into::into).unwrap_or_default(),
+        log: logs.files.get(&container.id).map(Into::into).unwrap_or_default(),
     };
     let containers = pod.all_containers().map(|container| {
         let mut instances: Vec<_> =
@@ -37,7 +59,10 @@ pub fn pod_ref(
             name: container.name.clone(),
             tty: container.tty.unwrap_or(false),
             state,
-            previous: instances.pop().map(incarnation),
+            previous: instances
+                .pop()
+                .map(incarnation)
+                .or_else(|| remembered(&container.name, newest.map(|newest| newest.attempt))),
         }
     });
 

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::act::{Done, Job};
 use super::context::Context;
-use super::lookup::pod_ref;
+use super::lookup::{Logs, pod_ref};
 use super::materials::{Gathered, gather};
 use super::observe::{self, Holding, Listed, SeenContainer};
 use super::registry::Entry;
@@ -507,12 +507,14 @@ impl Worker {
         for container in &self.observed.containers {
             held.insert(container.id.clone(), observe::container_code(&container.state));
         }
+        let dir = self.context.layout.logs(&pod.namespace, &pod.name, &pod.uid);
+        let logs = Logs { files: &self.logs, dir: &dir };
         let entry = Entry {
             name: (pod.namespace.clone(), pod.name.clone()),
             references: gathered.keys.clone(),
             held,
             burstable_milli: burstable_milli(pod),
-            pod: Some(pod_ref(pod, &self.observed, status, &self.logs)),
+            pod: Some(pod_ref(pod, &self.observed, &self.memory, status, logs)),
         };
         self.context.registry.update(&self.uid, entry);
     }
