@@ -318,12 +318,12 @@ fn a_job_ends_once_and_a_crash_loop_counts_on() {
                     && container["state"]["waiting"]["reason"] == "CrashLoopBackOff"
             }
         };
-        agent.wait("crash", loops(0)).await;
+        agent.wait("crash", loops(1)).await;
         agent.stop().await;
 
         let mut agent = Agent::start(&config);
         agent.wait("job", |status, _| status["phase"] == "Succeeded").await;
-        agent.wait("crash", loops(1)).await;
+        agent.wait("crash", loops(2)).await;
         for uid in ["job", "crash"] {
             // Force-deleted: the object is gone without notice.
             let delete = Change::Delete { key: pod_key(uid), uid: Uid::new(uid).unwrap() };

@@ -1,7 +1,9 @@
 //! What a pod may ask for that this build does not do. Such a pod is refused with the reason: it is
 //! never started without what it asked for.
 
-use k8s_openapi::api::core::v1::{Container, PodSecurityContext, PodSpec, SecurityContext, Volume};
+mod volumes;
+
+use k8s_openapi::api::core::v1::{Container, PodSecurityContext, PodSpec, SecurityContext};
 
 use crate::pod::PodView;
 
@@ -26,12 +28,9 @@ pub fn refuse(pod: &PodView) -> Option<String> {
     let mut refused = Vec::new();
     of_spec(spec, &mut refused);
     for volume in spec.volumes.as_deref().unwrap_or_default() {
-        of_volume(volume, &mut refused);
+        volumes::of_volume(volume, &mut refused);
     }
     for container in pod.init_containers() {
-        if container.restart_policy.is_some() {
-            refused.push(format!("initContainers {}: restartPolicy", container.name));
-        }
         of_container(container, &mut refused);
     }
     for container in pod.containers() {
@@ -87,33 +86,6 @@ fn of_pod_security(context: &PodSecurityContext, refused: &mut Vec<String>) {
     }
 }
 
-fn of_volume(volume: &Volume, refused: &mut Vec<String>) {
-    let known = volume.empty_dir.is_some()
-        || volume.host_path.is_some()
-        || volume.config_map.is_some()
-        || volume.secret.is_some()
-        || volume.downward_api.is_some()
-        || volume.projected.is_some();
-    if !known {
-        refused.push(format!("the kind of volume {}", volume.name));
-    }
-    if let Some(dir) = &volume.empty_dir {
-        let medium = dir.medium.as_deref().unwrap_or_default();
-        if !matches!(medium, "" | "Memory") {
-            refused.push(format!("volume {}: medium {medium}", volume.name));
-        }
-        if medium.is_empty() && dir.size_limit.as_ref().is_some_and(|size| size.0 != "0") {
-            refused.push(format!("volume {}: sizeLimit on disk", volume.name));
-        }
-    }
-    let projected = volume.projected.as_ref().and_then(|projected| projected.sources.as_deref());
-    for source in projected.unwrap_or_default() {
-        if source.cluster_trust_bundle.is_some() || source.pod_certificate.is_some() {
-            refused.push(format!("a source of volume {}", volume.name));
-        }
-    }
-}
-
 fn of_container(container: &Container, refused: &mut Vec<String>) {
     let prefix = format!("{}: ", container.name);
     let asked = [
@@ -121,6 +93,7 @@ fn of_container(container: &Container, refused: &mut Vec<String>) {
         ("livenessProbe", container.liveness_probe.is_some()),
         ("readinessProbe", container.readiness_probe.is_some()),
         ("startupProbe", container.startup_probe.is_some()),
+        ("restartPolicy", container.restart_policy.is_some()),
         ("volumeDevices", container.volume_devices.as_ref().is_some_and(|v| !v.is_empty())),
         (
             "restartPolicyRules",
@@ -132,6 +105,10 @@ fn of_container(container: &Container, refused: &mut Vec<String>) {
         ),
     ];
     push_asked(&prefix, &asked, refused);
+    let sources = container.env.iter().flatten().filter_map(|env| env.value_from.as_ref());
+    for source in sources {
+        push_asked(&prefix, &[("fileKeyRef", source.file_key_ref.is_some())], refused);
+    }
     if let Some(resources) = &container.resources {
         if resources.claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
             refused.push(format!("{prefix}resources.claims"));
@@ -146,7 +123,10 @@ fn of_container(container: &Container, refused: &mut Vec<String>) {
         let sub = mount.sub_path.as_ref().is_some_and(|path| !path.is_empty())
             || mount.sub_path_expr.as_ref().is_some_and(|path| !path.is_empty());
         let recursive = mount.recursive_read_only.as_ref().is_some_and(|mode| mode != "Disabled");
-        push_asked(&prefix, &[("subPath", sub), ("recursiveReadOnly", recursive)], refused);
+        let options = mount.bind_mount_options.as_ref().is_some_and(|options| !options.is_empty());
+        let asked =
+            [("subPath", sub), ("recursiveReadOnly", recursive), ("bindMountOptions", options)];
+        push_asked(&prefix, &asked, refused);
     }
     if let Some(context) = &container.security_context {
         of_security(&prefix, context, refused);

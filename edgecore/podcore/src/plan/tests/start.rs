@@ -140,10 +140,7 @@ fn native_sidecars_are_refused() {
         &spec,
         &[
             ("look", "tear-down"),
-            (
-                "events",
-                "UnsupportedPodSpec: this node does not support initContainers s: restartPolicy",
-            ),
+            ("events", "UnsupportedPodSpec: this node does not support s: restartPolicy"),
             ("status", "Failed UnsupportedPodSpec"),
         ],
     );
