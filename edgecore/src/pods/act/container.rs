@@ -1,0 +1,234 @@
+//! One container: its files, its start and its stop.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::time::Duration;
+
+use cri_api::v1;
+use k8s_openapi::api::core::v1::Container;
+use podcore::hosts;
+use podcore::observed::{ContainerState, ContainerView};
+use podcore::plan::Outcome;
+use podcore::translate::{
+    ContainerContext, ContainerPaths, ImageUser, asks_for_image_user, check_user, container_config,
+    container_hash, sandbox_config,
+};
+use podcore::volumes::plugin;
+
+use super::{Done, Job};
+use crate::blocking;
+use crate::clock;
+use crate::events::EventType::{Normal, Warning};
+use crate::layout::is_file_name;
+use crate::pods::observe::{self, SeenContainer};
+use crate::telemetry::chain;
+use crate::volumes::remove::gone_is_done;
+
+impl Job {
+    pub(super) async fn start(
+        self,
+        name: String,
+        attempt: u32,
+        sandbox: &str,
+        image_ref: &str,
+    ) -> Done {
+        let failed = |reason: &str, message: String, container: Option<SeenContainer>| {
+            let kind = format!("Error: {message}");
+            self.tell(Warning, "Failed", &kind, Some(&name));
+            let look = container.is_none() && reason != "CreateContainerConfigError";
+            let (container_name, reason) = (name.clone(), reason.to_owned());
+            let outcome =
+                Outcome::StartFailed { container: container_name, attempt, reason, message };
+            Done::Noted { outcome, sandbox: None, container, look }
+        };
+        let _place = self.context.starts.acquire().await;
+        let (config, sandbox_config) = match self.configs(&name, attempt, sandbox, image_ref).await
+        {
+            Ok(configs) => configs,
+            Err(message) => return failed("CreateContainerConfigError", message, None),
+        };
+        let runtime = &self.context.runtime;
+        let id = match runtime.create_container(sandbox, config, sandbox_config).await {
+            Ok(id) => id,
+            Err(error) => return failed("CreateContainerError", error.message(), None),
+        };
+        self.context.registry.own(&self.pod.uid, &id);
+        self.tell(Normal, "Created", "Container created", Some(&name));
+        let started = runtime.start_container(&id).await;
+        let seen = match runtime.container_status(&id).await {
+            Ok(status) => Some(observe::container(status, sandbox).await),
+            Err(_unseen) => None,
+        };
+        match (started, seen) {
+            (Err(error), seen) => failed("RunContainerError", error.message(), seen),
+            (Ok(()), seen) => {
+                self.tell(Normal, "Started", "Container started", Some(&name));
+                self.link_log(&name, &id, seen.as_ref()).await;
+                let look = seen.is_none();
+                let assumed = || self.assumed(&name, attempt, id.clone(), sandbox, image_ref);
+                let seen = seen.unwrap_or_else(assumed);
+                let outcome = Outcome::ContainerStarted { container: name.clone(), attempt };
+                Done::Noted { outcome, sandbox: None, container: Some(seen), look }
+            }
+        }
+    }
+
+    /// A container that started and of which the runtime told nothing more: taken to run until the
+    /// next look. Without it the plan would believe it lost, and start another.
+    fn assumed(
+        &self,
+        name: &str,
+        attempt: u32,
+        id: String,
+        sandbox: &str,
+        image_ref: &str,
+    ) -> SeenContainer {
+        let container = self.container(name);
+        let view = ContainerView {
+            id,
+            name: name.to_owned(),
+            attempt,
+            sandbox_id: sandbox.to_owned(),
+            state: ContainerState::Running { started_at: clock::now() },
+            image: container.and_then(|c| c.image.clone()).unwrap_or_default(),
+            image_ref: image_ref.to_owned(),
+            spec_hash: container.map(container_hash),
+        };
+
+        SeenContainer { view, log_path: String::new() }
+    }
+
+    /// The container's own files, then the two messages that make it.
+    async fn configs(
+        &self,
+        name: &str,
+        attempt: u32,
+        sandbox: &str,
+        image_ref: &str,
+    ) -> Result<(v1::ContainerConfig, v1::PodSandboxConfig), String> {
+        let Self { context, pod, .. } = self;
+        let container = self.container(name).ok_or("the pod has no such container")?;
+        if !is_file_name(name) {
+            return Err(format!("container name {name:?} is not one"));
+        }
+        let paths = self.paths(name, attempt).await?;
+        let fields = context.node_fields(self.pod_ips());
+        let container_context =
+            ContainerContext { materials: &self.materials, node: &fields, paths: &paths };
+        let config = container_config(pod, container, attempt, image_ref, &container_context)
+            .map_err(|error| chain(&error))?;
+        let user = self.image_user(container, image_ref).await?;
+        check_user(pod, container, &user).map_err(|error| error.to_string())?;
+        let view = self.sandboxes.iter().find(|view| view.id == sandbox);
+        let sandbox_attempt = view.map_or(0, |view| view.attempt);
+
+        Ok((config, sandbox_config(pod, sandbox_attempt, &context.sandbox_context(pod))))
+    }
+
+    /// The user of the image, looked up only if something depends on it; root if it names none.
+    async fn image_user(
+        &self,
+        container: &Container,
+        image_ref: &str,
+    ) -> Result<ImageUser, String> {
+        let root = ImageUser::Id(0);
+        if !asks_for_image_user(&self.pod, container) {
+            return Ok(root);
+        }
+        let spec = v1::ImageSpec { image: image_ref.to_owned(), ..v1::ImageSpec::default() };
+        let image = self.context.runtime.image_status(spec).await.map_err(|e| e.message())?;
+        let image = image.ok_or_else(|| format!("image {image_ref} is gone"))?;
+
+        Ok(match image.uid {
+            Some(uid) => ImageUser::Id(uid.value),
+            None if image.username.is_empty() => root,
+            None => ImageUser::Name(image.username),
+        })
+    }
+
+    async fn paths(&self, name: &str, attempt: u32) -> Result<ContainerPaths, String> {
+        let Self { context, pod, .. } = self;
+        let layout = &context.layout;
+        let mut volumes = BTreeMap::new();
+        for volume in pod.spec().volumes.iter().flatten() {
+            let own = || layout.volume(&pod.uid, plugin(volume), &volume.name);
+            let path = volume
+                .host_path
+                .as_ref()
+                .map_or_else(|| own().to_string_lossy().into_owned(), |host| host.path.clone());
+            volumes.insert(volume.name.clone(), path);
+        }
+        let termination_log = layout.container(&pod.uid, name).join(format!("{attempt:08x}"));
+        let etc_hosts = layout.etc_hosts(&pod.uid);
+        let text = if pod.host_network() {
+            hosts::of_host(pod, &blocking::read_trimmed("/etc/hosts").unwrap_or_default())
+        } else {
+            hosts::own(pod, &self.pod_ips(), &context.cluster_domain)
+        };
+        let files = (etc_hosts.clone(), termination_log.clone());
+        let logs = layout.logs(&pod.namespace, &pod.name, &pod.uid).join(name);
+        blocking::run(move || write_files(&files.0, &text, &files.1, &logs))
+            .await
+            .map_err(|error| format!("cannot write the files of container {name}: {error}"))?;
+
+        Ok(ContainerPaths {
+            volumes,
+            etc_hosts: Some(etc_hosts.to_string_lossy().into_owned()),
+            termination_log: termination_log.to_string_lossy().into_owned(),
+        })
+    }
+
+    /// The link that log collectors follow; without it the container runs as well.
+    async fn link_log(&self, name: &str, id: &str, seen: Option<&SeenContainer>) {
+        let Some(seen) = seen else { return };
+        let target = seen.log_path.clone();
+        let link = self.context.layout.log_link(&self.pod.namespace, &self.pod.name, name, id);
+        let linked = blocking::run(move || {
+            gone_is_done(std::fs::remove_file(&link))?;
+            symlink(target, link)
+        });
+        if let Err(error) = linked.await {
+            tracing::warn!(container = name, %error, "no link to the container's log was made");
+        }
+    }
+
+    pub(super) async fn stop(self, id: &str, grace_s: i64) -> Done {
+        let runtime = &self.context.runtime;
+        let grace = Duration::from_secs(u64::try_from(grace_s).unwrap_or_default());
+        let stopped = runtime.stop_container(id, grace).await;
+        let sandbox = |id: &str| id.to_owned();
+        match stopped {
+            Err(error) if error.is_not_found() => return Done::Gone(id.to_owned()),
+            Err(error) => {
+                let message = format!("error killing pod: {}", error.message());
+                self.tell(Warning, "FailedKillPod", &message, None);
+                return Done::Failed { message };
+            }
+            Ok(()) => {}
+        }
+        match cri::settled_container(runtime, id).await {
+            // The sandbox is known from before; the worker keeps it.
+            Ok(status) => Done::Container(observe::container(status, &sandbox("")).await),
+            Err(error) if error.is_not_found() => Done::Gone(id.to_owned()),
+            Err(error) => Done::Failed { message: error.to_string() },
+        }
+    }
+}
+
+/// /etc/hosts, the termination log and the log directory of one container.
+fn write_files(hosts: &Path, text: &str, termination_log: &Path, logs: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(logs)?;
+    // The file is mounted into containers: it is written in place, never replaced.
+    if !std::fs::read(hosts).is_ok_and(|held| held == text.as_bytes()) {
+        std::fs::write(hosts, text)?;
+    }
+    if let Some(dir) = termination_log.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    std::fs::write(termination_log, "")?;
+
+    // Containers write it as whichever user they are.
+    std::fs::set_permissions(termination_log, std::fs::Permissions::from_mode(0o666))
+}

@@ -1,0 +1,81 @@
+//! The sandbox of a pod and the cgroup around it.
+
+use cri::CriError;
+use podcore::observed::SandboxView;
+use podcore::plan::Outcome;
+use podcore::resources::{cgroup_parent, pod_limits};
+use podcore::translate::sandbox_config;
+
+use super::{Done, Job, gone};
+use crate::blocking;
+use crate::events::EventType::Warning;
+use crate::node::cgroups::Limits;
+use crate::pods::observe;
+use crate::telemetry::chain;
+
+impl Job {
+    pub(super) async fn create_sandbox(self, attempt: u32) -> Done {
+        let made = self.try_sandbox(attempt).await;
+        match made {
+            Ok(sandbox) => Done::Noted {
+                outcome: Outcome::SandboxCreated { attempt },
+                sandbox: Some(sandbox),
+                container: None,
+                look: false,
+            },
+            Err(message) => {
+                let told = format!("Failed to create pod sandbox: {message}");
+                self.tell(Warning, "FailedCreatePodSandBox", &told, None);
+                Done::Noted {
+                    outcome: Outcome::SandboxFailed { attempt, message },
+                    sandbox: None,
+                    container: None,
+                    look: true,
+                }
+            }
+        }
+    }
+
+    async fn try_sandbox(&self, attempt: u32) -> Result<SandboxView, String> {
+        let Self { context, pod, .. } = self;
+        // The semaphore is never closed; without a place the start would still be right.
+        let _place = context.starts.acquire().await;
+        let config = sandbox_config(pod, attempt, &context.sandbox_context(pod));
+        self.make_cgroup().await?;
+        let text = |error: CriError| error.message();
+        let id = context.runtime.run_pod_sandbox(config, "").await.map_err(text)?;
+        context.registry.own(&pod.uid, &id);
+        let status = context.runtime.pod_sandbox_status(&id).await.map_err(text)?;
+
+        Ok(observe::sandbox_view(&status))
+    }
+
+    /// The pod's cgroup with the limits of the pod as a whole, before anything runs in it.
+    async fn make_cgroup(&self) -> Result<(), String> {
+        let Self { context, pod, .. } = self;
+        let limits = pod_limits(pod);
+        let limits = Limits {
+            cpu_shares: u64::try_from(limits.cpu_shares).ok(),
+            cpu_quota_us: limits.cpu_quota,
+            memory_bytes: limits.memory,
+            pids: None,
+        };
+        let parent = cgroup_parent(pod, &context.cgroup_root, context.cgroup_driver);
+        let cgroups = context.cgroups.clone();
+        let made = blocking::run(move || cgroups.ensure(&parent, &limits)).await;
+
+        made.map_err(|error| format!("unable to ensure pod container exists: {}", chain(&error)))
+    }
+
+    pub(super) async fn stop_sandbox(self, id: &str) -> Done {
+        let runtime = &self.context.runtime;
+        let stopped = runtime.stop_pod_sandbox(id).await;
+        match stopped {
+            Ok(()) => match runtime.pod_sandbox_status(id).await {
+                Ok(status) => Done::Sandbox(observe::sandbox_view(&status)),
+                Err(error) => gone(id.to_owned(), Err(error)),
+            },
+            Err(error) => gone(id.to_owned(), Err(error)),
+        }
+    }
+}

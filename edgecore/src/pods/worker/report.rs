@@ -1,0 +1,75 @@
+//! What a pod's task tells others: the cloud its status, the rest of the agent what it holds and needs.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PodStatus;
+use podcore::pod::PodView;
+use podcore::resources::{QosClass, cpu_request, qos_class};
+use podcore::status::{StatusContext, status};
+use proto::wire::{Report, ReportKey};
+
+use super::Worker;
+use crate::pods::lookup::{Logs, pod_ref};
+use crate::pods::materials::Gathered;
+use crate::pods::observe;
+use crate::pods::registry::Entry;
+
+impl Worker {
+    /// Tells the others what the pod has and needs.
+    pub(super) fn enter(&self, pod: &PodView, gathered: &Gathered, status: &PodStatus) {
+        let mut held = BTreeMap::new();
+        for sandbox in &self.observed.sandboxes {
+            held.insert(sandbox.id.clone(), observe::sandbox_code(sandbox));
+        }
+        for container in &self.observed.containers {
+            held.insert(container.id.clone(), observe::container_code(&container.state));
+        }
+        let dir = self.context.layout.logs(&pod.namespace, &pod.name, &pod.uid);
+        let logs = Logs { files: &self.logs, dir: &dir };
+        let entry = Entry {
+            name: (pod.namespace.clone(), pod.name.clone()),
+            references: gathered.keys.clone(),
+            held,
+            burstable_milli: burstable_milli(pod),
+            pod: Some(pod_ref(pod, &self.observed, &self.memory, status, logs)),
+        };
+        self.context.registry.update(&self.uid, entry);
+    }
+
+    pub(super) fn status(&self, pod: &PodView, now: Timestamp) -> PodStatus {
+        let context = StatusContext {
+            host_ips: self.context.addresses.borrow().clone(),
+            runtime: self.context.runtime_name.clone(),
+        };
+
+        status(pod, &self.memory, &self.observed, &context, now)
+    }
+
+    /// Reports the status if it is not the last one reported.
+    pub(super) fn report(&mut self, status: &PodStatus, finished: bool) {
+        let done = finished && self.under_way.is_empty();
+        let json = match serde_json::to_vec(status) {
+            Ok(json) => json,
+            Err(error) => {
+                tracing::error!(%error, "the status of the pod cannot be written as JSON");
+                return;
+            }
+        };
+        let next = (json, done);
+        if self.reported.as_ref() != Some(&next) {
+            let key = ReportKey::PodStatus(self.uid.clone());
+            let bytes = bytes::Bytes::copy_from_slice(&next.0);
+            self.context.upstream.report(Report { key, bytes, done });
+            self.reported = Some(next);
+        }
+    }
+}
+
+/// The CPU request that counts for the cgroup of burstable pods.
+fn burstable_milli(pod: &PodView) -> i64 {
+    match qos_class(pod) {
+        QosClass::Burstable => pod.containers().iter().filter_map(cpu_request).sum(),
+        QosClass::Guaranteed | QosClass::BestEffort => 0,
+    }
+}
