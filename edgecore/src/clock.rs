@@ -1,8 +1,9 @@
 //! The only place of this crate that reads a clock.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 /// Wall-clock time, for what is written down or compared with the cloud's times.
 pub fn now() -> Timestamp {
@@ -13,6 +14,16 @@ pub fn now() -> Timestamp {
 #[expect(clippy::disallowed_methods, reason = "this is the clock module")]
 pub fn instant() -> Instant {
     Instant::now()
+}
+
+/// By how many seconds the wall clock was set since this was first asked: what it moved beyond the
+/// time that passed. A machine that slept has its clock set by that.
+pub fn set_s() -> i64 {
+    static FIRST: OnceLock<(Timestamp, Instant)> = OnceLock::new();
+    let (then, began) = FIRST.get_or_init(|| (now(), instant()));
+    let passed = SignedDuration::try_from(began.elapsed()).unwrap_or_default();
+
+    (now().duration_since(*then) - passed).as_secs()
 }
 
 /// Wall-clock time since 1970, for the validity of certificates.

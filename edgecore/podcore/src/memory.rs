@@ -14,6 +14,9 @@ pub struct Memory {
     /// When the node first took the pod in (`status.startTime`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Timestamp>,
+    /// By how many seconds the clock was set since then: a deadline counts from both together.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub clock_set_s: i64,
     /// How the pod ended for good. Once set, nothing of it is started again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
@@ -29,6 +32,11 @@ pub struct Memory {
     /// What only matters until the agent restarts.
     #[serde(skip)]
     pub transient: Transient,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 impl Memory {
@@ -198,6 +206,8 @@ pub struct Transient {
     pub start_failures: BTreeMap<String, Failure>,
     /// Which one-time Events were emitted.
     pub told: Vec<String>,
+    /// What of [`crate::observed::Observed::clock_set_s`] has been taken into account.
+    pub clock_set_s: Option<i64>,
 }
 
 /// A failure and when to try again.

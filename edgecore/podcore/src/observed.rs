@@ -14,6 +14,9 @@ pub struct Observed {
     /// ConfigMaps, Secrets and tokens that the pod needs and the node does not hold (not the
     /// optional ones), for example `configmap "web" not found`.
     pub missing: Vec<String>,
+    /// By how many seconds the wall clock was set, all in all, since the agent started: what it
+    /// moved beyond the time that passed.
+    pub clock_set_s: i64,
 }
 
 /// The state of the pod's directory.

@@ -19,6 +19,9 @@ use crate::observed::{ContainerState, ContainerView, Observed, VolumesState};
 use crate::pod::PodView;
 use crate::{status, support};
 
+/// A clock that moved by less was not set: two clocks are not read at the same moment.
+const CLOCK_SET_MIN_S: i64 = 5;
+
 /// Exit code of a container whose end nobody saw (kubelet).
 pub(crate) const UNKNOWN_EXIT_CODE: i32 = 137;
 
@@ -134,6 +137,7 @@ pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp)
     let mut plan = Plan { memory: memory.clone(), ..Plan::default() };
     remember(&mut plan.memory, observed, now);
     admit(pod, &mut plan, now);
+    follow_clock(&mut plan.memory, observed, now);
     if pod.is_deleted() {
         wind_down::delete(pod, observed, &mut plan);
     } else {
@@ -151,6 +155,22 @@ pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp)
     status::update(&mut plan.memory, &facts, now);
 
     plan
+}
+
+/// Notes by how much the clock was set, so that no deadline passes or moves away by that. While the
+/// agent was away nobody measured: a clock that is then before the start begins anew.
+fn follow_clock(memory: &mut Memory, observed: &Observed, now: Timestamp) {
+    let Some(start) = memory.start_time else { return };
+    let noted = memory.transient.clock_set_s;
+    let set_s = observed.clock_set_s.saturating_sub(noted.unwrap_or(observed.clock_set_s));
+    if noted.is_none() || set_s.abs() >= CLOCK_SET_MIN_S {
+        memory.clock_set_s = memory.clock_set_s.saturating_add(set_s);
+        memory.transient.clock_set_s = Some(observed.clock_set_s);
+    }
+    let passed_s = now.duration_since(start).as_secs();
+    if passed_s.saturating_sub(memory.clock_set_s) < -CLOCK_SET_MIN_S {
+        memory.clock_set_s = passed_s;
+    }
 }
 
 /// Takes the pod in or refuses it, and tells what this build does not know.
@@ -254,7 +274,8 @@ fn expire(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     if plan.memory.ended.is_some() || has_completed(pod, observed, &plan.memory).is_some() {
         return;
     }
-    let deadline = start.saturating_add(SignedDuration::from_secs(limit)).unwrap_or(now);
+    let active = limit.saturating_add(plan.memory.clock_set_s);
+    let deadline = start.saturating_add(SignedDuration::from_secs(active)).unwrap_or(now);
     if now < deadline {
         plan.wake(deadline);
         return;

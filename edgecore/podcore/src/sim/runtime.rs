@@ -185,6 +185,7 @@ impl World {
     pub(crate) fn agent_restart(&mut self) {
         self.memory = self.stored.clone();
         self.under_way.clear();
+        self.observed.clock_set_s = 0;
         self.observed.volumes = VolumesState::Unknown;
     }
 }

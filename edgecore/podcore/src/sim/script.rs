@@ -57,7 +57,11 @@ impl World {
     fn happen(&mut self, words: &[&str]) {
         match words {
             ["look"] => {}
-            ["clock", seconds] => self.now += SignedDuration::from_secs(seconds.parse().unwrap()),
+            ["clock", seconds] => {
+                let seconds = seconds.parse().unwrap();
+                self.now += SignedDuration::from_secs(seconds);
+                self.observed.clock_set_s += seconds;
+            }
             ["exit", name, code] => {
                 let id = self.live(name).expect("it runs");
                 self.end(&id, code.parse().unwrap());

@@ -80,3 +80,41 @@ fn a_crash_loop_is_still_slowed_after_a_jump() {
         );
     }
 }
+
+#[test]
+fn a_deadline_counts_the_time_that_passes() {
+    let mut spec = one("Always");
+    spec["activeDeadlineSeconds"] = json!(100);
+    let over = "stop:a:30s stop:s1 tear-down";
+    for years in [YEARS, -YEARS] {
+        let (set, back) = (format!("clock {years}"), format!("clock {}", -years));
+        check(&spec, &[STARTED, ("wait 40", ""), (&set, ""), ("wait 59", ""), ("wait 1", over)]);
+        check(
+            &spec,
+            &[
+                STARTED,
+                ("wait 40", ""),
+                (&set, ""),
+                ("wait 30", ""),
+                ("agent restart", "volumes"),
+                (&back, ""),
+                ("wait 29", ""),
+                ("wait 1", over),
+            ],
+        );
+    }
+    // Set back while nobody measured: what passed before is not known, and nothing ends early.
+    let mut world = check(&spec, &[STARTED, ("wait 40", "")]);
+    world.agent_restart();
+    world.now -= jiff::SignedDuration::from_secs(999_999_999);
+    crate::sim::play(
+        &mut world,
+        &[
+            ("look", "volumes"),
+            ("wait 50", ""),
+            ("clock 999999999", ""),
+            ("wait 49", ""),
+            ("wait 1", over),
+        ],
+    );
+}

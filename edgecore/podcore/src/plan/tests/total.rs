@@ -55,6 +55,10 @@ fn state() -> impl Strategy<Value = ContainerState> {
     ]
 }
 
+fn any_set() -> impl Strategy<Value = i64> {
+    prop_oneof![Just(0), any::<i64>()]
+}
+
 fn observed() -> impl Strategy<Value = Observed> {
     let sandboxes = vec((attempt(), any::<bool>(), vec(Just("10.1.0.5".to_owned()), 0..2)), 0..4);
     let containers = vec((name(), attempt(), 0..5_usize, state(), any::<bool>()), 0..6);
@@ -64,8 +68,8 @@ fn observed() -> impl Strategy<Value = Observed> {
         Just(VolumesState::Gone),
     ];
     let missing = vec(Just("secret".to_owned()), 0..2);
-    (sandboxes, containers, volumes, missing).prop_map(
-        |(sandboxes, containers, volumes, missing)| {
+    (sandboxes, containers, volumes, missing, any_set()).prop_map(
+        |(sandboxes, containers, volumes, missing, clock_set_s)| {
             let sandbox = |(at, (attempt, ready, ips)): (usize, (u32, bool, Vec<String>))| {
                 SandboxView { id: format!("s{at}"), attempt, ready, ips }
             };
@@ -84,6 +88,7 @@ fn observed() -> impl Strategy<Value = Observed> {
                 containers: containers.into_iter().enumerate().map(container).collect(),
                 volumes,
                 missing,
+                clock_set_s,
             }
         },
     )
@@ -155,28 +160,32 @@ fn memory() -> impl Strategy<Value = Memory> {
         btree_map(name(), container_memory(), 0..4),
         option::of(attempt()),
         transient,
-        time(),
+        (time(), any_set()),
     )
-        .prop_map(|(start_time, ended, containers, sandbox_attempt, transient, since)| {
-            Memory {
-                start_time,
-                ended,
-                containers,
-                conditions: BTreeMap::from([(
-                    "Ready".to_owned(),
-                    ConditionMemory { status: true, since },
-                )]),
-                sandbox_attempt,
-                ips: Vec::new(),
-                transient: Transient {
-                    sandbox_failure: transient.0,
-                    volumes_failure: transient.1,
-                    images: transient.2,
-                    start_failures: transient.3,
-                    told: Vec::new(),
-                },
-            }
-        })
+        .prop_map(
+            |(start_time, ended, containers, sandbox_attempt, transient, (since, clock_set_s))| {
+                Memory {
+                    start_time,
+                    clock_set_s,
+                    ended,
+                    containers,
+                    conditions: BTreeMap::from([(
+                        "Ready".to_owned(),
+                        ConditionMemory { status: true, since },
+                    )]),
+                    sandbox_attempt,
+                    ips: Vec::new(),
+                    transient: Transient {
+                        sandbox_failure: transient.0,
+                        volumes_failure: transient.1,
+                        images: transient.2,
+                        start_failures: transient.3,
+                        told: Vec::new(),
+                        clock_set_s: None,
+                    },
+                }
+            },
+        )
 }
 
 /// Starts nothing beside what may run, and nothing of a pod that is over.
@@ -233,17 +242,26 @@ proptest! {
 /// A field that is added here has to be thought about.
 #[test]
 fn nothing_of_the_link_enters_a_plan() {
-    let Observed { sandboxes: _, containers: _, volumes: _, missing: _ } = Observed::default();
+    let Observed { sandboxes: _, containers: _, volumes: _, missing: _, clock_set_s: _ } =
+        Observed::default();
     let StatusContext { host_ips: _, runtime: _ } = StatusContext::default();
     let Memory {
         start_time: _,
+        clock_set_s: _,
         ended: _,
         containers: _,
         conditions: _,
         sandbox_attempt: _,
         ips: _,
         transient:
-            Transient { sandbox_failure: _, volumes_failure: _, images: _, start_failures: _, told: _ },
+            Transient {
+                sandbox_failure: _,
+                volumes_failure: _,
+                images: _,
+                start_failures: _,
+                told: _,
+                clock_set_s: _,
+            },
     } = Memory::default();
     let inputs: fn(&PodView, &Memory, &Observed, Timestamp) -> Plan = plan;
     let pod = PodView::parse(object(&one("Always")).to_string().as_bytes()).unwrap();
