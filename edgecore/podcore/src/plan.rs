@@ -122,6 +122,20 @@ impl Plan {
         self.wake_at = Some(self.wake_at.map_or(at, |before| before.min(at)));
     }
 
+    /// Whether an Event of this kind about the container is to be told: once for each number.
+    fn tell_once(&mut self, kind: &str, container: &str, number: u32) -> bool {
+        let prefix = format!("{kind}/{container}/");
+        let told = format!("{prefix}{number}");
+        let all = &mut self.memory.transient.told;
+        if all.contains(&told) {
+            return false;
+        }
+        all.retain(|other| !other.starts_with(&prefix));
+        all.push(told);
+
+        true
+    }
+
     fn warn(&mut self, reason: &str, message: impl Into<String>) {
         self.act(Action::Event {
             warning: true,

@@ -273,13 +273,9 @@ fn restart(pod: &PodView, container: &Container, step: &Step<'_>, plan: &mut Pla
 }
 
 fn back_off_event(pod: &PodView, container: &Container, attempt: u32, plan: &mut Plan) {
-    let told = format!("BackOff/{}/{attempt}", container.name);
-    if plan.memory.transient.told.contains(&told) {
+    if !plan.tell_once("Crash", &container.name, attempt) {
         return;
     }
-    let prefix = format!("BackOff/{}/", container.name);
-    plan.memory.transient.told.retain(|other| !other.starts_with(&prefix));
-    plan.memory.transient.told.push(told);
     let pod = pod.described();
     plan.act(Action::Event {
         warning: true,
@@ -329,7 +325,16 @@ fn ensure_image(
         }
         Some(ImageFound::Failed(failure)) => {
             if let Some(until) = backoff::held_until(failure, now) {
+                let (is_pull, count) = (failure.reason == "ErrImagePull", failure.count);
                 plan.wake(until);
+                if is_pull && plan.tell_once("Pull", &container.name, count) {
+                    plan.act(Action::Event {
+                        warning: false,
+                        reason: "BackOff".to_owned(),
+                        message: format!("Back-off pulling image \"{image}\""),
+                        container: Some(container.name.clone()),
+                    });
+                }
                 return None;
             }
         }
