@@ -77,8 +77,9 @@ fn decide(pod: &Value, situation: Situation) -> Option<Value> {
     (patch.len() > 1).then_some(Value::Array(patch))
 }
 
-fn ready_since(pod: &Value) -> Option<Timestamp> {
-    let conditions = pod["status"]["conditions"].as_array()?;
+/// Since when a pod or node is Ready, if it is.
+fn ready_since(object: &Value) -> Option<Timestamp> {
+    let conditions = object["status"]["conditions"].as_array()?;
     let ready = conditions.iter().find(|c| c["type"] == "Ready" && c["status"] == "True")?;
 
     ready["lastTransitionTime"].as_str()?.parse().ok()
@@ -110,8 +111,10 @@ pub async fn run(
         let now = clock::timestamp();
         let has_settled = now - START_GRACE >= started;
         let mut left = PATCHES_MAX;
-        for node in our_nodes(&cluster) {
-            let is_lost = has_settled && sessions.get(&node).is_none();
+        for (node, is_ready) in our_nodes(&cluster) {
+            // The session of another replica is seen here only by what it makes of the Node.
+            let may_be_elsewhere = is_ready && sessions.is_elsewhere(&node);
+            let is_lost = has_settled && sessions.get(&node).is_none() && !may_be_elsewhere;
             let situation = Situation { is_lost, default_seconds, now };
             for (path, patch) in patches(&cluster, &node, situation).into_iter().take(left) {
                 left -= 1;
@@ -121,13 +124,15 @@ pub async fn run(
     }
 }
 
-fn our_nodes(cluster: &Cluster) -> Vec<NodeName> {
+/// Names of our nodes that want autonomy, and whether they are Ready.
+fn our_nodes(cluster: &Cluster) -> Vec<(NodeName, bool)> {
     let index = cluster.index();
-    let ours = index.all_nodes().filter(|(_, object)| {
-        serde_json::from_slice::<Value>(&object.bytes).is_ok_and(|node| is_ours(&node))
+    let ours = index.all_nodes().filter_map(|(name, object)| {
+        let node: Value = serde_json::from_slice(&object.bytes).ok()?;
+        is_ours(&node).then(|| (name.clone(), ready_since(&node).is_some()))
     });
 
-    ours.map(|(name, _)| name.clone()).collect()
+    ours.collect()
 }
 
 fn patches(cluster: &Cluster, node: &NodeName, situation: Situation) -> Vec<(String, Value)> {

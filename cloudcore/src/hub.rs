@@ -6,6 +6,7 @@
 //! cloudcore sees is [`Connected`], [`SessionEvent`], [`SessionHandle`] and [`Sessions`].
 
 mod admission;
+mod fencing;
 mod joining;
 mod listener;
 mod rate;
@@ -14,9 +15,9 @@ mod session;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 use tunnel::TunnelStream;
 
 pub(crate) use self::admission::{LABEL as RECORD_LABEL, is_revoked};
+pub use self::fencing::run as fence;
 pub use self::listener::{HubError, bind, run};
 pub use self::rate::Rate;
 use crate::evidence::Evidence;
@@ -158,6 +160,11 @@ impl SessionHandle {
         self.current.load(Ordering::Acquire)
     }
 
+    /// From now on nothing is written for the node by this session.
+    fn fence(&self) {
+        self.current.store(false, Ordering::Release);
+    }
+
     /// Everything the node must hold; see [`CloudInput::Sync`].
     pub async fn sync(&self, wanted: Vec<Arc<Object>>) {
         self.tell(CloudInput::Sync { wanted }).await;
@@ -215,24 +222,45 @@ impl SessionHandle {
 
 /// The current sessions of this replica, by node.
 #[derive(Clone, Debug, Default)]
-pub struct Sessions(Arc<Mutex<BTreeMap<NodeName, SessionHandle>>>);
+pub struct Sessions(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    here: Mutex<BTreeMap<NodeName, SessionHandle>>,
+    /// Nodes whose record names another replica.
+    elsewhere: Mutex<BTreeSet<NodeName>>,
+}
 
 impl Sessions {
     /// The session of a node.
     pub fn get(&self, node: &NodeName) -> Option<SessionHandle> {
-        self.lock().get(node).cloned()
+        self.here().get(node).cloned()
     }
 
     /// Every current session.
     pub fn all(&self) -> Vec<SessionHandle> {
-        self.lock().values().cloned().collect()
+        self.here().values().cloned().collect()
+    }
+
+    /// Whether another replica had the node's last session, as far as is known.
+    pub fn is_elsewhere(&self, node: &NodeName) -> bool {
+        self.elsewhere().contains(node)
+    }
+
+    /// Keeps which replica had the node's last session.
+    fn note(&self, node: &NodeName, is_elsewhere: bool) {
+        if is_elsewhere {
+            self.elsewhere().insert(node.clone());
+        } else {
+            self.elsewhere().remove(node);
+        }
     }
 
     /// Makes `session` the node's; the one before is fenced at once.
     fn replace(&self, session: SessionHandle) -> Option<SessionHandle> {
-        let before = self.lock().insert(session.node.clone(), session);
+        let before = self.here().insert(session.node.clone(), session);
         if let Some(before) = &before {
-            before.current.store(false, Ordering::Release);
+            before.fence();
         }
 
         before
@@ -240,8 +268,8 @@ impl Sessions {
 
     /// Forgets `session` if it is still the node's.
     fn remove(&self, session: &SessionHandle) {
-        session.current.store(false, Ordering::Release);
-        let mut sessions = self.lock();
+        session.fence();
+        let mut sessions = self.here();
         let is_it = sessions
             .get(&session.node)
             .is_some_and(|other| Arc::ptr_eq(&other.current, &session.current));
@@ -250,8 +278,13 @@ impl Sessions {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, SessionHandle>> {
+    fn here(&self) -> MutexGuard<'_, BTreeMap<NodeName, SessionHandle>> {
         // The map is whole whatever panicked beside it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.here.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn elsewhere(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
+        // As above.
+        self.0.elsewhere.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -174,6 +174,11 @@ impl Cloud {
             autonomy::run(seen, sessions_now, patches, default_seconds, stop).await;
             Ok(())
         });
+        let fenced = Arc::clone(&hub);
+        tasks.spawn("fencing", |stop| async move {
+            hub::fence(&fenced, stop).await;
+            Ok(())
+        });
         tasks.spawn("hub", |stop| async move { Ok(hub::run(listener, hub, stop).await?) });
 
         Ok(Self { tasks })

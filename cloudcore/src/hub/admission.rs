@@ -137,7 +137,8 @@ pub(crate) fn is_revoked(annotations: &serde_json::Value) -> bool {
     annotations[REVOKED] == "true"
 }
 
-fn read(lease: &Lease) -> Option<Record> {
+/// The record that a Lease holds.
+pub(super) fn read(lease: &Lease) -> Option<Record> {
     let empty = BTreeMap::new();
     let annotations = lease.metadata.annotations.as_ref().unwrap_or(&empty);
     let number = |name: &str| annotations.get(name).and_then(|text| text.parse().ok());

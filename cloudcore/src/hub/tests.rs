@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use futures_util::{SinkExt as _, StreamExt as _};
+use k8s_openapi::api::coordination::v1::Lease;
 use proto::admission::Ticket;
 use proto::codec;
 use proto::digest::Summary;
@@ -51,6 +52,7 @@ struct Hub {
     address: SocketAddr,
     authority: Arc<Authority>,
     connected: mpsc::Receiver<Connected>,
+    shared: Arc<Shared>,
     api: Api,
     _tasks: JoinSet<()>,
 }
@@ -77,9 +79,10 @@ impl Hub {
             connected: sender,
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(async move { run(listener, shared, CancellationToken::new()).await.unwrap() });
+        let served = Arc::clone(&shared);
+        tasks.spawn(async move { run(listener, served, CancellationToken::new()).await.unwrap() });
 
-        Self { address, authority, connected, api, _tasks: tasks }
+        Self { address, authority, connected, shared, api, _tasks: tasks }
     }
 
     async fn dial(&self, who: Option<&Who>) -> std::io::Result<TlsStream<TcpStream>> {
@@ -451,6 +454,49 @@ fn the_newest_session_wins_and_the_older_is_fenced() {
         for stale in [Some(ticket), None] {
             let mut thief = hub.link(&who, "edge-1", stale).await;
             assert_eq!(thief.refused().await, RefuseCode::StaleTicket);
+        }
+    });
+}
+
+/// The record as another replica, or an administrator, leaves it.
+fn record(generation: i32, replica: &str, is_revoked: bool) -> Lease {
+    let mut annotations =
+        json!({ "holdfast.dev/ticket-shown": "0", "holdfast.dev/ticket-since": "0" });
+    if is_revoked {
+        annotations["holdfast.dev/revoked"] = json!("true");
+    }
+    let record = json!({
+        "metadata": { "name": "edge-1", "annotations": annotations },
+        "spec": { "holderIdentity": replica, "leaseTransitions": generation },
+    });
+
+    serde_json::from_value(record).unwrap()
+}
+
+#[test]
+fn a_session_that_the_record_names_no_more_is_fenced_and_ended() {
+    block_on(async {
+        let cases = [("other", false, RefuseCode::Superseded), ("test", true, RefuseCode::Revoked)];
+        for (replica, is_revoked, code) in cases {
+            let mut hub = Hub::start().await;
+            let who = hub.node("edge-1");
+            hub.keep_record(false);
+            let mut link = hub.link(&who, "edge-1", None).await;
+            link.welcomed().await;
+            let session = soon("a session", hub.connected.recv()).await.unwrap().session;
+            let generation = i32::try_from(session.generation()).unwrap();
+
+            // Its own record, as the watch shows it, is no reason to end.
+            fencing::take(&hub.shared, &record(generation, "test", false)).await;
+            fencing::take(&hub.shared, &record(generation - 1, "other", true)).await;
+            assert!(session.is_current());
+
+            let next = if is_revoked { generation } else { generation + 1 };
+            fencing::take(&hub.shared, &record(next, replica, is_revoked)).await;
+            assert!(!session.is_current());
+            assert_eq!(link.refused().await, code);
+            let is_elsewhere = hub.shared.sessions.is_elsewhere(session.node());
+            assert_eq!(is_elsewhere, replica == "other");
         }
     });
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use system_tests::cluster::{Cluster, unique};
 use system_tests::node::EdgeNode;
 use system_tests::pods::{self, Incarnation};
-use system_tests::process::{output, script};
+use system_tests::process::{output, script, script_now};
 use system_tests::{api, wait};
 use tokio::time::Instant;
 
@@ -142,16 +142,19 @@ async fn a_path_that_swallows_packets_is_noticed_and_used_again() -> Result<()> 
     Ok(())
 }
 
-/// Drops every packet that the node sends from now on over the connections it has to cloudcore.
+/// Runs a program in the network of the node's site.
+async fn in_site(node: &EdgeNode, args: &[&str]) -> Result<String> {
+    let mut command = tokio::process::Command::new("ip");
+    command.args(["netns", "exec", node.site().fact("NETNS")?]).args(args);
+
+    output(command).await
+}
+
+/// Drops every packet that the node sends from now on over the connection it has to cloudcore.
 async fn silence(cluster: &Cluster, node: &EdgeNode) -> Result<()> {
-    let netns = node.site().fact("NETNS")?;
     let cloudcore = script("dev-cloudcore", &["address", "--name", cluster.name()], &[]).await?;
-    let in_site = |args: &[&str]| {
-        let mut command = tokio::process::Command::new("ip");
-        command.args(["netns", "exec", netns]).args(args);
-        output(command)
-    };
-    let listed = in_site(&["ss", "-Htn", "state", "established", "dst", cloudcore.trim()]).await?;
+    let established = ["ss", "-Htn", "state", "established", "dst", cloudcore.trim()];
+    let listed = in_site(node, &established).await?;
     let ports: Vec<&str> = listed
         .lines()
         .filter_map(|line| Some(line.split_whitespace().nth(2)?.rsplit_once(':')?.1))
@@ -160,7 +163,115 @@ async fn silence(cluster: &Cluster, node: &EdgeNode) -> Result<()> {
     let rule = ["iptables", "-w", "-t", "mangle", "-A", "OUTPUT", "-p", "tcp", "--sport"];
     let rule: Vec<&str> = rule.into_iter().chain([ports[0], "-j", "DROP"]).collect();
 
-    in_site(&rule).await.map(drop)
+    in_site(node, &rule).await.map(drop)
+}
+
+/// Another replica of cloudcore beside the first. It ends when dropped.
+struct Replica<'a>(&'a Cluster);
+
+impl<'a> Replica<'a> {
+    const NUMBER: &'static str = "2";
+
+    async fn up(cluster: &'a Cluster) -> Result<Self> {
+        let replica = Self(cluster);
+        script("dev-cloudcore", &replica.args("up"), &[]).await?;
+
+        Ok(replica)
+    }
+
+    fn args<'b>(&'b self, verb: &'b str) -> [&'b str; 5] {
+        [verb, "--name", self.0.name(), "--replica", Self::NUMBER]
+    }
+
+    /// Leads new connections of the node here, as a balancer would.
+    async fn attract(&self, node: &EdgeNode) -> Result<()> {
+        let first = script("dev-cloudcore", &["address", "--name", self.0.name()], &[]).await?;
+        let here = script("dev-cloudcore", &self.args("address"), &[]).await?;
+        let (address, port) = first.trim().rsplit_once(':').context("an address has a port")?;
+        let rule = ["iptables", "-w", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", address];
+        let to = ["--dport", port, "-j", "DNAT", "--to-destination", here.trim()];
+
+        in_site(node, &[&rule[..], &to[..]].concat()).await.map(drop)
+    }
+}
+
+impl Drop for Replica<'_> {
+    fn drop(&mut self) {
+        script_now("dev-cloudcore", &self.args("down"));
+    }
+}
+
+/// Invariant 12: a node moves to another replica while the first still believes in its session.
+#[tokio::test]
+async fn a_replica_stops_writing_for_a_node_that_has_moved_on() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let name = format!("moved-{}", unique());
+    let path = pods::path(&name);
+    cluster.apply(&[pods::sleeper(&name, node.name())]).await?;
+    let before = cluster.until(&client, &path, "Ready", LIMIT, pods::is_ready).await?;
+    let old = generation(&cluster, &client, &node).await?;
+    let second = Replica::up(&cluster).await?;
+
+    silence(&cluster, &node).await?;
+    second.attract(&node).await?;
+    node.kill_agent().await?;
+    node.start_agent().await?;
+    let moved = |lease: &Value| lease["spec"]["leaseTransitions"].as_u64() > Some(old);
+    let lease = cluster.until(&client, &record(&node), "a new session", LIMIT, moved).await?;
+    let since = Instant::now();
+    ensure!(lease["spec"]["holderIdentity"] == "dev-2", "it did not move: {lease}");
+    let seen = wait::until(
+        "the end of the session at the first replica",
+        LIMIT,
+        async || log(&cluster).await,
+        |log| has_ended(log, node.name(), old),
+    )
+    .await?;
+    tell("the first replica's session over after the second's began", since);
+    let fenced = seen.lines().any(|line| {
+        has_ended(line, node.name(), old)
+            && line.contains("a newer session of the node was admitted by dev-2")
+    });
+    ensure!(fenced, "the first replica did not see that the node had moved:\n{seen}");
+
+    // Everything goes on through the second.
+    node.until_ready(&client).await?;
+    let foreign = json!({ "status": { "conditions": [{ "type": "Ready", "status": "False" }] } });
+    api::strategic_merge(&client, &format!("{path}/status"), &foreign).await?;
+    let after = cluster.until(&client, &path, "Ready again", LIMIT, pods::is_ready).await?;
+    ensure!(Incarnation::of(&after) == Incarnation::of(&before), "{before} became {after}");
+    let logs = async || cluster.kubectl(&["logs", &name]).await;
+    wait::until("its log", LIMIT, logs, |log| log == "started\n").await?;
+    api::delete(&client, &path, None).await?;
+
+    cluster.until_gone(&client, &path, LIMIT).await
+}
+
+/// T12: a revoked node's live session ends within seconds, and it gets no other.
+#[tokio::test]
+async fn a_revoked_node_is_cut_off_while_it_is_connected() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let current = generation(&cluster, &client, &node).await?;
+
+    let revoked = json!({ "metadata": { "annotations": { "holdfast.dev/revoked": "true" } } });
+    api::merge(&client, &record(&node), &revoked).await?;
+    let since = Instant::now();
+    wait::until(
+        "the end of the session",
+        LIMIT,
+        async || log(&cluster).await,
+        |log| has_ended(log, node.name(), current),
+    )
+    .await?;
+    tell("a live session over after its revocation (at most 5 s)", since);
+    node.until_unknown(&client).await?;
+    ensure!(generation(&cluster, &client, &node).await? == current, "it has another session");
+
+    Ok(())
 }
 
 /// What cloudcore has logged.
