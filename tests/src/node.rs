@@ -63,6 +63,13 @@ impl EdgeNode {
         self.agent("up").await
     }
 
+    /// As [`EdgeNode::start_agent`], with environment variables for `scripts/edge-agent`.
+    pub async fn start_agent_with(&self, env: &[(&str, &str)]) -> Result<()> {
+        let args = ["up", "--site", self.site.name(), "--node", &self.name];
+
+        script("edge-agent", &args, env).await.map(drop)
+    }
+
     /// SIGKILL to the agent: nothing else of the node is touched.
     pub async fn kill_agent(&self) -> Result<()> {
         self.agent("kill").await

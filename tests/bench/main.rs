@@ -1,0 +1,155 @@
+//! `scripts/bench pods`: Holdfast against its container runtime driven directly, in one run.
+//!
+//! [`floor`] asks the runtime itself for what a pod needs; [`ours`] asks the API server for pods.
+//! The two take turns, so that both see the same machine. [`power`] turns the power off, [`memory`]
+//! and [`quiet`] look at a node that has nothing to do, [`report`] prints.
+
+mod figures;
+mod floor;
+mod memory;
+mod ours;
+mod power;
+mod quiet;
+mod report;
+mod seen;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use system_tests::cluster::Cluster;
+use system_tests::node::EdgeNode;
+use tokio::time::sleep;
+
+use crate::figures::Samples;
+use crate::floor::Floor;
+use crate::ours::Pods;
+use crate::report::Results;
+
+/// Pods in a batch, and on the node where memory with pods is measured.
+const BATCH: usize = 20;
+
+/// Measures Holdfast; run it by `scripts/bench`, which sets up what it needs.
+#[derive(Debug, Parser)]
+enum Bench {
+    /// Pods: starting and removing, memory, power loss, the link when nothing happens.
+    Pods(Options),
+}
+
+#[derive(Debug, clap::Args)]
+struct Options {
+    /// Print one line of JSON on stdout instead of the table.
+    #[arg(long)]
+    json: bool,
+    /// Single pods, ours and the runtime's in turns.
+    #[arg(long, default_value_t = 30)]
+    singles: usize,
+    /// Batches of 20 pods, ours and the runtime's in turns.
+    #[arg(long, default_value_t = 5)]
+    batches: usize,
+    /// Pods made and removed before memory is measured.
+    #[arg(long, default_value_t = 200)]
+    churn: usize,
+    /// How long the idle link is listened to, minutes. Less than 10 sees no renewal of a token.
+    #[arg(long, default_value_t = 10)]
+    idle_minutes: u64,
+    /// How long nothing happens before memory is measured, seconds.
+    #[arg(long, default_value_t = 60)]
+    quiet_seconds: u64,
+    /// A library to preload that makes each fsync take 30 ms longer; the row is left out without.
+    #[arg(long)]
+    slow_fsync: Option<PathBuf>,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let Bench::Pods(options) = Bench::parse();
+    let results = measure(&options).await?;
+    report::print(&results, options.json);
+
+    Ok(())
+}
+
+async fn measure(options: &Options) -> Result<Results> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    // The quiet node is another one: it is listened to while the first one works.
+    let quiet = quiet::Quiet::start(&cluster, &client).await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let floor = Floor::of(node.site())?;
+    let pods = Pods::on(&client, node.name()).await?;
+    let mut results = Results::default();
+
+    report::say("single pods, ours and the runtime's in turns");
+    singles(options.singles, &floor, &pods, &mut results.one).await?;
+    report::say("batches of 20");
+    batches(options.batches, &floor, &pods, &mut results.twenty).await?;
+    report::say("memory: churn, then a quiet spell, then 20 pods");
+    for _ in 0..options.churn.div_ceil(BATCH) {
+        let names = pods.create(BATCH).await?.0;
+        pods.delete(&names).await?;
+    }
+    let quiet_spell = Duration::from_secs(options.quiet_seconds);
+    sleep(quiet_spell).await;
+    results.idle_mb = memory::resident_mb(node.agent_pid().await?)?;
+    let names = pods.create(BATCH).await?.0;
+    sleep(quiet_spell).await;
+    results.twenty_pods_mb = memory::resident_mb(node.agent_pid().await?)?;
+    results.cloud_mb = memory::resident_mb(memory::cloudcore_pid(&cluster).await?)?;
+    results.binary_mb = memory::binary_mb("edgecore")?;
+    report::say("power cut while the link is cut");
+    results.power = power::cut(&node, &floor, BATCH).await?;
+    node.until_ready(&client).await?;
+    pods.delete(&names).await?;
+    if let Some(library) = &options.slow_fsync {
+        report::say("single pods, each fsync 30 ms longer");
+        node.kill_agent().await?;
+        let library = library.to_str().context("the library's path is no text")?;
+        node.start_agent_with(&[("HOLDFAST_AGENT_PRELOAD", library)]).await?;
+        node.until_ready(&client).await?;
+        let mut slow = Turns::default();
+        singles(options.singles.div_ceil(3), &floor, &pods, &mut slow).await?;
+        results.slow_disk = Some(slow);
+    }
+    report::say("waiting for the end of the quiet node's spell");
+    results.link = quiet.finish(Duration::from_mins(options.idle_minutes)).await?;
+
+    Ok(results)
+}
+
+/// What ours and the runtime took, seconds.
+#[derive(Debug, Default)]
+struct Turns {
+    floor_ready: Samples,
+    floor_gone: Samples,
+    ready: Samples,
+    gone: Samples,
+}
+
+async fn singles(count: usize, floor: &Floor, pods: &Pods, turns: &mut Turns) -> Result<()> {
+    for _ in 0..count {
+        turn(1, floor, pods, turns).await?;
+    }
+
+    Ok(())
+}
+
+async fn batches(count: usize, floor: &Floor, pods: &Pods, turns: &mut Turns) -> Result<()> {
+    for _ in 0..count {
+        turn(BATCH, floor, pods, turns).await?;
+    }
+
+    Ok(())
+}
+
+async fn turn(size: usize, floor: &Floor, pods: &Pods, turns: &mut Turns) -> Result<()> {
+    let (started, took) = floor.start(size).await?;
+    turns.floor_ready.push(took);
+    turns.floor_gone.push(floor.remove(started).await?);
+    let (names, took) = pods.create(size).await?;
+    turns.ready.push(took);
+    turns.gone.push(pods.delete(&names).await?);
+
+    Ok(())
+}
