@@ -4,6 +4,7 @@
 //! - [`api`]: requests to the API server; [`bystander`]: nodes without an agent.
 //! - [`cluster`]: the control plane of `scripts/dev-cluster`, and requests to its API server.
 //! - [`own`]: a control plane for one test alone, which may break it.
+//! - [`dice`]: seeded chance; [`held`]: what a node holds, told by runtime and kernel.
 //! - [`site`]: an edge site of `scripts/edge-site`: its own network, containerd and folders.
 //! - [`process`]: cloudcore and edgecore as child processes that die with the test.
 //! - [`node`]: a site with an agent joined to the cluster.
@@ -13,6 +14,8 @@
 pub mod api;
 pub mod bystander;
 pub mod cluster;
+pub mod dice;
+pub mod held;
 pub mod node;
 pub mod own;
 pub mod pods;

@@ -36,11 +36,21 @@ impl EdgeNode {
     ) -> Result<Self> {
         let name = format!("e{}", unique());
         let site = Site::up_with(&name, cluster.name(), env).await?;
-        let node = Self { name, site, cluster: cluster.clone() };
-        node.start_agent().await?;
-        node.until_ready(client).await?;
+        Self { name, site, cluster: cluster.clone() }.begin(client).await
+    }
 
-        Ok(node)
+    /// As [`EdgeNode::join`], under a name that the cluster has once.
+    pub async fn join_as(name: &str, cluster: &Cluster, client: &Client) -> Result<Self> {
+        let site = Site::up(&format!("e{}", unique()), cluster.name()).await?;
+
+        Self { name: name.to_owned(), site, cluster: cluster.clone() }.begin(client).await
+    }
+
+    async fn begin(self, client: &Client) -> Result<Self> {
+        self.start_agent().await?;
+        self.until_ready(client).await?;
+
+        Ok(self)
     }
 
     /// The Kubernetes node name.
@@ -114,6 +124,9 @@ impl EdgeNode {
 
 impl Drop for EdgeNode {
     fn drop(&mut self) {
+        if crate::site::is_kept() {
+            return;
+        }
         script_now("edge-agent", &["forget", "--site", self.site.name(), "--node", &self.name]);
     }
 }

@@ -7,6 +7,11 @@ use anyhow::{Context as _, Result};
 
 use crate::process::script;
 
+/// Whether sites and their agents stay for a look after the test, by `$HOLDFAST_KEEP_SITES`.
+pub(crate) fn is_kept() -> bool {
+    std::env::var_os("HOLDFAST_KEEP_SITES").is_some()
+}
+
 /// One site. It is taken down when dropped.
 #[derive(Debug)]
 pub struct Site {
@@ -80,6 +85,9 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
+        if is_kept() {
+            return;
+        }
         crate::process::script_now("edge-site", &["down", "--name", &self.name]);
     }
 }

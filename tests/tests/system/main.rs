@@ -5,10 +5,13 @@
 
 mod api_server;
 mod autonomy;
+mod churn;
 mod deleted_node;
+mod deletes;
 mod kubelet_api;
 mod link;
 mod main_job;
 mod rbac;
 mod runtime;
+mod sample;
 mod workloads;
