@@ -3,6 +3,7 @@
 //! One module for each promise to the user; each test makes its own node and says which T number of
 //! the acceptance list or which line of the documentation it holds up.
 
+mod admission;
 mod api_server;
 mod autonomy;
 mod churn;
