@@ -99,10 +99,6 @@ fn of_container(container: &Container, refused: &mut Vec<String>) {
             "restartPolicyRules",
             container.restart_policy_rules.as_ref().is_some_and(|v| !v.is_empty()),
         ),
-        (
-            "terminationMessagePolicy=FallbackToLogsOnError",
-            container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"),
-        ),
     ];
     push_asked(&prefix, &asked, refused);
     let sources = container.env.iter().flatten().filter_map(|env| env.value_from.as_ref());
