@@ -1,36 +1,153 @@
-//! Events of nodes, written as the node made them, about objects of that node only (invariant 12).
+//! Events of a node, one after the other: `series` decides what of them is written.
 
+mod series;
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
 use http::Request;
 use kube::Client;
+use proto::ids::Uid;
+use proto::wire::Seq;
 use serde_json::Value;
+use tokio::task::JoinSet;
 
+use self::series::{Series, Write};
+use crate::cluster::Cluster;
 use crate::hub::SessionHandle;
-use crate::telemetry;
+use crate::{clock, pods, telemetry};
 
-/// Writes an Event. One that the API server does not take is dropped: events are hints.
-pub async fn write(client: &Client, session: &SessionHandle, bytes: &[u8]) {
-    let Ok(event) = serde_json::from_slice::<Value>(bytes) else { return };
-    let namespace = event["metadata"]["namespace"].as_str().unwrap_or_default();
-    let component_host = event["source"]["host"].as_str();
-    let is_name = |text: &str| {
-        !text.is_empty()
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    if !session.is_current()
-        || !is_name(namespace)
-        || component_host != Some(session.node().as_str())
-    {
-        tracing::debug!(node = %session.node(), "dropping an event that is not the node's");
-        return;
+/// Writes the Events of the node of one session.
+pub struct Writer {
+    cluster: Cluster,
+    client: Client,
+    session: SessionHandle,
+    series: Series,
+    /// Bounded by what a session may leave unanswered.
+    waiting: VecDeque<(Seq, Bytes)>,
+    /// At most one: the next may be of the same series.
+    under_way: JoinSet<Ended>,
+}
+
+/// A write that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    seq: Seq,
+    write: Write,
+    /// Whether it made an Event; `None` if it failed.
+    made: Option<bool>,
+}
+
+impl Writer {
+    /// A writer for the node of `session`.
+    pub fn new(cluster: Cluster, client: Client, session: SessionHandle) -> Self {
+        let (waiting, under_way) = (VecDeque::new(), JoinSet::new());
+
+        Self { cluster, client, session, series: Series::default(), waiting, under_way }
     }
-    let request = Request::post(format!("/api/v1/namespaces/{namespace}/events"))
+
+    /// The node says an Event. It waits for its turn, and for [`Self::go_on`].
+    pub fn take(&mut self, seq: Seq, bytes: Bytes) {
+        self.waiting.push_back((seq, bytes));
+    }
+
+    /// Resolves when a write has ended; never if none is under way. May be dropped and called again.
+    pub async fn ended(&mut self) -> Option<Ended> {
+        match self.under_way.join_next().await {
+            Some(ended) => ended.ok(),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes the end of a write.
+    pub async fn done(&mut self, ended: Option<Ended>) {
+        let Some(Ended { seq, write, made }) = ended else { return };
+        if let Some(is_new) = made {
+            self.series.written(write, is_new);
+        }
+        self.session.event_done(seq).await;
+    }
+
+    /// Starts the next write, if none is under way. To be called when pods of the node are known.
+    pub async fn go_on(&mut self) {
+        while self.under_way.is_empty()
+            && let Some((seq, bytes)) = self.waiting.pop_front()
+        {
+            match self.decide(&bytes) {
+                Ok(write) => {
+                    let (client, session) = (self.client.clone(), self.session.clone());
+                    self.under_way.spawn(async move {
+                        let made = send(&client, &session, &write).await;
+                        Ended { seq, write, made }
+                    });
+                }
+                Err(reason) => {
+                    let node = self.session.node();
+                    tracing::debug!(%node, reason, "an event of a node is not written");
+                    self.session.event_done(seq).await;
+                }
+            }
+        }
+    }
+
+    fn decide(&mut self, bytes: &[u8]) -> Result<Write, String> {
+        let reported = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        let (cluster, node) = (&self.cluster, self.session.node());
+        let is_bound = |object: &series::Subject| {
+            let uid = Uid::new(object.uid.clone()).ok();
+            let found = uid.and_then(|uid| pods::find(cluster, node, &uid));
+            found.is_some_and(|(path, _)| {
+                path.namespace == object.namespace && path.name == object.name
+            })
+        };
+
+        self.series
+            .take(node, reported, is_bound, clock::now())
+            .map_err(|refused| refused.to_string())
+    }
+}
+
+/// Carries a write out; whether it made an Event. One that the API server does not take is dropped:
+/// events are hints.
+async fn send(client: &Client, session: &SessionHandle, write: &Write) -> Option<bool> {
+    if !session.is_current() {
+        return None;
+    }
+    let events = format!("/api/v1/namespaces/{}/events", write.namespace);
+    if let Some((name, patch)) = &write.count {
+        let request = Request::patch(format!("{events}/{name}"))
+            .header(http::header::CONTENT_TYPE, "application/merge-patch+json")
+            .body(patch.to_string().into_bytes());
+        match ask(client, request).await {
+            Ok(()) => return Some(false),
+            // Events expire: the series begins anew.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return told(session, &error),
+        }
+    }
+    let request = Request::post(events)
         .header(http::header::CONTENT_TYPE, "application/json")
-        .body(bytes.to_vec());
-    let sent = match request {
-        Ok(request) => client.request::<Value>(request).await,
-        Err(error) => Err(kube::Error::HttpError(error)),
-    };
-    if let Err(error) = sent {
-        tracing::debug!(node = %session.node(), error = %telemetry::chain(&error), "an event was not taken");
+        .body(write.create.to_string().into_bytes());
+    match ask(client, request).await {
+        Ok(()) => Some(true),
+        Err(error) => told(session, &error),
     }
+}
+
+async fn ask(client: &Client, request: http::Result<Request<Vec<u8>>>) -> Result<(), kube::Error> {
+    client.request::<Value>(request.map_err(kube::Error::HttpError)?).await.map(drop)
+}
+
+fn told(session: &SessionHandle, error: &kube::Error) -> Option<bool> {
+    let (node, text) = (session.node(), telemetry::chain(error));
+    let is_forbidden =
+        matches!(error, kube::Error::Api(status) if matches!(status.code, 401 | 403));
+    if is_forbidden {
+        // Not the event's fault, and nothing else would tell.
+        tracing::warn!(%node, error = text, "cannot write events");
+    } else {
+        tracing::debug!(%node, error = text, "an event was not taken");
+    }
+
+    None
 }

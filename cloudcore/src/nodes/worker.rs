@@ -41,6 +41,7 @@ struct Worker {
     sent: BTreeMap<ObjectKey, Version>,
     is_synced: bool,
     pods: pods::Writer,
+    events: events::Writer,
     node_report: Option<Value>,
     health: Option<Health>,
     /// When the agent last answered.
@@ -67,6 +68,7 @@ pub(super) async fn run(shared: Arc<Shared>, connected: Connected) {
         sent: BTreeMap::new(),
         is_synced: false,
         pods: pods::Writer::new(shared.cluster.clone(), shared.client.clone(), session.clone()),
+        events: events::Writer::new(shared.cluster.clone(), shared.client.clone(), session.clone()),
         node_report: None,
         health: None,
         alive: clock::now(),
@@ -101,6 +103,9 @@ impl Worker {
             if !self.is_synced && shared.cluster.index().has_passed(&high_water) {
                 self.synchronise().await;
             }
+            if self.is_synced {
+                self.events.go_on().await;
+            }
             tokio::select! {
                 event = events.recv() => match event {
                     None | Some(SessionEvent::Lost { .. }) => break,
@@ -112,6 +117,7 @@ impl Worker {
                 _ = retries.tick(), if self.is_uncertain() => self.make_certain().await,
                 Some(_) = self.writes.join_next(), if !self.writes.is_empty() => {}
                 ready = self.pods.ready() => self.pods.go_on(ready).await,
+                ended = self.events.ended() => self.events.done(ended).await,
             }
         }
         self.pods.finish().await;
@@ -191,13 +197,7 @@ impl Worker {
         self.alive = clock::now();
         match event {
             SessionEvent::Report { seq, report } => self.report(seq, report).await,
-            SessionEvent::Event { seq, bytes } => {
-                let (client, session) = (self.shared.client.clone(), self.session.clone());
-                self.writes.spawn(async move {
-                    events::write(&client, &session, &bytes).await;
-                    session.event_done(seq).await;
-                });
-            }
+            SessionEvent::Event { seq, bytes } => self.events.take(seq, bytes),
             SessionEvent::Unwanted { key, version } => self.unwanted(key, version).await,
             SessionEvent::InSync => tracing::info!(node = %self.node, "the node is in sync"),
             SessionEvent::Alive { health } => {

@@ -1,4 +1,5 @@
-//! cloudcore may do what it does, and no more: it runs with the manifests that users install.
+//! cloudcore may do what it does, and no more: it runs with the manifests that users install. And what it
+//! writes about nodes is what a kubelet would.
 
 use std::time::Duration;
 
@@ -62,6 +63,25 @@ async fn cloudcore_needs_no_more_than_its_manifests_grant() -> Result<()> {
     ensure!(refused.is_empty(), "cloudcore may not do what it does: {refused:#?}");
 
     Ok(())
+}
+
+/// A repeated Event is counted in the first one, as the kubelet's are.
+#[tokio::test]
+async fn repeated_events_are_counted() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let name = format!("loops-{}", unique());
+    cluster.apply(&[pods::script_pod(&name, node.name(), "exit 1")]).await?;
+    let path = format!(
+        "/api/v1/namespaces/default/events?fieldSelector=involvedObject.name%3D{name},reason%3DStarted"
+    );
+    let counted = |events: &Value| events["items"][0]["count"].as_u64() >= Some(2);
+    let events = cluster.until(&client, &path, "counted", LIMIT, counted).await?;
+    ensure!(events["items"].as_array().is_some_and(|all| all.len() == 1), "not one: {events}");
+    api::delete(&client, &pods::path(&name), Some(0)).await?;
+
+    cluster.until_gone(&client, &pods::path(&name), LIMIT).await
 }
 
 /// What would make cloudcore an administrator is not granted.
