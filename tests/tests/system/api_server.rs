@@ -161,50 +161,104 @@ async fn until_file(node: &EdgeNode, pod: &Incarnation, data: &str) -> Result<()
         .map(drop)
 }
 
-/// T26: etcd is set back to a snapshot; then replaced by an empty one and set back again.
+/// A node with pod `kept`, which uses a ConfigMap, on a control plane that this test breaks.
+struct World {
+    // Dropped in this order: the node leaves its cluster.
+    node: EdgeNode,
+    client: Client,
+    kept: Incarnation,
+    own: OwnCluster,
+}
+
+impl World {
+    async fn new() -> Result<Self> {
+        let own = OwnCluster::up().await?;
+        let client = own.cluster().client().await?;
+        let node = EdgeNode::join(own.cluster(), &client).await?;
+        set_map(own.cluster(), "one").await?;
+        let kept = run_pod(own.cluster(), &client, uses_map("kept", node.name())).await?;
+        until_file(&node, &kept, "one").await?;
+
+        Ok(Self { node, client, kept, own })
+    }
+
+    async fn run(&self, name: &str) -> Result<Incarnation> {
+        run_pod(self.own.cluster(), &self.client, pods::sleeper(name, self.node.name())).await
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        delete_pod(self.own.cluster(), &self.client, name).await
+    }
+
+    /// Node and pod are as they were; what users want from now on is done.
+    async fn goes_on(&self, round: &str) -> Result<()> {
+        self.node.until_ready(&self.client).await?;
+        until_same(self.own.cluster(), &self.client, "kept", &self.kept).await?;
+        let name = format!("new-{round}");
+        self.run(&name).await?;
+        set_map(self.own.cluster(), round).await?;
+        until_file(&self.node, &self.kept, round).await?;
+
+        self.delete(&name).await
+    }
+
+    async fn until_running(&self, expected: &[&str]) -> Result<()> {
+        let expected: Vec<_> = expected.iter().map(|pod| format!("{pod}/main")).collect();
+        let what = format!("exactly {expected:?} on the node");
+
+        wait::until(&what, LIMIT, || running(&self.node), |running| *running == expected)
+            .await
+            .map(drop)
+    }
+}
+
+/// T26: etcd is set back to a snapshot, with a cloudcore that saw the future and with one that did not.
 #[tokio::test]
-async fn a_restored_and_an_emptied_api_server_delete_nothing_that_it_has() -> Result<()> {
-    let own = OwnCluster::up().await?;
-    let cluster = own.cluster();
-    let client = cluster.client().await?;
-    let node = EdgeNode::join(cluster, &client).await?;
-    set_map(cluster, "one").await?;
-    let kept = run_pod(cluster, &client, uses_map("kept", node.name())).await?;
-    until_file(&node, &kept, "one").await?;
-    let first = own.file("first");
-    own.backup(&first).await?;
+async fn a_restored_api_server_deletes_nothing_that_it_has() -> Result<()> {
+    let world = World::new().await?;
+    world.run("revenant").await?;
+    let backup = world.own.file("backup");
+    world.own.backup(&backup).await?;
 
-    // A future that will not have been.
-    run_pod(cluster, &client, pods::sleeper("late", node.name())).await?;
-    set_map(cluster, "of the future").await?;
-    until_file(&node, &kept, "of the future").await?;
-    own.restore(&first).await?;
-    until_said(&own, "a new epoch begins", 0).await?;
-    until_file(&node, &kept, "one").await?;
-    until_containers(&node, 1).await?;
-    until_same(cluster, &client, "kept", &kept).await?;
-    node.until_ready(&client).await?;
+    for (round, is_seen) in [("seen", true), ("unseen", false)] {
+        // A future that will not have been.
+        world.run("late").await?;
+        set_map(world.own.cluster(), "of the future").await?;
+        until_file(&world.node, &world.kept, "of the future").await?;
+        world.delete("revenant").await?;
+        world.until_running(&["kept", "late"]).await?;
+        if is_seen {
+            world.own.restore(&backup).await?;
+            until_said(&world.own, "a new epoch begins", 0).await?;
+        } else {
+            world.own.kill_cloudcore().await?;
+            world.own.restore(&backup).await?;
+            world.own.start_cloudcore().await?;
+        }
+        until_file(&world.node, &world.kept, "one").await?;
+        world.until_running(&["kept", "revenant"]).await?;
+        world.goes_on(round).await?;
+    }
 
-    // Life goes on in the new history.
-    run_pod(cluster, &client, pods::sleeper("new", node.name())).await?;
-    set_map(cluster, "two").await?;
-    until_file(&node, &kept, "two").await?;
-    delete_pod(cluster, &client, "new").await?;
-    let before = until_containers(&node, 1).await?;
+    Ok(())
+}
 
-    // An empty one is another cluster: nothing goes there or comes from it.
-    let second = own.file("second");
-    own.backup(&second).await?;
-    own.empty().await?;
-    until_said(&own, "the API server is of another cluster", 0).await?;
-    ensure!(running(&node).await? == before, "the empty cluster stopped something");
-    let foreign = cluster.get(&client, &node.path()).await?;
+/// T26: etcd is replaced by an empty one, which is another cluster, for a while.
+#[tokio::test]
+async fn an_emptied_api_server_gets_nothing_and_deletes_nothing() -> Result<()> {
+    let world = World::new().await?;
+    let backup = world.own.file("backup");
+    world.own.backup(&backup).await?;
+
+    world.own.empty().await?;
+    until_said(&world.own, "the API server is of another cluster", 0).await?;
+    world.until_running(&["kept"]).await?;
+    let foreign = world.own.cluster().get(&world.client, &world.node.path()).await?;
     ensure!(foreign.is_none(), "the node was registered in another cluster: {foreign:?}");
-    own.restore(&second).await?;
-    until_said(&own, "the API server of our cluster is back", 0).await?;
-    node.until_ready(&client).await?;
-    until_same(cluster, &client, "kept", &kept).await?;
-    run_pod(cluster, &client, pods::sleeper("newest", node.name())).await?;
-    delete_pod(cluster, &client, "kept").await?;
-    until_containers(&node, 1).await.map(drop)
+
+    world.own.restore(&backup).await?;
+    until_said(&world.own, "the API server of our cluster is back", 0).await?;
+    world.goes_on("after").await?;
+    world.delete("kept").await?;
+    until_containers(&world.node, 0).await.map(drop)
 }
