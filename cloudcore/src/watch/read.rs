@@ -51,8 +51,9 @@ pub(super) enum WatchError {
 #[derive(Deserialize)]
 struct Page {
     metadata: PageMetadata,
+    /// Null if there are none and only metadata was asked for.
     #[serde(default)]
-    items: Vec<Box<RawValue>>,
+    items: Option<Vec<Box<RawValue>>>,
 }
 
 #[derive(Deserialize)]
@@ -121,7 +122,8 @@ pub(super) async fn list(
         })?;
         let page: Page =
             serde_json::from_str(&text).map_err(|source| WatchError::Json { path, source })?;
-        let raw = page.items.iter().map(|item| Bytes::copy_from_slice(item.get().as_bytes()));
+        let raw =
+            page.items.iter().flatten().map(|item| Bytes::copy_from_slice(item.get().as_bytes()));
         objects.extend(raw);
         if page.metadata.next.is_empty() {
             let revision = page.metadata.resource_version.parse().unwrap_or_default();
@@ -217,6 +219,15 @@ mod tests {
             Err(error) => format!("error: {error}"),
         };
         assert_eq!(shown, expected, "{line}");
+    }
+
+    #[test]
+    fn pages_of_a_list() {
+        for (items, expected) in [("[{},{}]", 2), ("[]", 0), ("null", 0)] {
+            let page = format!(r#"{{"metadata":{{"resourceVersion":"7"}},"items":{items}}}"#);
+            let page: Page = serde_json::from_str(&page).unwrap();
+            assert_eq!(page.items.iter().flatten().count(), expected, "{items}");
+        }
     }
 
     #[test]
