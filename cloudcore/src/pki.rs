@@ -133,7 +133,13 @@ impl Authority {
             secret
         } else {
             match secrets.create(&PostParams::default(), &Self::make(cluster)?).await {
-                Ok(secret) => secret,
+                Ok(secret) => {
+                    tracing::info!(
+                        cluster,
+                        "made an authority: machines that have joined another must join again"
+                    );
+                    secret
+                }
                 // Another replica was faster: its authority is ours.
                 Err(kube::Error::Api(status)) if status.code == 409 => {
                     secrets.get(CA_SECRET).await.map_err(failed("get"))?

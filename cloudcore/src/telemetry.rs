@@ -72,7 +72,7 @@ mod tests {
     #[error("{told}")]
     struct Link {
         told: &'static str,
-        source: Option<Box<Link>>,
+        source: Option<Box<Self>>,
     }
 
     fn check(links: &[&'static str], expected: &str) {

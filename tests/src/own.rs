@@ -2,11 +2,13 @@
 //! go away, are restored from a backup, emptied, or forbid everything.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use crate::cluster::{Cluster, unique};
 use crate::process::{script, script_now};
+use crate::wait;
 
 /// The service account of a cloudcore that can be forbidden everything, and its ClusterRoleBinding.
 const ACCOUNT: &str = "holdfast-cloudcore";
@@ -113,6 +115,13 @@ impl OwnCluster {
     /// SIGKILL to cloudcore.
     pub async fn kill_cloudcore(&self) -> Result<()> {
         self.dev_cloudcore(&["kill"]).await.map(drop)
+    }
+
+    /// Waits until cloudcore has ended by itself.
+    pub async fn until_cloudcore_ended(&self, limit: Duration) -> Result<()> {
+        let look = || async { Ok(self.dev_cloudcore(&["pid"]).await.is_err()) };
+
+        wait::until("the end of cloudcore", limit, look, |ended| *ended).await.map(drop)
     }
 
     /// What cloudcore has said, in all its lives.

@@ -26,6 +26,8 @@ pub(super) enum WatchError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("the list of {path} has resource version {version:?}, which is not a number")]
+    Revision { path: &'static str, version: String },
     #[error("the watch of {path} broke off")]
     Broken {
         path: &'static str,
@@ -65,6 +67,14 @@ struct PageMetadata {
     next: String,
 }
 
+impl PageMetadata {
+    fn revision(&self, path: &'static str) -> Result<u64, WatchError> {
+        let version = &self.resource_version;
+
+        version.parse().map_err(|_| WatchError::Revision { path, version: version.clone() })
+    }
+}
+
 #[derive(Deserialize)]
 struct Line<'a> {
     #[serde(rename = "type")]
@@ -99,7 +109,7 @@ pub(super) async fn newest(client: &Client, watched: Watched) -> Result<u64, Wat
     let page: Page =
         serde_json::from_str(&text).map_err(|source| WatchError::Json { path, source })?;
 
-    Ok(page.metadata.resource_version.parse().unwrap_or_default())
+    page.metadata.revision(path)
 }
 
 pub(super) async fn list(
@@ -126,8 +136,7 @@ pub(super) async fn list(
             page.items.iter().flatten().map(|item| Bytes::copy_from_slice(item.get().as_bytes()));
         objects.extend(raw);
         if page.metadata.next.is_empty() {
-            let revision = page.metadata.resource_version.parse().unwrap_or_default();
-            return Ok((objects, revision));
+            return Ok((objects, page.metadata.revision(path)?));
         }
         next = page.metadata.next;
     }

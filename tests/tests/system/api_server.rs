@@ -243,7 +243,8 @@ async fn a_restored_api_server_deletes_nothing_that_it_has() -> Result<()> {
     Ok(())
 }
 
-/// T26: etcd is replaced by an empty one, which is another cluster, for a while.
+/// T26: etcd is replaced by an empty one, which is another cluster, for a while; with a cloudcore that knows
+/// better, and with one that is started there and takes it for its own.
 #[tokio::test]
 async fn an_emptied_api_server_gets_nothing_and_deletes_nothing() -> Result<()> {
     let world = World::new().await?;
@@ -255,10 +256,20 @@ async fn an_emptied_api_server_gets_nothing_and_deletes_nothing() -> Result<()> 
     world.until_running(&["kept"]).await?;
     let foreign = world.own.cluster().get(&world.client, &world.node.path()).await?;
     ensure!(foreign.is_none(), "the node was registered in another cluster: {foreign:?}");
-
     world.own.restore(&backup).await?;
     until_said(&world.own, "the API server of our cluster is back", 0).await?;
-    world.goes_on("after").await?;
+    world.goes_on("known").await?;
+
+    world.own.kill_cloudcore().await?;
+    world.own.empty().await?;
+    world.own.start_cloudcore().await?;
+    until_said(&world.own, "made an authority", 1).await?;
+    world.until_running(&["kept"]).await?;
+    world.own.restore(&backup).await?;
+    until_said(&world.own, "with an authority of its own", 0).await?;
+    world.own.until_cloudcore_ended(LIMIT).await?;
+    world.own.start_cloudcore().await?;
+    world.goes_on("unknown").await?;
     world.delete("kept").await?;
     until_containers(&world.node, 0).await.map(drop)
 }
