@@ -123,7 +123,11 @@ pub(super) async fn review_token(client: &Client, token: &str) -> Option<Caller>
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
         "spec": { "token": token },
     });
-    let status = review_status(client, "authentication.k8s.io/v1/tokenreviews", &review).await?;
+    let reviewed = review_status(client, "authentication.k8s.io/v1/tokenreviews", &review).await;
+    // A kubelet calls that unauthorized, too.
+    let status = reviewed
+        .inspect_err(|error| tracing::warn!(error = %crate::telemetry::chain(error), "a caller cannot be known"))
+        .ok()?;
     if status["authenticated"] != true {
         return None;
     }
@@ -135,6 +139,16 @@ pub(super) async fn review_token(client: &Client, token: &str) -> Option<Caller>
     })
 }
 
+/// The API server did not say who a caller is or whether it may: it does not answer, or cloudcore may not ask.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot create {what}")]
+pub(super) struct ReviewError {
+    /// Group, version and resource.
+    what: &'static str,
+    #[source]
+    source: kube::Error,
+}
+
 /// Whether the caller may do this to the node: any of the subresources that the path stands for.
 pub(super) async fn is_allowed(
     client: &Client,
@@ -142,7 +156,7 @@ pub(super) async fn is_allowed(
     node: &NodeName,
     method: &Method,
     path: &str,
-) -> bool {
+) -> Result<bool, ReviewError> {
     for subresource in subresources(path) {
         let review = json!({
             "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
@@ -155,28 +169,30 @@ pub(super) async fn is_allowed(
                 },
             },
         });
-        let path = "authorization.k8s.io/v1/subjectaccessreviews";
-        let status = review_status(client, path, &review).await;
-        if status.is_some_and(|status| status["allowed"] == true) {
-            return true;
+        let what = "authorization.k8s.io/v1/subjectaccessreviews";
+        let status = review_status(client, what, &review).await?;
+        // An evaluation error beside a refusal is none for a kubelet either: roles may be missing.
+        if status["allowed"] == true {
+            return Ok(true);
         }
     }
 
-    false
+    Ok(false)
 }
 
-async fn review_status(client: &Client, path: &str, review: &Value) -> Option<Value> {
-    let request = Request::post(format!("/apis/{path}"))
+async fn review_status(
+    client: &Client,
+    what: &'static str,
+    review: &Value,
+) -> Result<Value, ReviewError> {
+    let failed = |source| ReviewError { what, source };
+    let request = Request::post(format!("/apis/{what}"))
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(review.to_string().into_bytes())
-        .ok()?;
-    match client.request::<Value>(request).await {
-        Ok(mut review) => Some(review["status"].take()),
-        Err(error) => {
-            tracing::warn!(path, error = %crate::telemetry::chain(&error), "a review failed");
-            None
-        }
-    }
+        .map_err(|error| failed(kube::Error::HttpError(error)))?;
+    let mut review = client.request::<Value>(request).await.map_err(failed)?;
+
+    Ok(review["status"].take())
 }
 
 /// The kubelet leaves the verb of other methods empty, which no sensible rule allows.
@@ -233,6 +249,27 @@ mod tests {
         ] {
             assert_eq!(subresources(path).join(","), expected, "{path}");
         }
+    }
+
+    #[test]
+    fn who_cannot_ask_does_not_say_no() {
+        use crate::hub::tests::api::Api;
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let caller = Caller { user: "u".to_owned(), groups: Vec::new() };
+            let node = NodeName::new("edge").unwrap();
+            let ask = async |client: &Client| {
+                is_allowed(client, &caller, &node, &Method::GET, "/stats/summary").await
+            };
+            // This one keeps what it is sent as it is: it neither allows nor fails.
+            let api = Api::start().await;
+            assert!(!ask(&api.client).await.unwrap());
+            let away = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+            let error = ask(&Client::try_from(away).unwrap()).await.unwrap_err();
+            let expected = "cannot create authorization.k8s.io/v1/subjectaccessreviews";
+            assert_eq!(error.to_string(), expected);
+        });
     }
 
     #[test]

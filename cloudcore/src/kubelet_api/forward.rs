@@ -40,11 +40,23 @@ pub(super) async fn answer(
         return Ok(refuse(StatusCode::UNAUTHORIZED, "Unauthorized"));
     };
     let (node, path) = (session.node(), request.uri().path().to_owned());
-    if !access::is_allowed(&shared.client, &caller, node, request.method(), &path).await {
-        let verb = request.method();
-        let text =
-            format!("Forbidden (user={}, verb={verb}, resource=nodes, node={node})", caller.user);
-        return Ok(refuse(StatusCode::FORBIDDEN, &text));
+    let allowed = access::is_allowed(&shared.client, &caller, node, request.method(), &path).await;
+    let asked = || {
+        let (user, verb) = (&caller.user, request.method());
+        format!("user={user}, verb={verb}, resource=nodes, node={node}")
+    };
+    match allowed {
+        Ok(true) => {}
+        Ok(false) => {
+            let text = format!("Forbidden ({})", asked());
+            return Ok(refuse(StatusCode::FORBIDDEN, &text));
+        }
+        // As a kubelet: nobody was refused, nobody could ask.
+        Err(error) => {
+            let text = format!("Authorization error ({}): {}", asked(), telemetry::chain(&error));
+            tracing::warn!(text, "a caller's right is not known");
+            return Ok(refuse(StatusCode::INTERNAL_SERVER_ERROR, &text));
+        }
     }
     if let Some((namespace, name)) = pod_of(&path)
         && !has_pod(&shared, &session, namespace, name)

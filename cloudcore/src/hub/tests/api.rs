@@ -99,7 +99,7 @@ fn decide(
             None => refuse(StatusCode::NOT_FOUND),
         },
         Method::POST => {
-            let path = format!("{path}/{}", sent["metadata"]["name"].as_str().unwrap());
+            let path = format!("{path}/{}", sent["metadata"]["name"].as_str().unwrap_or_default());
             if objects.contains_key(&path) {
                 return refuse(StatusCode::CONFLICT);
             }
