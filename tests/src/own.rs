@@ -30,6 +30,14 @@ impl OwnCluster {
         Ok(own)
     }
 
+    /// As [`Self::up`], with further arguments of the API server.
+    pub async fn up_with_apiserver_args(args: &str) -> Result<Self> {
+        let own = Self::without_cloudcore_and_with(args).await?;
+        own.start_cloudcore().await?;
+
+        Ok(own)
+    }
+
     /// Starts a control plane, and a cloudcore that has a service account as in production; it may do
     /// everything until [`Self::forbid`].
     pub async fn up_with_account() -> Result<Self> {
@@ -49,8 +57,17 @@ impl OwnCluster {
     }
 
     async fn without_cloudcore() -> Result<Self> {
+        Self::without_cloudcore_and_with("").await
+    }
+
+    async fn without_cloudcore_and_with(apiserver_args: &str) -> Result<Self> {
+        const ARGS: &str = "HOLDFAST_APISERVER_ARGS";
+
         let name = format!("own{}", unique());
-        script("dev-cluster", &["up", "--name", &name, "--no-site"], &[]).await?;
+        let usual = std::env::var(ARGS).unwrap_or_default();
+        let all = format!("{usual} {apiserver_args}");
+        let env = [(ARGS, all.trim())];
+        script("dev-cluster", &["up", "--name", &name, "--no-site"], &env).await?;
         let cluster = Cluster::named(&name).await?;
         let folder = std::env::temp_dir().join(&name);
         std::fs::create_dir_all(&folder)?;
