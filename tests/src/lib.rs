@@ -6,6 +6,7 @@
 //! - [`own`]: a control plane for one test alone, which may break it.
 //! - [`dice`]: seeded chance; [`held`]: what a node holds, told by runtime and kernel.
 //! - [`site`]: an edge site of `scripts/edge-site`: its own network, containerd and folders.
+//! - [`stock`]: a site with a stock kubelet.
 //! - [`process`]: cloudcore and edgecore as child processes that die with the test.
 //! - [`node`]: a site with an agent joined to the cluster.
 //! - [`pods`]: pod manifests and what tests ask about them.
@@ -21,4 +22,5 @@ pub mod own;
 pub mod pods;
 pub mod process;
 pub mod site;
+pub mod stock;
 pub mod wait;
