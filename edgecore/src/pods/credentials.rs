@@ -49,7 +49,7 @@ impl Keyring {
         };
         let Ok(entries): Result<BTreeMap<String, Entry>, _> = entries else { return false };
         for (location, entry) in entries {
-            self.entries.push((key_of(&location), auth_config(entry, &location)));
+            self.entries.push((key_of(&location), auth_config(entry)));
         }
 
         true
@@ -88,7 +88,9 @@ fn key_of(location: &str) -> String {
     format!("{host}{}", path.trim_end_matches('/'))
 }
 
-fn auth_config(entry: Entry, location: &str) -> AuthConfig {
+/// Without `server_address`, as the kubelet: containerd takes the credentials for another registry's
+/// when that is not the very host it asks (`ParseAuth` in its CRI plugin), which may be a mirror.
+fn auth_config(entry: Entry) -> AuthConfig {
     let decoded = STANDARD.decode(entry.auth.trim()).ok().and_then(|b| String::from_utf8(b).ok());
     let pair = decoded.as_deref().and_then(|text| text.trim_matches('\0').split_once(':'));
     let (username, password) = match pair {
@@ -98,13 +100,7 @@ fn auth_config(entry: Entry, location: &str) -> AuthConfig {
         _ => (entry.username, entry.password),
     };
 
-    AuthConfig {
-        username,
-        password,
-        identity_token: entry.identity_token,
-        server_address: location.to_owned(),
-        ..AuthConfig::default()
-    }
+    AuthConfig { username, password, identity_token: entry.identity_token, ..AuthConfig::default() }
 }
 
 /// Whether the image `host[:port]/path` belongs to `key`.
@@ -179,8 +175,10 @@ mod tests {
                 "https://index.docker.io/v1/": {"username":"hub","password":"p"}
             }}"#,
         );
-        let users: Vec<_> = keyring.lookup(image).into_iter().map(|auth| auth.username).collect();
+        let found = keyring.lookup(image);
+        let users: Vec<_> = found.iter().map(|auth| auth.username.as_str()).collect();
         assert_eq!(users, expected, "{image}");
+        assert!(found.iter().all(|auth| auth.server_address.is_empty()), "{found:?}");
     }
 
     #[test]
