@@ -1,6 +1,8 @@
 //! Puts the agent together: what runs without the cloud ([`Local`]) and the link to it.
 
+mod joined;
 mod local;
+mod repair;
 
 use std::io;
 use std::sync::Arc;
@@ -15,10 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tunnel::TunnelStream;
 
 pub use self::local::Local;
+use self::repair::NeedsRepair;
 use crate::config::Config;
 use crate::link::shell::{ACCEPTED_MAX, LinkParts};
 use crate::tasks::{Stragglers, TaskFault, Tasks};
-use crate::{clock, exit, identity, kubelet_api, link};
+use crate::{exit, identity, kubelet_api, link};
 
 /// Why the agent cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +72,8 @@ impl AgentError {
                 let runtime = source.downcast_ref::<CriError>();
                 if runtime.is_some_and(CriError::is_unusable) {
                     exit::RUNTIME_UNUSABLE
+                } else if source.is::<NeedsRepair>() {
+                    exit::STORE_UNUSABLE
                 } else {
                     exit::FAULT
                 }
@@ -95,12 +100,15 @@ impl Agent {
             return Err(AgentError::NotRoot);
         }
         let mut tasks = Tasks::default();
-        let identity = identity::load(&config.identity_dir, clock::since_1970())
-            .map_err(AgentError::Identity)?;
-        if let Some(problem) = &identity.problem {
-            tracing::warn!(%problem, "cloudcore will not take the certificate; join this node anew");
-        }
+        let identity = joined::load(&config.identity_dir);
         let local = Local::start(&config, &mut tasks)?;
+        let identity = match identity {
+            // A node that was never told to run anything has nothing to do without the cloud.
+            Err(error) if local.desired.pods().is_empty() => {
+                return Err(AgentError::Identity(error));
+            }
+            identity => identity,
+        };
         let (accepted, streams) = mpsc::channel(ACCEPTED_MAX);
         let api = kubelet_api::Context {
             pods: Arc::new(local.registry.clone()),
@@ -110,8 +118,9 @@ impl Agent {
             serve_streams(api, streams, stop).await;
             Ok(())
         });
-        let parts = LinkParts {
-            node: config.node.clone(),
+        let node = config.node.clone();
+        let parts = move |identity| LinkParts {
+            node,
             address: config.cloudcore.to_string(),
             identity,
             seed: seed(),
@@ -126,8 +135,11 @@ impl Agent {
             addresses: local.addresses,
             accepted,
         };
+        let dir = config.identity_dir.clone();
         tasks.spawn("link", |stop| async move {
-            link::shell::run(parts, stop).await;
+            if let Some(identity) = joined::wait(dir, identity, &stop).await {
+                link::shell::run(parts(identity), stop).await;
+            }
             Ok(())
         });
 

@@ -13,7 +13,7 @@ use store::{Opened, Options, Store};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::AgentError;
+use super::{AgentError, repair};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::desired::{self, DELIVERIES_MAX, Desired};
@@ -99,6 +99,8 @@ impl Local {
         };
         tasks.spawn("addresses", |stop| ends_well(addresses::run(watched, stop)));
         tasks.spawn("node", |stop| ends_well(monitor::run(monitor, stop)));
+        let watched = store.clone();
+        tasks.spawn("store", |stop| repair::run(watched, stop));
         let (held, durable, changes) = (desired.clone(), store.clone(), link_seen.clone());
         tasks.spawn("desired", |stop| {
             ends_well(desired::run(held, durable, delivered, changes, stop))

@@ -38,6 +38,34 @@ pub(crate) fn suspicion(path: &Path) -> PathBuf {
     PathBuf::from(format!("{}.suspect", path.display()))
 }
 
+/// Told once when the database turns out to be damaged, on its thread: must not block.
+pub(crate) type Alarm = Box<dyn FnOnce(StoreError) + Send>;
+
+/// Remembers damage for the next start, which repairs it, and tells who waits to be told.
+#[derive(Clone, Default)]
+pub(crate) struct Watch(Arc<Mutex<Option<Alarm>>>);
+
+impl Watch {
+    /// Tells `alarm` from now on.
+    fn set(&self, alarm: Alarm) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(alarm);
+    }
+
+    /// Looks at an error of the database at `path`.
+    pub(crate) fn look_at(&self, path: &Path, error: &StoreError) {
+        let StoreError::Damaged { source, .. } = error else { return };
+        if let Err(error) = File::create(suspicion(path)) {
+            tracing::warn!(path = %path.display(), %error, "cannot note the damage");
+        }
+        let alarm = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(alarm) = alarm {
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+            let source = rusqlite::Error::SqliteFailure(code, Some(source.to_string()));
+            alarm(StoreError::Damaged { path: path.to_owned(), source });
+        }
+    }
+}
+
 /// Told how a commit or a read ended, on the thread of the database.
 pub(crate) type Done = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
@@ -75,6 +103,7 @@ struct Handle {
     /// `None` while being dropped.
     jobs: Option<SyncSender<Job>>,
     queued: Arc<AtomicUsize>,
+    watch: Watch,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -88,8 +117,10 @@ impl Database {
     ) -> Result<Self, StoreError> {
         let (jobs, waiting) = sync_channel(QUEUE_LEN);
         let queued = Arc::new(AtomicUsize::new(0));
+        let watch = Watch::default();
         let worker = Worker {
             connection,
+            watch: watch.clone(),
             path: path.to_owned(),
             limit_bytes,
             queued: Arc::clone(&queued),
@@ -105,8 +136,19 @@ impl Database {
             path: path.to_owned(),
             jobs: Some(jobs),
             queued,
+            watch,
             thread: Mutex::new(Some(thread)),
         })))
+    }
+
+    /// Tells `alarm` when the database turns out to be damaged.
+    pub(crate) fn on_damage(&self, alarm: Alarm) {
+        self.0.watch.set(alarm);
+    }
+
+    /// For reads that look for damage.
+    pub(crate) fn watch(&self) -> Watch {
+        self.0.watch.clone()
     }
 
     /// Queues a commit, or answers at once that the queue is full.
@@ -168,6 +210,7 @@ impl Drop for Handle {
 
 struct Worker {
     connection: Connection,
+    watch: Watch,
     path: PathBuf,
     limit_bytes: u64,
     queued: Arc<AtomicUsize>,
@@ -254,14 +297,10 @@ impl Worker {
         transaction.commit()
     }
 
-    /// Remembers damage for the next start. A full disk and a full database are one to SQLite.
+    /// A full disk and a full database are one to SQLite.
     fn named(&self, error: rusqlite::Error) -> StoreError {
         let error = StoreError::from_sqlite(&self.path, error);
-        if matches!(error, StoreError::Damaged { .. })
-            && let Err(error) = File::create(suspicion(&self.path))
-        {
-            tracing::warn!(path = %self.path.display(), %error, "cannot note the damage");
-        }
+        self.watch.look_at(&self.path, &error);
         if !matches!(error, StoreError::DiskFull { .. }) {
             return error;
         }

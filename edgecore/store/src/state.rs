@@ -175,6 +175,12 @@ impl Store {
         self.commit(vec![Write::Setting { name: name.to_owned(), value }], done);
     }
 
+    /// Tells `alarm`, once, when a commit or [`Self::quick_check`] finds the database damaged. The
+    /// store then refuses what the damage touches; opening it again repairs it.
+    pub fn on_damage(&self, alarm: Box<dyn FnOnce(StoreError) + Send>) {
+        self.database.on_damage(alarm);
+    }
+
     /// Looks through the whole file for damage, between commits: about 10 ms for each 5 MiB, during
     /// which commits wait. `done` gets [`StoreError::Damaged`] if there is any.
     pub fn quick_check(&self, done: Done) {
@@ -187,7 +193,14 @@ impl Store {
             }
         };
         let answer_refusal = answer.clone();
-        let queued = self.database.read(move |connection, path| answer(check(connection, path)));
+        let watch = self.database.watch();
+        let queued = self.database.read(move |connection, path| {
+            let outcome = check(connection, path);
+            if let Err(error) = &outcome {
+                watch.look_at(path, error);
+            }
+            answer(outcome);
+        });
         if let Err(error) = queued {
             answer_refusal(Err(error));
         }
