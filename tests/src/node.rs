@@ -93,6 +93,13 @@ impl EdgeNode {
         pid.trim().parse().with_context(|| format!("edge-agent pid printed {pid:?}"))
     }
 
+    /// What the agent has said so far, in all its lives.
+    pub async fn agent_log(&self) -> Result<String> {
+        let args = ["log", "--site", self.site.name(), "--node", &self.name];
+
+        script("edge-agent", &args, &[]).await
+    }
+
     /// Names of the containers that run on the node, as the runtime itself says.
     pub async fn running_containers(&self) -> Result<Vec<String>> {
         let args = ["containers", "--name", self.site.name()];

@@ -1,11 +1,12 @@
 //! An edge site: a network namespace with its own containerd, made by `scripts/edge-site`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use tokio::process::Command;
 
-use crate::process::script;
+use crate::process::{checkout, script};
 
 /// Whether sites and their agents stay for a look after the test, by `$HOLDFAST_KEEP_SITES`.
 pub(crate) fn is_kept() -> bool {
@@ -76,6 +77,26 @@ impl Site {
     /// Turns the power on: starts the runtime, not the agent.
     pub async fn power_on(&self) -> Result<()> {
         self.call("up").await
+    }
+
+    /// `up` or `down` of the registry beyond the link, see `scripts/edge-site`.
+    pub async fn registry(&self, verb: &str) -> Result<()> {
+        script("edge-site", &["registry", verb, "--name", &self.name], &[]).await.map(drop)
+    }
+
+    /// Where the runtime keeps what a reboot forgets.
+    pub fn runtime_folder(&self) -> Result<PathBuf> {
+        let socket = self.fact("RUNTIME")?.trim_start_matches("unix://");
+
+        Path::new(socket).parent().map(Path::to_owned).context("the socket is in a folder")
+    }
+
+    /// A command to be run in the site's network. It dies with the site's power.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(checkout().join("scripts/edge-site"));
+        command.args(["exec", "--name", &self.name, "--"]).args(words);
+
+        command
     }
 
     async fn call(&self, verb: &str) -> Result<()> {

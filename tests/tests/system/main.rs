@@ -17,4 +17,5 @@ mod main_job;
 mod rbac;
 mod runtime;
 mod sample;
+mod storage;
 mod workloads;

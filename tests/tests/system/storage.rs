@@ -1,0 +1,102 @@
+//! T8 and T24: the disk under the agent's store is full. Nothing is acknowledged that is not durable,
+//! what runs goes on, and what could not be stored arrives by itself once there is room.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use system_tests::cluster::{Cluster, unique};
+use system_tests::node::EdgeNode;
+use system_tests::pods::{self, Incarnation};
+use system_tests::process::output;
+use system_tests::wait;
+use tokio::process::Command;
+
+const LIMIT: Duration = Duration::from_mins(2);
+/// Larger than what a full disk may still have room for, well below what an object may be.
+const LARGE_BYTES: usize = 200_000;
+
+/// Puts the agent's state on a file system of its own, small enough to be filled at once. It goes with
+/// the site.
+async fn give_state_a_small_disk(node: &EdgeNode) -> Result<PathBuf> {
+    let state = node.site().path("STATE")?.join("holdfast/state");
+    let kept = state.with_extension("kept");
+    node.kill_agent().await?;
+    fs::rename(&state, &kept)?;
+    fs::create_dir(&state)?;
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs"]).arg(&state);
+    output(mount).await?;
+    let mut copy = Command::new("cp");
+    copy.arg("-a").arg(kept.join(".")).arg(&state);
+    output(copy).await?;
+    node.start_agent().await?;
+
+    Ok(state)
+}
+
+/// Writes until there is no more room.
+fn fill(file: &Path) -> Result<()> {
+    let mut filler = File::create(file)?;
+    for block in [64 * 1024, 512] {
+        while filler.write_all(&vec![0; block]).is_ok() {}
+    }
+
+    filler.flush().context("cannot fill the disk")
+}
+
+/// How often the agent has connected.
+async fn connections_of(node: &EdgeNode) -> Result<usize> {
+    Ok(node.agent_log().await?.matches("the link is up").count())
+}
+
+#[tokio::test]
+async fn what_a_full_disk_refused_arrives_once_there_is_room() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let state = give_state_a_small_disk(&node).await?;
+    let agent = node.agent_pid().await?;
+    let name = format!("disk-{}", unique());
+    let (runs, waits) = (format!("{name}-runs"), format!("{name}-waits"));
+    cluster.apply(&[pods::sleeper(&runs, node.name())]).await?;
+    let path = pods::path(&runs);
+    let before = cluster.until(&client, &path, "Ready", LIMIT, pods::is_ready).await?;
+    let before = Incarnation::of(&before);
+    let connections = connections_of(&node).await?;
+
+    fill(&state.join("filler"))?;
+    let mut pod = pods::sleeper(&waits, node.name());
+    pod["spec"]["volumes"] = json!([{ "name": "large", "configMap": { "name": name } }]);
+    let map = json!({ "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": name, "namespace": "default" },
+        "data": { "large": "x".repeat(LARGE_BYTES) } });
+    cluster.apply(&[map, pod]).await?;
+    let log = async || node.agent_log().await;
+    let refused = |log: &String| {
+        let said: Vec<_> =
+            log.lines().filter(|line| line.contains("the store refused objects")).collect();
+        // The second refusal is of what was sent again, over the same link.
+        said.len() >= 2 && said.iter().all(|line| line.contains("the disk is full"))
+    };
+    wait::until("two refusals that name the full disk", LIMIT, log, refused).await?;
+    let running = node.running_containers().await?;
+    ensure!(running == [format!("{runs}/main")], "on a full disk there run {running:?}");
+
+    fs::remove_file(state.join("filler"))?;
+    cluster.until(&client, &pods::path(&waits), "Ready", LIMIT, pods::is_ready).await?;
+    let after = cluster.until(&client, &path, "Ready still", LIMIT, pods::is_ready).await?;
+    ensure!(Incarnation::of(&after) == before, "the full disk changed {before:?} into {after}");
+    ensure!(connections_of(&node).await? == connections, "the link was made anew");
+    ensure!(node.agent_pid().await? == agent, "the agent was started anew");
+
+    for name in [&runs, &waits] {
+        cluster.kubectl(&["delete", "pod", name, "--wait=false"]).await?;
+        cluster.until_gone(&client, &pods::path(name), LIMIT).await?;
+    }
+
+    cluster.kubectl(&["delete", "configmap", &name]).await.map(drop)
+}
