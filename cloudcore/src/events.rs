@@ -140,9 +140,7 @@ async fn ask(client: &Client, request: http::Result<Request<Vec<u8>>>) -> Result
 
 fn told(session: &SessionHandle, error: &kube::Error) -> Option<bool> {
     let (node, text) = (session.node(), telemetry::chain(error));
-    let is_forbidden =
-        matches!(error, kube::Error::Api(status) if matches!(status.code, 401 | 403));
-    if is_forbidden {
+    if is_forbidden(error) {
         // Not the event's fault, and nothing else would tell.
         tracing::warn!(%node, error = text, "cannot write events");
     } else {
@@ -150,4 +148,35 @@ fn told(session: &SessionHandle, error: &kube::Error) -> Option<bool> {
     }
 
     None
+}
+
+/// Whether cloudcore may not write Events. A namespace that is being deleted takes none of anybody.
+fn is_forbidden(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+
+    matches!(status.code, 401 | 403) && !causes.any(|cause| cause.reason == "NamespaceTerminating")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_an_operator_can_mend_is_a_warning() {
+        let check = |code: u16, cause: &str, expected: bool| {
+            let status = json!({
+                "code": code, "message": "m", "reason": "Forbidden",
+                "details": { "causes": [{ "reason": cause }] },
+            });
+            let error = kube::Error::Api(serde_json::from_value(status).unwrap());
+            assert_eq!(is_forbidden(&error), expected, "{error}");
+        };
+        check(403, "", true);
+        check(401, "", true);
+        check(403, "NamespaceTerminating", false);
+        check(409, "", false);
+    }
 }
