@@ -14,6 +14,7 @@ mod kubelet_api;
 mod link;
 mod logs;
 mod main_job;
+mod power;
 mod rbac;
 mod runtime;
 mod sample;
