@@ -4,56 +4,52 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::cluster::{Cluster, unique};
-use crate::process::{script, script_now};
+use crate::process::{checkout, script, script_now};
 use crate::wait;
 
-/// The service account of a cloudcore that can be forbidden everything, and its ClusterRoleBinding.
-const ACCOUNT: &str = "holdfast-cloudcore";
+/// What grants cloudcore what it may do, see `manifests/cloudcore/rbac.yaml`.
+const GRANT: &str = "holdfast:cloudcore";
 
 /// A control plane with a cloudcore. Both go when it is dropped, nodes must be dropped before.
 #[derive(Debug)]
 pub struct OwnCluster {
     cluster: Cluster,
     folder: PathBuf,
-    cloudcore_kubeconfig: PathBuf,
+    /// `None` until there is one.
+    cloudcore_kubeconfig: Option<PathBuf>,
 }
 
 impl OwnCluster {
-    /// Starts a control plane, and a cloudcore that is its administrator.
+    /// Starts a control plane, and a cloudcore with the service account that users install.
     pub async fn up() -> Result<Self> {
-        let own = Self::without_cloudcore().await?;
-        own.start_cloudcore().await?;
-
-        Ok(own)
+        Self::without_cloudcore().await?.with_account().await
     }
 
     /// As [`Self::up`], with further arguments of the API server.
     pub async fn up_with_apiserver_args(args: &str) -> Result<Self> {
-        let own = Self::without_cloudcore_and_with(args).await?;
+        Self::without_cloudcore_and_with(args).await?.with_account().await
+    }
+
+    /// As [`Self::up`], but cloudcore is an administrator, whom every cluster of this name believes; an
+    /// emptied one has no service accounts.
+    pub async fn up_as_administrator() -> Result<Self> {
+        let mut own = Self::without_cloudcore().await?;
+        own.cloudcore_kubeconfig = Some(own.cluster.kubeconfig().to_owned());
         own.start_cloudcore().await?;
 
         Ok(own)
     }
 
-    /// Starts a control plane, and a cloudcore that has a service account as in production; it may do
-    /// everything until [`Self::forbid`].
-    pub async fn up_with_account() -> Result<Self> {
-        let mut own = Self::without_cloudcore().await?;
-        own.cluster.kubectl(&["create", "serviceaccount", ACCOUNT]).await?;
-        own.allow().await?;
-        let token = own.cluster.kubectl(&["create", "token", ACCOUNT, "--duration=24h"]).await?;
-        let admin = std::fs::read_to_string(own.cluster.kubeconfig())?;
-        let (top, rest) = admin.split_once("users:").context("a kubeconfig has users")?;
-        let (_, bottom) = rest.split_once('\n').context("then contexts")?;
-        let users = format!("users: [{{name: user, user: {{token: {:?}}}}}]", token.trim());
-        own.cloudcore_kubeconfig = own.file("cloudcore.kubeconfig");
-        std::fs::write(&own.cloudcore_kubeconfig, format!("{top}{users}\n{bottom}"))?;
-        own.start_cloudcore().await?;
+    async fn with_account(mut self) -> Result<Self> {
+        self.start_cloudcore().await?;
+        // Made by that first start; a later one would grant everything again.
+        let account = self.cluster.kubeconfig().with_file_name("cloudcore.kubeconfig");
+        self.cloudcore_kubeconfig = Some(account);
 
-        Ok(own)
+        Ok(self)
     }
 
     async fn without_cloudcore() -> Result<Self> {
@@ -71,9 +67,8 @@ impl OwnCluster {
         let cluster = Cluster::named(&name).await?;
         let folder = std::env::temp_dir().join(&name);
         std::fs::create_dir_all(&folder)?;
-        let cloudcore_kubeconfig = cluster.kubeconfig().to_owned();
 
-        Ok(Self { cluster, folder, cloudcore_kubeconfig })
+        Ok(Self { cluster, folder, cloudcore_kubeconfig: None })
     }
 
     /// To make clients and nodes for.
@@ -106,17 +101,21 @@ impl OwnCluster {
         self.dev_cluster(&["empty"]).await
     }
 
-    /// Lets the cloudcore of [`Self::up_with_account`] do everything.
-    pub async fn allow(&self) -> Result<()> {
-        let account = format!("--serviceaccount=default:{ACCOUNT}");
-        let create = ["create", "clusterrolebinding", ACCOUNT, "--clusterrole=cluster-admin"];
+    /// Forbids cloudcore everything, also when it is started again.
+    pub async fn forbid(&self) -> Result<()> {
+        self.cluster.kubectl(&["delete", "clusterrolebinding", GRANT]).await?;
+        for namespace in ["holdfast", "kube-node-lease"] {
+            self.cluster.kubectl(&["delete", "rolebinding", GRANT, "-n", namespace]).await?;
+        }
 
-        self.cluster.kubectl(&[&create[..], &[&account]].concat()).await.map(drop)
+        Ok(())
     }
 
-    /// Forbids it everything.
-    pub async fn forbid(&self) -> Result<()> {
-        self.cluster.kubectl(&["delete", "clusterrolebinding", ACCOUNT]).await.map(drop)
+    /// Allows it again what users allow it.
+    pub async fn allow(&self) -> Result<()> {
+        let folder = checkout().join("manifests/cloudcore").display().to_string();
+
+        self.cluster.kubectl(&["apply", "-f", &folder]).await.map(drop)
     }
 
     /// Starts cloudcore and waits until it serves edges.
@@ -154,9 +153,10 @@ impl OwnCluster {
 
     async fn dev_cloudcore(&self, words: &[&str]) -> Result<String> {
         let args = [words, &["--name", self.cluster.name()]].concat();
-        let kubeconfig = self.cloudcore_kubeconfig.display().to_string();
+        let kubeconfig = self.cloudcore_kubeconfig.as_ref().map(|path| path.display().to_string());
+        let env = kubeconfig.iter().map(|path| ("HOLDFAST_CLOUDCORE_KUBECONFIG", path.as_str()));
 
-        script("dev-cloudcore", &args, &[("HOLDFAST_CLOUDCORE_KUBECONFIG", &kubeconfig)]).await
+        script("dev-cloudcore", &args, &env.collect::<Vec<_>>()).await
     }
 }
 

@@ -107,7 +107,7 @@ async fn an_api_server_that_is_away_stops_nothing() -> Result<()> {
 /// T26: everything is forbidden for a while.
 #[tokio::test]
 async fn an_api_server_that_forbids_everything_deletes_nothing() -> Result<()> {
-    let own = OwnCluster::up_with_account().await?;
+    let own = OwnCluster::up().await?;
     let cluster = own.cluster();
     let client = cluster.client().await?;
     let node = EdgeNode::join(cluster, &client).await?;
@@ -171,8 +171,7 @@ struct World {
 }
 
 impl World {
-    async fn new() -> Result<Self> {
-        let own = OwnCluster::up().await?;
+    async fn new(own: OwnCluster) -> Result<Self> {
         let client = own.cluster().client().await?;
         let node = EdgeNode::join(own.cluster(), &client).await?;
         set_map(own.cluster(), "one").await?;
@@ -215,7 +214,7 @@ impl World {
 /// T26: etcd is set back to a snapshot, with a cloudcore that saw the future and with one that did not.
 #[tokio::test]
 async fn a_restored_api_server_deletes_nothing_that_it_has() -> Result<()> {
-    let world = World::new().await?;
+    let world = World::new(OwnCluster::up().await?).await?;
     world.run("revenant").await?;
     let backup = world.own.file("backup");
     world.own.backup(&backup).await?;
@@ -247,7 +246,7 @@ async fn a_restored_api_server_deletes_nothing_that_it_has() -> Result<()> {
 /// better, and with one that is started there and takes it for its own.
 #[tokio::test]
 async fn an_emptied_api_server_gets_nothing_and_deletes_nothing() -> Result<()> {
-    let world = World::new().await?;
+    let world = World::new(OwnCluster::up_as_administrator().await?).await?;
     let backup = world.own.file("backup");
     world.own.backup(&backup).await?;
 
