@@ -2,7 +2,7 @@
 //! that log collectors and adoption find what they know (`pkg/kubelet/kuberuntime`).
 
 mod container;
-mod security;
+pub(crate) mod security;
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! What each volume of a pod is on this node: a directory, a path of the host, or files to write.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
     ConfigMap, DownwardAPIVolumeFile, KeyToPath, Secret, Volume, VolumeProjection,
@@ -10,6 +10,7 @@ use crate::env::{FieldError, NodeFields, pod_field, resource_field};
 use crate::materials::{Materials, token_ask};
 use crate::pod::PodView;
 use crate::quantity;
+use crate::translate::security;
 
 /// Mode of a file whose volume does not say.
 const MODE_DEFAULT: i32 = 0o644;
@@ -47,6 +48,8 @@ pub struct File {
     pub data: Vec<u8>,
     /// Permission bits.
     pub mode: u32,
+    /// Owner, if not root.
+    pub uid: Option<u32>,
 }
 
 impl std::fmt::Debug for File {
@@ -197,18 +200,36 @@ impl Files<'_> {
             let token_text = held
                 .and_then(|status| status.token.clone())
                 .ok_or_else(|| VolumeError::NoToken { volume: self.volume.to_owned() })?;
-            // A pod that runs as another user could not read 0600 (kubelet: projected tokens).
-            self.put(&token.path, token_text.into_bytes(), self.token_mode(mode))?;
+            let uid = self.only_user();
+            let mode = self.token_mode(uid, mode);
+            self.put(&token.path, token_text.into_bytes(), mode)?;
+            if let Some(file) = self.made.get_mut(&token.path) {
+                file.uid = uid;
+            }
         }
 
         Ok(())
     }
 
-    /// 0600 where the file's owner is the only one who reads: every container runs as the same user
-    /// and no group is set; the volume's mode otherwise (`pkg/volume/projected`).
-    fn token_mode(&self, mode: i32) -> i32 {
+    /// The user of all containers, if it is one (kubelet: `volumeutil.FsUserFrom`).
+    fn only_user(&self) -> Option<u32> {
+        let users: BTreeSet<_> = self
+            .pod
+            .all_containers()
+            .map(|container| security::user(self.pod, container))
+            .collect();
+        let only = users.first().copied().filter(|_| users.len() == 1)?;
+
+        only.and_then(|uid| u32::try_from(uid).ok())
+    }
+
+    /// 0600 where the file's owner or group is who reads it; the volume's mode otherwise
+    /// (`pkg/volume/projected`).
+    fn token_mode(&self, uid: Option<u32>, mode: i32) -> i32 {
         let context = self.pod.spec().security_context.as_ref();
-        if context.is_some_and(|context| context.fs_group.is_some()) { 0o600 } else { mode }
+        let has_group = context.is_some_and(|context| context.fs_group.is_some());
+
+        if uid.is_some() || has_group { 0o600 } else { mode }
     }
 
     fn config_map(
@@ -317,7 +338,7 @@ impl Files<'_> {
         }
         // The API server allows 0 to 0777.
         let mode = u32::try_from(mode & 0o777).unwrap_or_default();
-        self.made.insert(path.to_owned(), File { data, mode });
+        self.made.insert(path.to_owned(), File { data, mode, uid: None });
 
         Ok(())
     }

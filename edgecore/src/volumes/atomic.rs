@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use jiff::Timestamp;
 
+use super::ownership::give_dir_to_readers;
 use super::remove::{gone_is_done, remove_tree};
 
 const DATA: &str = "..data";
@@ -45,6 +46,7 @@ pub fn write(dir: &Path, payload: &Payload, gid: Option<u32>, now: Timestamp) ->
     }
 
     let new = new_dir(dir, now)?;
+    gid.map_or(Ok(()), |gid| give_dir_to_readers(&dir.join(&new), gid))?;
     for (path, file) in payload {
         write_file(&dir.join(&new), path, file, gid)?;
     }
@@ -133,7 +135,7 @@ fn write_file(dir: &Path, path: &Path, file: &FileContent, gid: Option<u32>) -> 
     for part in path.parent().into_iter().flat_map(Path::components) {
         parent.push(part);
         make_dir(&parent)?;
-        std::os::unix::fs::chown(&parent, None, gid)?;
+        gid.map_or(Ok(()), |gid| give_dir_to_readers(&parent, gid))?;
     }
     let mut open = fs::OpenOptions::new();
     let mut open = open.write(true).create_new(true).mode(0o600).open(&target)?;
@@ -232,7 +234,7 @@ mod tests {
     #[test]
     fn the_group_gets_its_files() {
         let dir = tempfile::tempdir().unwrap();
-        let mut files = payload(&[("a", "1")]);
+        let mut files = payload(&[("a", "1"), ("deep/b", "2")]);
         for file in files.values_mut() {
             file.mode = 0o400;
         }
@@ -241,6 +243,8 @@ mod tests {
 
         let found = fs::metadata(dir.path().join("a")).unwrap();
         assert_eq!((found.gid(), found.mode() & 0o777), (2000, 0o440));
+        let found = fs::metadata(dir.path().join("deep")).unwrap();
+        assert_eq!((found.gid(), found.mode() & 0o7777), (2000, 0o2755));
     }
 
     #[test]

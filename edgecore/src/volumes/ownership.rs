@@ -21,6 +21,15 @@ pub fn give_to_group(dir: &Path, gid: u32, root_only: bool) -> io::Result<()> {
     give(dir, gid, 0)
 }
 
+/// Gives one directory of a volume that only the node writes to group `gid`, setgid as the kubelet
+/// leaves it.
+pub fn give_dir_to_readers(dir: &Path, gid: u32) -> io::Result<()> {
+    lchown(dir, None, Some(gid))?;
+    let mode = fs::symlink_metadata(dir)?.mode() & 0o7777;
+
+    fs::set_permissions(dir, Permissions::from_mode(mode | 0o2550))
+}
+
 fn give(path: &Path, gid: u32, depth: usize) -> io::Result<()> {
     let found = fs::symlink_metadata(path)?;
     lchown(path, None, Some(gid))?;

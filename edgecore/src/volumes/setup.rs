@@ -108,13 +108,13 @@ impl PodVolumes {
                     .iter()
                     .map(|(path, file)| {
                         let content =
-                            FileContent { data: file.data.clone(), mode: file.mode, uid: None };
+                            FileContent { data: file.data.clone(), mode: file.mode, uid: file.uid };
                         (PathBuf::from(path), content)
                     })
                     .collect();
                 make_volume(&volume.dir, *memory, None)
                     .and_then(|()| match self.fs_group {
-                        Some(_) => std::os::unix::fs::chown(&volume.dir, None, self.fs_group),
+                        Some(gid) => ownership::give_dir_to_readers(&volume.dir, gid),
                         None => Ok(()),
                     })
                     .and_then(|()| atomic::write(&volume.dir, &payload, self.fs_group, now))
@@ -168,7 +168,7 @@ mod tests {
             dir: dir.join("pod/volumes").join(name),
             setup,
         };
-        let file = File { data: token.into(), mode: 0o644 };
+        let file = File { data: token.into(), mode: 0o644, uid: None };
         PodVolumes {
             pod_dir: dir.join("pod"),
             logs_dir: dir.join("logs"),

@@ -4,6 +4,7 @@
 //! the acceptance list or which line of the documentation it holds up.
 
 mod admission;
+mod alike;
 mod api_server;
 mod autonomy;
 mod churn;

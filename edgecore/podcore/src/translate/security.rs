@@ -155,6 +155,11 @@ fn asked_user(pod: &PodView, container: &Container) -> (bool, Option<i64>) {
     (non_root == Some(true), user)
 }
 
+/// The user that the container is asked to run as.
+pub(crate) fn user(pod: &PodView, container: &Container) -> Option<i64> {
+    asked_user(pod, container).1
+}
+
 /// Whether [`check_user`] depends on the image.
 pub fn asks_for_image_user(pod: &PodView, container: &Container) -> bool {
     asked_user(pod, container) == (true, None)
