@@ -1,7 +1,7 @@
 //! The agent without a cloud, on a real container runtime: what the link would deliver is delivered
 //! by hand, what it would send up is read.
 //!
-//! Needs a site of `scripts/edge-site`, named by HOLDFAST_TEST_SITE:
+//! `scripts/test` runs it on a site of its own. By hand, on one of `scripts/edge-site`:
 //! `HOLDFAST_TEST_SITE=NAME cargo test -p edgecore --test agent -- --ignored --test-threads 1`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -237,7 +237,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 #[test]
-#[ignore = "needs a site of scripts/edge-site"]
+#[ignore = "needs a site, which scripts/test makes"]
 fn a_pod_runs_is_adopted_updated_and_deleted() {
     run(async {
         let site = Site::find();
@@ -294,7 +294,7 @@ fn a_pod_runs_is_adopted_updated_and_deleted() {
 }
 
 #[test]
-#[ignore = "needs a site of scripts/edge-site"]
+#[ignore = "needs a site, which scripts/test makes"]
 fn a_job_ends_once_and_a_crash_loop_counts_on() {
     run(async {
         let site = Site::find();
@@ -338,63 +338,8 @@ fn a_job_ends_once_and_a_crash_loop_counts_on() {
     });
 }
 
-/// The same twenty pods by the runtime's three calls alone: what no agent can be faster than.
 #[test]
-#[ignore = "needs a site of scripts/edge-site"]
-fn floor() {
-    use cri_api::v1;
-    run(async {
-        let site = Site::find();
-        let runtime = cri::Runtime::new(&site.facts["RUNTIME"]).unwrap();
-        let at_once: usize = std::env::var("AT_ONCE").map_or(20, |n| n.parse().unwrap());
-        let places = std::sync::Arc::new(tokio::sync::Semaphore::new(at_once));
-        let started = clock::instant();
-        let mut all = tokio::task::JoinSet::new();
-        for n in 0..20 {
-            let (runtime, places) = (runtime.clone(), places.clone());
-            let cgroup = site.facts["CGROUP_ROOT"].clone();
-            all.spawn(async move {
-                let _place = places.acquire().await;
-                let sandbox = v1::PodSandboxConfig {
-                    metadata: Some(v1::PodSandboxMetadata {
-                        name: format!("floor{n}"),
-                        uid: format!("floor{n}"),
-                        namespace: "default".into(),
-                        attempt: 0,
-                    }),
-                    linux: Some(v1::LinuxPodSandboxConfig {
-                        cgroup_parent: format!("{cgroup}/floor{n}"),
-                        ..Default::default()
-                    }),
-                    ..Default::default()
-                };
-                let id = runtime.run_pod_sandbox(sandbox.clone(), "").await.unwrap();
-                let config = v1::ContainerConfig {
-                    metadata: Some(v1::ContainerMetadata { name: "c".into(), attempt: 0 }),
-                    image: Some(v1::ImageSpec {
-                        image: "holdfast.dev/test/busybox:1".into(),
-                        ..Default::default()
-                    }),
-                    command: vec!["sh".into(), "-c".into(), "sleep 3600".into()],
-                    linux: Some(v1::LinuxContainerConfig::default()),
-                    ..Default::default()
-                };
-                let container = runtime.create_container(&id, config, sandbox).await.unwrap();
-                runtime.start_container(&container).await.unwrap();
-                id
-            });
-        }
-        let ids = all.join_all().await;
-        println!("floor of twenty: {:?}", started.elapsed());
-        for id in ids {
-            runtime.stop_pod_sandbox(&id).await.unwrap();
-            runtime.remove_pod_sandbox(&id).await.unwrap();
-        }
-    });
-}
-
-#[test]
-#[ignore = "needs a site of scripts/edge-site"]
+#[ignore = "needs a site, which scripts/test makes"]
 fn twenty_pods_at_once_and_an_orphan() {
     run(async {
         let site = Site::find();
@@ -413,13 +358,6 @@ fn twenty_pods_at_once_and_an_orphan() {
             agent.wait(uid, ready).await;
         }
         println!("twenty ready after {:?}", started.elapsed());
-        if std::env::var_os("HOLDFAST_TEST_LINGER").is_some() {
-            tokio::time::sleep(Duration::from_secs(20)).await;
-            let status = std::fs::read_to_string("/proc/self/status").unwrap();
-            for line in status.lines().filter(|line| line.starts_with("Rss")) {
-                println!("{line}");
-            }
-        }
         agent.stop().await;
 
         // An agent with an empty store touches nothing before a full sync, then removes them all.
@@ -454,7 +392,7 @@ fn with_token(uid: &str) -> Value {
 }
 
 #[test]
-#[ignore = "needs a site of scripts/edge-site"]
+#[ignore = "needs a site, which scripts/test makes"]
 fn pods_run_again_after_a_power_cut_without_the_cloud() {
     run(async {
         let site = Site::find();
