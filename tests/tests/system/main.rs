@@ -8,6 +8,7 @@ mod alike;
 mod api_server;
 mod autonomy;
 mod churn;
+mod crash;
 mod deleted_node;
 mod deletes;
 mod inside;
