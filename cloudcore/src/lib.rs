@@ -23,16 +23,14 @@ pub mod nodes;
 pub mod pki;
 pub mod pods;
 pub mod registration;
-pub mod signals;
 mod startup;
-pub mod tasks;
-pub mod telemetry;
 pub mod watch;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use daemon::{signals, tasks, telemetry};
 use kube::config::KubeconfigError;
 use tokio::sync::mpsc;
 
@@ -44,6 +42,10 @@ use crate::pki::PkiError;
 use crate::registration::Registrations;
 use crate::startup::Prepared;
 use crate::tasks::{TaskFault, Tasks};
+
+/// How cloudcore speaks.
+pub const PROGRAM: telemetry::Program =
+    telemetry::Program { name: "cloudcore", crates: &["cloudcore", "index", "proto", "daemon"] };
 
 /// Sessions admitted and not yet given a worker.
 const CONNECTED_MAX: usize = 64;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use cloudcore::args::{Args, Command, ConfigCommand};
 use cloudcore::signals::Terminate;
-use cloudcore::{Cloud, CloudError, Config, exit, telemetry};
+use cloudcore::{Cloud, CloudError, Config, PROGRAM, exit, telemetry};
 
 fn main() -> ExitCode {
     match Args::parse().command {
@@ -16,17 +16,17 @@ fn main() -> ExitCode {
         Command::Config { command: ConfigCommand::Check { config } } => match Config::load(&config)
         {
             Ok(_) => telemetry::print(&format!("{}: no problem found\n", config.display())),
-            Err(error) => telemetry::refuse(&error, exit::BAD_CONFIG),
+            Err(error) => PROGRAM.refuse(&error, exit::BAD_CONFIG),
         },
         Command::Run { config } => match Config::load(&config) {
             Ok(config) => start(config),
-            Err(error) => telemetry::refuse(&error, exit::BAD_CONFIG),
+            Err(error) => PROGRAM.refuse(&error, exit::BAD_CONFIG),
         },
     }
 }
 
 fn start(config: Config) -> ExitCode {
-    telemetry::init(config.log_level);
+    PROGRAM.start_log(config.log_level);
 
     match cloudcore::runtime().and_then(|runtime| runtime.block_on(run(config))) {
         Ok(()) => ExitCode::SUCCESS,
@@ -38,15 +38,11 @@ fn start(config: Config) -> ExitCode {
 }
 
 async fn run(config: Config) -> Result<(), CloudError> {
-    let attempted = "listen for signals";
-    let mut terminate =
-        Terminate::listen().map_err(|source| CloudError::Os { attempted, source })?;
+    let mut terminate = Terminate::listen()
+        .map_err(|source| CloudError::Os { attempted: "listen for signals", source })?;
     let mut cloud = tokio::select! {
         // The API server may be away for as long as it likes.
-        signal = terminate.next() => {
-            tracing::info!(signal, "stopped before it could start");
-            return Ok(());
-        }
+        _signal = terminate.next() => return Ok(()),
         started = Cloud::start(config) => started?,
     };
     tracing::info!("running");

@@ -28,13 +28,17 @@ pub mod layout;
 pub mod link;
 pub mod node;
 pub mod pods;
-pub mod signals;
-pub mod tasks;
-pub mod telemetry;
 pub mod volumes;
 
 pub use agent::{Agent, AgentError};
 pub use config::Config;
+pub use daemon::{signals, tasks, telemetry};
+
+/// How the agent speaks.
+pub const PROGRAM: telemetry::Program = telemetry::Program {
+    name: "edgecore",
+    crates: &["edgecore", "podcore", "proto", "store", "cri", "daemon"],
+};
 
 /// The runtime of the process: one thread, and few more for files.
 pub fn runtime() -> Result<tokio::runtime::Runtime, AgentError> {

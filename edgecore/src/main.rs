@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use edgecore::args::{Args, Command, ConfigCommand};
-use edgecore::{Agent, AgentError, Config, exit, signals, telemetry};
+use edgecore::signals::Terminate;
+use edgecore::{Agent, AgentError, Config, PROGRAM, exit, telemetry};
 
 fn main() -> ExitCode {
     match Args::parse().command {
@@ -15,17 +16,17 @@ fn main() -> ExitCode {
         Command::Config { command: ConfigCommand::Check { config } } => match Config::load(&config)
         {
             Ok(_) => telemetry::print(&format!("{}: no problem found\n", config.display())),
-            Err(error) => telemetry::refuse(&error, exit::BAD_CONFIG),
+            Err(error) => PROGRAM.refuse(&error, exit::BAD_CONFIG),
         },
         Command::Run { config } => match Config::load(&config) {
             Ok(config) => start(config),
-            Err(error) => telemetry::refuse(&error, exit::BAD_CONFIG),
+            Err(error) => PROGRAM.refuse(&error, exit::BAD_CONFIG),
         },
     }
 }
 
 fn start(config: Config) -> ExitCode {
-    telemetry::init(config.log_level);
+    PROGRAM.start_log(config.log_level);
 
     match edgecore::runtime().and_then(|runtime| runtime.block_on(run(config))) {
         Ok(()) => ExitCode::SUCCESS,
@@ -37,7 +38,9 @@ fn start(config: Config) -> ExitCode {
 }
 
 async fn run(config: Config) -> Result<(), AgentError> {
-    let mut terminate = signals::terminate()?;
+    let attempted = "listen for signals".to_owned();
+    let mut terminate =
+        Terminate::listen().map_err(|source| AgentError::Os { attempted, source })?;
     let mut agent = Agent::start(config)?;
     tracing::info!(node = %agent.node(), "running");
 

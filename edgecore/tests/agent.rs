@@ -232,7 +232,7 @@ async fn eventually(what: &str, holds: impl Fn() -> bool) {
 }
 
 fn run(test: impl Future<Output = ()>) {
-    telemetry::init(tracing::level_filters::LevelFilter::WARN);
+    edgecore::PROGRAM.start_log(tracing::level_filters::LevelFilter::WARN);
     edgecore::runtime().unwrap().block_on(test);
 }
 

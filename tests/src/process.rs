@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use tokio::process::{Child, Command};
 
 /// The top of the checkout.
-pub fn checkout() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+pub fn checkout() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or_else(|| Path::new("/"))
 }
 
 /// Where the programs under test are: `$HOLDFAST_BIN`, else the release folder of the checkout.

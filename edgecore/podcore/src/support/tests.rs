@@ -240,10 +240,6 @@ fn what_a_container_may_not_ask_for() {
         (json!({ "restartPolicy": "Never" }), "restartPolicy"),
         (json!({ "restartPolicyRules": [{ "action": "Restart" }] }), "restartPolicyRules"),
         (json!({ "volumeDevices": [{ "name": "d", "devicePath": "/d" }] }), "volumeDevices"),
-        (
-            json!({ "terminationMessagePolicy": "FallbackToLogsOnError" }),
-            "terminationMessagePolicy=FallbackToLogsOnError",
-        ),
         (json!({ "resources": { "claims": [{ "name": "c" }] } }), "resources.claims"),
         (
             json!({ "resources": { "limits": { "example.com/gpu": "1" } } }),
