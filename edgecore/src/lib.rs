@@ -26,6 +26,7 @@ pub mod identity;
 pub mod kubelet_api;
 pub mod layout;
 pub mod link;
+pub mod memory;
 pub mod node;
 pub mod pods;
 pub mod volumes;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use edgecore::args::{Args, Command, ConfigCommand};
 use edgecore::signals::Terminate;
-use edgecore::{Agent, AgentError, Config, PROGRAM, exit, telemetry};
+use edgecore::{Agent, AgentError, Config, PROGRAM, exit, memory, telemetry};
 
 fn main() -> ExitCode {
     match Args::parse().command {
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
 }
 
 fn start(config: Config) -> ExitCode {
+    memory::stay_small();
     PROGRAM.start_log(config.log_level);
 
     match edgecore::runtime().and_then(|runtime| runtime.block_on(run(config))) {

@@ -32,7 +32,9 @@ use tokio_util::sync::CancellationToken;
 use self::context::Context;
 use self::observe::Listed;
 use self::worker::Worker;
+use crate::clock;
 use crate::desired::commit;
+use crate::memory::{self, Rest};
 use crate::node::cgroups::Limits;
 use crate::node::monitor::Beat;
 use crate::telemetry::chain;
@@ -87,13 +89,18 @@ pub async fn run(
     let mut relist = tokio::time::interval(RELIST_PERIOD);
     let mut turn = tokio::time::interval(BEAT_PERIOD);
     let mut addresses = context.addresses.clone();
+    let mut rest = Rest::new(clock::instant());
     relist.reset();
     loop {
         beat.beat();
         tokio::select! {
             () = stop.cancelled() => return,
-            keys = context.desired.changed() => pods.desired(&keys),
+            keys = context.desired.changed() => {
+                rest.worked(clock::instant());
+                pods.desired(&keys);
+            }
             Some(event) = events.recv() => {
+                rest.worked(clock::instant());
                 if pods.event(event) {
                     relist.reset_immediately();
                 }
@@ -108,7 +115,11 @@ pub async fn run(
             }
             Ok(()) = addresses.changed() => pods.wake_all(),
             _ = relist.tick() => pods.relist().await,
-            _ = turn.tick() => {}
+            _ = turn.tick() => {
+                if rest.begins(clock::instant()) {
+                    memory::release();
+                }
+            }
         }
     }
 }
