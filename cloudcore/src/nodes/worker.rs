@@ -10,6 +10,7 @@ use std::time::Duration;
 use proto::ids::{Kind, NodeName, ObjectKey, Uid};
 use proto::object::{Point, Version};
 use proto::outbox::Desired;
+use proto::session::PING_INTERVAL;
 use proto::wire::{Health, Outcome, Report, ReportKey, Seq};
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
@@ -27,10 +28,10 @@ use crate::{clock, events, kubelet_api, telemetry};
 /// `nodeStatusReportFrequency`).
 const STATUS_INTERVAL: Duration = Duration::from_mins(5);
 
-/// The Lease is renewed only if the agent has answered within this: it is asked every 15 s
-/// (`proto::session`), and its answer may take a bad mobile link's time. With the node controller's own
-/// period of 5 s, a node whose path swallows packets is NotReady within the grace period and 30 s.
-const ALIVE_MAX: Duration = Duration::from_secs(20);
+/// The Lease is renewed only if the agent was heard within this: it pings every 20 s, and the ping may
+/// take a bad mobile link's time. With the node controller's own period of 5 s, a node whose path
+/// swallows packets is NotReady within the grace period and 30 s.
+const ALIVE_MAX: Duration = PING_INTERVAL.saturating_add(Duration::from_secs(5));
 
 struct Worker {
     shared: Arc<Shared>,

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use crate::wire::{Beat, Health};
 
 /// How often the edge pings.
-pub const PING_INTERVAL: Duration = Duration::from_secs(15);
+pub const PING_INTERVAL: Duration = Duration::from_secs(20);
 
 /// How long after a ping the peer must have been heard.
-pub const DEADLINE: Duration = Duration::from_secs(15);
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the cloud waits for a ping of the edge before it asks: an interval and a slow path.
-pub const CLOUD_QUIET_MAX: Duration = Duration::from_secs(17);
+pub const CLOUD_QUIET_MAX: Duration = Duration::from_secs(22);
 
 /// Longest silence at either end: a half-open link is found within 30 s.
 const SILENCE_MAX: Duration = Duration::from_secs(30);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::outbox::{WINDOW_BYTES_MAX, WINDOW_CHANGES_MAX};
-use crate::session::CloseReason;
+use crate::session::{CloseReason, PING_INTERVAL};
 use crate::wire::{Outcome, Refusal, RefuseCode};
 
 fn sync(pair: &mut Pair, wanted: &[&Arc<Object>]) {
@@ -311,7 +311,7 @@ fn bytes_of_a_large_frame_keep_the_link_alive() {
 #[test]
 fn an_idle_link_carries_one_exchange_an_interval() {
     let mut pair = Pair::up();
-    pair.wait(150 * SECOND);
+    pair.wait(10 * PING_INTERVAL);
     let names = pair.passed_names();
     assert_eq!(names.len(), 20, "{names:?}");
     assert!(names.chunks(2).all(|pair| pair == ["Ping", "Pong"]), "{names:?}");
