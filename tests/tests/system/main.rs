@@ -7,6 +7,7 @@ mod admission;
 mod alike;
 mod api_server;
 mod autonomy;
+mod bad_input;
 mod churn;
 mod crash;
 mod deleted_node;
