@@ -35,7 +35,8 @@ struct State {
     objects: BTreeMap<ObjectKey, Object>,
     /// Keys changed since they were last taken: coalesced, so bounded by the number of keys.
     dirty: BTreeSet<ObjectKey>,
-    /// Pods deleted by the cloud, as the intact store remembers them.
+    /// Pods deleted by the cloud, as the intact store remembers them. Empty after a full sync: from
+    /// then on it is evidence enough that a pod is not among the objects.
     tombstones: BTreeSet<Uid>,
     /// A full sync with the cloud has completed in the life of this process.
     synced_once: bool,
@@ -149,7 +150,7 @@ impl Desired {
                 }
                 Change::Delete { key, uid } => {
                     state.objects.remove(&key);
-                    if key.kind() == Kind::Pod {
+                    if key.kind() == Kind::Pod && !state.synced_once {
                         state.tombstones.insert(uid);
                     }
                 }
@@ -164,6 +165,7 @@ impl Desired {
         let mut state = self.state();
         if !state.synced_once {
             state.synced_once = true;
+            state.tombstones.clear();
             self.0.synced.notify_one();
             tracing::info!(objects = state.objects.len(), "in sync with the cloud");
         }
