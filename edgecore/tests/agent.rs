@@ -15,6 +15,7 @@ use edgecore::agent::Local;
 use edgecore::link::{Delivery, LinkState};
 use edgecore::tasks::Tasks;
 use edgecore::{Config, clock, telemetry};
+use jiff::SignedDuration;
 use proto::ids::{Kind, ObjectKey, Uid};
 use proto::object::{Change, ContentHash, Object, Version};
 use proto::wire::ReportKey;
@@ -389,6 +390,60 @@ fn with_token(uid: &str) -> Value {
     spec["containers"][0]["imagePullPolicy"] = json!("Always");
 
     pod(uid, &spec)
+}
+
+/// A token of an hour that is due for its renewal in as many seconds.
+fn token(text: &str, due_s: i64) -> Value {
+    let rest_s = due_s + 3607 / 5 + 1;
+    let expires = clock::now() + SignedDuration::from_secs(rest_s);
+
+    json!({
+        "spec": { "audiences": [], "expirationSeconds": 3607 },
+        "status": { "token": text, "expirationTimestamp": expires.to_string() },
+    })
+}
+
+#[test]
+#[ignore = "needs a site, which scripts/test makes"]
+fn a_token_is_renewed_inside_a_running_container() {
+    run(async {
+        let site = Site::find();
+        let state = tempfile::tempdir().unwrap();
+        let mut agent = Agent::start(&site.config(state.path()));
+        let mut pod = with_token("t");
+        pod["spec"]["containers"][0]["imagePullPolicy"] = json!("IfNotPresent");
+        pod["spec"]["containers"][0]["command"][2] = json!(
+            "trap 'exit 0' TERM; while :; do cat /access/token; echo; sleep 0.2 & wait $!; done"
+        );
+        let changes = vec![words(&mut agent, "hello"), agent.put(pod_key("t"), "t", &pod)];
+        agent.deliver(changes).await;
+        let asked = agent.next_tokens(1).await;
+        let (uid, source) = asked.first().unwrap();
+        let key = ObjectKey::token(uid, source);
+        let first = agent.put(key.clone(), "t", &token("first", 1));
+        agent.deliver(vec![first]).await;
+        let started = agent.wait("t", ready).await;
+
+        // Due: the same is asked for again, with the first still in place.
+        assert_eq!(agent.next_tokens(1).await, asked);
+        let second = agent.put(key, "t", &token("second", 3000));
+        agent.deliver(vec![second]).await;
+        let log = logs(&site, "t", 0);
+        let seen = |text: &str| {
+            std::fs::read_to_string(&log).is_ok_and(|all| all.lines().any(|l| l.ends_with(text)))
+        };
+        eventually("the container sees the first token", || seen(" first")).await;
+        eventually("the container sees the second token", || seen(" second")).await;
+
+        let delete = Change::Delete { key: pod_key("t"), uid: Uid::new("t").unwrap() };
+        agent.deliver(vec![delete]).await;
+        let ended = agent.wait("t", done).await;
+        assert_eq!(
+            started["containerStatuses"][0]["containerID"],
+            ended["containerStatuses"][0]["containerID"],
+        );
+        agent.stop().await;
+    });
 }
 
 #[test]

@@ -17,8 +17,9 @@ use tokio::time::{Instant, sleep};
 const PODS: u32 = 5;
 /// Pods are Ready by then.
 const READY_LIMIT: Duration = Duration::from_mins(2);
-/// What the start of the pods has left to do is done by then.
-const SETTLE: Duration = Duration::from_secs(30);
+/// What the start of the pods has left to do is done by then: they are protected from eviction when
+/// they have been Ready for two minutes, which changes them once.
+const SETTLE: Duration = Duration::from_secs(150);
 /// The shortest life that an API server gives a token. It is renewed at 80 %, with a jitter: between
 /// the two.
 const SHORT_TOKEN_S: u32 = 600;

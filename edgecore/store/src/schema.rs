@@ -9,7 +9,7 @@ use crate::error::StoreError;
 
 /// Page cache of one database. The tables are read once, at start; after that the cache holds the
 /// inner pages of small trees.
-const CACHE_KIB: i64 = 512;
+const CACHE_KIB: i64 = 128;
 
 /// SQLite's own checkpoint, within a commit, when the log has this many pages (4 MiB): a backstop
 /// for the one that [`crate::database`] does after its answers.
