@@ -22,6 +22,7 @@ pub mod config;
 pub mod desired;
 pub mod events;
 pub mod exit;
+pub mod handlers;
 pub mod identity;
 pub mod kubelet_api;
 pub mod layout;

@@ -6,18 +6,22 @@
 //! - [`pod`]: a pod as the API server wrote it; [`support`]: what of it this build refuses.
 //! - [`materials`]: the ConfigMaps, Secrets, tokens and Services it needs.
 //! - [`plan`]: from pod, [`memory`] and what is [`observed`] to the next actions.
+//! - [`probe`]: when to ask a container how it is, and what the answers come to.
+//!   [`hook`]: what runs right after a container's start.
 //! - [`status`]: the PodStatus to report.
 //! - [`translate`]: the CRI messages; with [`env`], [`dns`], [`hosts`], [`volumes`], [`resources`].
 
 pub mod backoff;
 pub mod dns;
 pub mod env;
+pub mod hook;
 pub mod hosts;
 pub mod materials;
 pub mod memory;
 pub mod observed;
 pub mod plan;
 pub mod pod;
+pub mod probe;
 pub mod quantity;
 pub mod resources;
 #[cfg(test)]

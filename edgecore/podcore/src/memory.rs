@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::backoff;
+use crate::hook::Hooked;
+use crate::probe::{Askings, ProbeKind};
 
 /// What is kept for one pod, across restarts of the agent and power loss.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +51,15 @@ impl Memory {
     /// Whether that attempt of a container was stopped to make way for another definition.
     pub fn is_replaced(&self, container: &str, attempt: u32) -> bool {
         self.containers.get(container).is_some_and(|kept| kept.replaced == Some(attempt))
+    }
+
+    /// Whether that attempt of a container was stopped because a probe or its hook failed.
+    pub fn is_unhealthy(&self, container: &str, attempt: u32) -> bool {
+        let Some(kept) = self.containers.get(container) else { return false };
+        let (probed, hooked) = (kept.probed.as_ref(), kept.hooked.as_ref());
+
+        probed.is_some_and(|probed| probed.attempt == attempt && probed.failed.is_some())
+            || hooked.is_some_and(|hooked| hooked.attempt == attempt && hooked.failed)
     }
 
     /// What is remembered of a container, made on first use.
@@ -120,6 +131,37 @@ pub struct ContainerMemory {
     /// whatever the restart policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replaced: Option<u32>,
+    /// What its probes came to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probed: Option<Probed>,
+    /// How the hook after its start went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooked: Option<Hooked>,
+}
+
+/// What the probes of one attempt came to. Kept, so that an agent that starts again does not call a
+/// ready pod unready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Probed {
+    /// The attempt that was asked.
+    pub attempt: u32,
+    /// Its startup probe has passed.
+    #[serde(default)]
+    pub started: bool,
+    /// Its readiness probe passes.
+    #[serde(default)]
+    pub ready: bool,
+    /// It must be stopped, because of this probe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<ProbeKind>,
+}
+
+impl Probed {
+    /// Nothing was asked yet.
+    pub fn of(attempt: u32) -> Self {
+        Self { attempt, started: false, ready: false, failed: None }
+    }
 }
 
 impl ContainerMemory {
@@ -206,6 +248,8 @@ pub struct Transient {
     pub start_failures: BTreeMap<String, Failure>,
     /// Which one-time Events were emitted.
     pub told: Vec<String>,
+    /// What the probes are about to ask.
+    pub askings: Askings,
     /// What of [`crate::observed::Observed::clock_set_s`] has been taken into account.
     pub clock_set_s: Option<i64>,
 }

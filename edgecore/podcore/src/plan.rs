@@ -16,8 +16,9 @@ use jiff::{SignedDuration, Timestamp};
 pub use self::outcome::Outcome;
 use crate::memory::{Ended, Memory, Termination};
 use crate::observed::{ContainerState, ContainerView, Observed, VolumesState};
-use crate::pod::PodView;
-use crate::{status, support};
+use crate::pod::{PodView, RestartPolicy};
+use crate::probe::{self, ProbeKind};
+use crate::{hook, status, support};
 
 /// A clock that moved by less was not set: two clocks are not read at the same moment.
 const CLOCK_SET_MIN_S: i64 = 5;
@@ -70,6 +71,26 @@ pub enum Action {
         /// Why, for the Event `Killing`.
         why: String,
     },
+    /// Run the hook after a container's start.
+    PostStart {
+        /// Container name.
+        container: String,
+        /// Id in the runtime.
+        id: String,
+        /// The attempt that started.
+        attempt: u32,
+    },
+    /// Ask a container how it is; the answer is due within the probe's timeout.
+    Probe {
+        /// Container name.
+        container: String,
+        /// Id in the runtime.
+        id: String,
+        /// Which of its probes.
+        kind: ProbeKind,
+        /// Counts the questions: each is another.
+        number: u32,
+    },
     /// Remove a container that ended, with its record in the runtime.
     RemoveContainer {
         /// Id in the runtime.
@@ -114,11 +135,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn act(&mut self, action: Action) {
+    pub(crate) fn act(&mut self, action: Action) {
         self.actions.push(action);
     }
 
-    fn wake(&mut self, at: Timestamp) {
+    pub(crate) fn wake(&mut self, at: Timestamp) {
         self.wake_at = Some(self.wake_at.map_or(at, |before| before.min(at)));
     }
 
@@ -152,6 +173,7 @@ pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp)
     remember(&mut plan.memory, observed, now);
     admit(pod, &mut plan, now);
     follow_clock(&mut plan.memory, observed, now);
+    probe::hear(pod, observed, &mut plan.memory, now);
     if pod.is_deleted() {
         wind_down::delete(pod, observed, &mut plan);
     } else {
@@ -165,6 +187,8 @@ pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp)
     if let Some(ended) = &mut plan.memory.ended {
         ended.stopped |= !observed.containers.iter().any(ContainerView::may_run);
     }
+    hook::run(pod, observed, &mut plan);
+    probe::ask(pod, observed, now, &mut plan);
     let facts = status::facts(pod, &plan.memory, observed);
     status::update(&mut plan.memory, &facts, now);
 
@@ -301,16 +325,15 @@ fn expire(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
 
 /// How the pod ended, if every container ended and none will be started again.
 pub(crate) fn has_completed(pod: &PodView, observed: &Observed, memory: &Memory) -> Option<Ended> {
-    use crate::pod::RestartPolicy;
-
     let last_end = |name: &str| {
         let is_live = observed
             .newest(name)
             .is_some_and(|c| !matches!(c.state, ContainerState::Exited { .. }));
         let kept = memory.containers.get(name)?;
         kept.last.as_ref().filter(|last| {
-            let is_replaced = kept.replaced == Some(last.attempt);
-            !is_live && !is_replaced && kept.attempt == Some(last.attempt)
+            !is_live
+                && !is_followed(pod, memory, name, last.attempt)
+                && kept.attempt == Some(last.attempt)
         })
     };
     if pod.restart_policy() == RestartPolicy::Always {
@@ -330,6 +353,14 @@ pub(crate) fn has_completed(pod: &PodView, observed: &Observed, memory: &Memory)
     }
 
     Some(Ended::by_itself(succeeded))
+}
+
+/// Whether another attempt follows that one whatever its exit code: its definition changed, or a
+/// probe or hook of it failed.
+pub(crate) fn is_followed(pod: &PodView, memory: &Memory, container: &str, attempt: u32) -> bool {
+    let restarts = pod.restart_policy() != RestartPolicy::Never;
+
+    memory.is_replaced(container, attempt) || restarts && memory.is_unhealthy(container, attempt)
 }
 
 fn volumes_gone(observed: &Observed) -> bool {

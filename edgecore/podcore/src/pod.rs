@@ -7,7 +7,7 @@ use serde_json::Value;
 /// `terminationGracePeriodSeconds` unless given (API default).
 const GRACE_DEFAULT_S: i64 = 30;
 /// Least time between SIGTERM and SIGKILL (kubelet: `minimumGracePeriodInSeconds`).
-const GRACE_MIN_S: i64 = 2;
+pub const GRACE_MIN_S: i64 = 2;
 
 /// Why bytes are not a pod this node can look at.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 pub(crate) use self::script::{check, play};
 pub(crate) use self::show::{show_action, show_status};
 use crate::memory::Memory;
-use crate::observed::{ContainerState, Observed, VolumesState};
+use crate::observed::{ContainerState, ContainerView, Observed, VolumesState};
 use crate::plan::{Action, Outcome, Plan, plan};
 use crate::pod::PodView;
 use crate::status::{StatusContext, status};
@@ -214,6 +214,13 @@ impl World {
                 let mut inside = self.observed.containers.iter();
                 let live = inside.find(|c| c.may_run() && (c.id == *id || c.sandbox_id == *id));
                 assert!(live.is_none(), "removed without being asked to stop: {live:?}");
+            }
+            Action::PostStart { id, .. } | Action::Probe { id, .. } => {
+                let asked = self.observed.containers.iter().find(|c| c.id == *id);
+                assert!(
+                    asked.is_some_and(ContainerView::is_running),
+                    "{id} is asked, and does not run"
+                );
             }
             Action::StopContainer { .. } | Action::Event { .. } => {}
         }

@@ -89,10 +89,6 @@ fn of_pod_security(context: &PodSecurityContext, refused: &mut Vec<String>) {
 fn of_container(container: &Container, refused: &mut Vec<String>) {
     let prefix = format!("{}: ", container.name);
     let asked = [
-        ("lifecycle", container.lifecycle.is_some()),
-        ("livenessProbe", container.liveness_probe.is_some()),
-        ("readinessProbe", container.readiness_probe.is_some()),
-        ("startupProbe", container.startup_probe.is_some()),
         ("restartPolicy", container.restart_policy.is_some()),
         ("volumeDevices", container.volume_devices.as_ref().is_some_and(|v| !v.is_empty())),
         (
@@ -101,6 +97,12 @@ fn of_container(container: &Container, refused: &mut Vec<String>) {
         ),
     ];
     push_asked(&prefix, &asked, refused);
+    if let Some(lifecycle) = &container.lifecycle {
+        let hooks = [&lifecycle.post_start, &lifecycle.pre_stop];
+        let tcp = hooks.into_iter().flatten().any(|hook| hook.tcp_socket.is_some());
+        let asked = [("stopSignal", lifecycle.stop_signal.is_some()), ("tcpSocket", tcp)];
+        push_asked(&format!("{prefix}lifecycle."), &asked, refused);
+    }
     let sources = container.env.iter().flatten().filter_map(|env| env.value_from.as_ref());
     for source in sources {
         push_asked(&prefix, &[("fileKeyRef", source.file_key_ref.is_some())], refused);

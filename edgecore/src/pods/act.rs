@@ -3,7 +3,9 @@
 
 mod container;
 mod forget;
+mod hook;
 mod image;
+mod probe;
 mod sandbox;
 mod volumes;
 
@@ -122,7 +124,14 @@ impl Job {
             }
             Action::StopContainer { id, container, grace_s, why } => {
                 self.tell(Normal, "Killing", &why, Some(&container));
-                self.stop(&id, grace_s).await
+                let left_s = self.pre_stop(&container, &id, grace_s).await;
+                self.stop(&id, left_s).await
+            }
+            Action::PostStart { container, id, attempt } => {
+                self.post_start(container, id, attempt).await
+            }
+            Action::Probe { container, id, kind, number } => {
+                self.probe(container, id, kind, number).await
             }
             Action::RemoveContainer { id } => {
                 let removed = self.context.runtime.remove_container(&id).await;

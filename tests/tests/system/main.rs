@@ -18,6 +18,7 @@ mod link;
 mod logs;
 mod main_job;
 mod power;
+mod probes;
 mod rbac;
 mod runtime;
 mod sample;

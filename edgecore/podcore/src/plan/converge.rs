@@ -4,11 +4,13 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
 
-use super::{Action, Plan, has_completed, wind_down};
+use super::{Action, Plan, has_completed, is_followed, wind_down};
 use crate::backoff;
+use crate::hook;
 use crate::memory::{ImageFound, Memory};
 use crate::observed::{ContainerState, ContainerView, Observed, SandboxView, VolumesState};
-use crate::pod::{PodView, RestartPolicy};
+use crate::pod::{GRACE_MIN_S, PodView, RestartPolicy};
+use crate::probe::{self, ProbeKind};
 use crate::translate::container_hash;
 
 /// What a container should do next.
@@ -23,8 +25,9 @@ enum Wish {
     Restart,
     /// Remove this never-started instance first.
     Clear { id: String },
-    /// Stop this instance first: of the attempt `replaces` if its definition changed.
-    Stop { id: String, why: String, replaces: Option<u32> },
+    /// Stop this instance first: of the attempt `replaces` if its definition changed, with a grace of
+    /// its own if a probe asks for one.
+    Stop { id: String, why: String, replaces: Option<u32>, grace_s: Option<i64> },
 }
 
 /// Where and when a plan is made.
@@ -171,10 +174,33 @@ fn wish(
         && view.spec_hash.as_ref().is_some_and(|hash| *hash != container_hash(container));
     if is_changed {
         let why = format!("Container {} definition changed, will be restarted", container.name);
-        return Wish::Stop { id: view.id.clone(), why, replaces: Some(view.attempt) };
+        let (id, replaces) = (view.id.clone(), Some(view.attempt));
+        return Wish::Stop { id, why, replaces, grace_s: None };
+    }
+    if view.is_running()
+        && let Some(kind) = probe::failed(view, memory)
+    {
+        return unhealthy(pod, container, view, kind);
+    }
+
+    if view.is_running() && hook::has_failed(view, memory) {
+        // The kubelet's word for it.
+        let (id, why) = (view.id.clone(), "FailedPostStartHook".to_owned());
+        return Wish::Stop { id, why, replaces: None, grace_s: None };
     }
 
     instance_wish(pod, view, memory, Role::Main)
+}
+
+/// A probe failed for good: the instance is stopped, and followed by another if the pod allows.
+fn unhealthy(pod: &PodView, container: &Container, view: &ContainerView, kind: ProbeKind) -> Wish {
+    let next =
+        if pod.restart_policy() == RestartPolicy::Never { "" } else { ", will be restarted" };
+    let failed = kind.name().to_ascii_lowercase();
+    let why = format!("Container {} failed {failed} probe{next}", container.name);
+    let grace_s = kind.of(container).and_then(|probe| probe.termination_grace_period_seconds);
+
+    Wish::Stop { id: view.id.clone(), why, replaces: None, grace_s }
 }
 
 /// The sandbox has no instance: it is new, or the runtime forgot an end that we remember.
@@ -197,7 +223,7 @@ fn wish_in_new_sandbox(
 /// Whether a container of the pod proper has ended and the restart policy leaves it so.
 fn stays_ended(pod: &PodView, container: &str, memory: &Memory) -> bool {
     let last = memory.containers.get(container).and_then(|kept| kept.last.as_ref());
-    let Some(last) = last.filter(|last| !memory.is_replaced(container, last.attempt)) else {
+    let Some(last) = last.filter(|last| !is_followed(pod, memory, container, last.attempt)) else {
         return false;
     };
     match pod.restart_policy() {
@@ -213,7 +239,7 @@ fn instance_wish(pod: &PodView, view: &ContainerView, memory: &Memory, role: Rol
         ContainerState::Running { .. } => Wish::Nothing,
         ContainerState::Unknown => {
             let why = format!("Container {} is in an unknown state, will be restarted", view.name);
-            Wish::Stop { id: view.id.clone(), why, replaces: None }
+            Wish::Stop { id: view.id.clone(), why, replaces: None, grace_s: None }
         }
         ContainerState::Exited { exit_code, .. } => {
             let is_over = match (pod.restart_policy(), role) {
@@ -228,7 +254,9 @@ fn instance_wish(pod: &PodView, view: &ContainerView, memory: &Memory, role: Rol
                 Some(last) if memory.is_replaced(&view.name, last.attempt) => {
                     Wish::Start { attempt: next_attempt(memory, &view.name) }
                 }
-                Some(_) if !is_over => Wish::Restart,
+                Some(last) if !is_over || is_followed(pod, memory, &view.name, last.attempt) => {
+                    Wish::Restart
+                }
                 Some(_) | None => Wish::Nothing,
             }
         }
@@ -239,11 +267,12 @@ fn pursue(pod: &PodView, container: &Container, wish: Wish, step: &Step<'_>, pla
     match wish {
         Wish::Nothing | Wish::Completed => {}
         Wish::Clear { id } => plan.act(Action::RemoveContainer { id }),
-        Wish::Stop { id, why, replaces } => {
+        Wish::Stop { id, why, replaces, grace_s } => {
             if replaces.is_some() {
                 plan.memory.container(&container.name).replaced = replaces;
             }
-            let (container, grace_s) = (container.name.clone(), pod.grace_seconds());
+            let container = container.name.clone();
+            let grace_s = grace_s.map_or_else(|| pod.grace_seconds(), |own| own.max(GRACE_MIN_S));
             plan.act(Action::StopContainer { id, container, grace_s, why });
         }
         Wish::Start { attempt } => {

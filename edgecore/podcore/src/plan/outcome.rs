@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 
 use crate::backoff;
+use crate::hook::{self, Hooked};
 use crate::memory::{ImageFound, ImageNote, Memory};
+use crate::probe::ProbeKind;
 
 /// The result of an [`super::Action`]. Successes that show in the next look need no outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +58,28 @@ pub enum Outcome {
         /// Its attempt.
         attempt: u32,
     },
+    /// The hook after a start has run.
+    Hooked {
+        /// Container name.
+        container: String,
+        /// The attempt that started.
+        attempt: u32,
+        /// What went wrong.
+        failure: Option<String>,
+    },
+    /// A probe was answered, or could not be asked.
+    Probed {
+        /// Container name.
+        container: String,
+        /// Id of the instance.
+        id: String,
+        /// Which probe.
+        kind: ProbeKind,
+        /// The question.
+        number: u32,
+        /// Whether it passed; `None` if it could not be asked.
+        passed: Option<bool>,
+    },
     /// It could not be created or started.
     StartFailed {
         /// Container name.
@@ -107,6 +131,18 @@ impl Memory {
                 let kept = self.container(&container);
                 kept.attempt = kept.attempt.max(Some(attempt));
                 self.transient.start_failures.remove(&container);
+            }
+            Outcome::Hooked { container, attempt, failure } => {
+                let failed = failure.is_some();
+                self.container(&container).hooked = Some(Hooked { attempt, failed });
+                if let Some(message) = failure {
+                    let before = self.transient.start_failures.get(&container);
+                    let failure = backoff::failure(before, hook::FAILED, message, now);
+                    self.transient.start_failures.insert(container, failure);
+                }
+            }
+            Outcome::Probed { container, id, kind, number, passed } => {
+                self.answered(&(container, kind), &id, number, passed);
             }
             Outcome::StartFailed { container, attempt: _, reason, message } => {
                 let before = self.transient.start_failures.get(&container);

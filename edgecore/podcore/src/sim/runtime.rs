@@ -13,6 +13,10 @@ fn kind(action: &Action) -> String {
         Action::CreateSandbox { .. } => "sandbox".to_owned(),
         Action::StartContainer { container, .. } => format!("start {container}"),
         Action::StopContainer { container, .. } => format!("stop {container}"),
+        Action::PostStart { container, .. } => format!("hook:{container}"),
+        Action::Probe { container, kind, .. } => {
+            format!("{}:{container}", kind.name().to_ascii_lowercase())
+        }
         Action::RemoveContainer { .. }
         | Action::StopSandbox { .. }
         | Action::RemoveSandbox { .. }
@@ -61,6 +65,19 @@ impl World {
             Action::StopContainer { id, container, .. } => {
                 let code = self.on_stop.get(container).copied().unwrap_or(143);
                 self.end(id, code);
+            }
+            Action::PostStart { container, attempt, .. } => {
+                let (container, attempt) = (container.clone(), *attempt);
+                let failure = fault.map(|(_, message)| message);
+                self.note(Outcome::Hooked { container, attempt, failure });
+            }
+            Action::Probe { container, id, kind, number } => {
+                let (container, id) = (container.clone(), id.clone());
+                let passed = match fault {
+                    Some((reason, _)) if reason == "Unasked" => None,
+                    fault => Some(fault.is_none()),
+                };
+                self.note(Outcome::Probed { container, id, kind: *kind, number: *number, passed });
             }
             Action::RemoveContainer { id } => self.observed.containers.retain(|c| c.id != *id),
             Action::StopSandbox { id } => {

@@ -15,7 +15,7 @@ use crate::status::{StatusContext, status};
 ///   `power loss`, `agent restart`, `agent crash` (what was under way is done, but not noted);
 /// - `break WHAT REASON MESSAGE`, `mend WHAT`, `slow WHAT`, `release`;
 /// - `image NAME IMAGE`, `delete S`, `missing WHAT`, `found`;
-/// - `status` (does nothing, shows the PodStatus), `events` (shows and forgets them).
+/// - `status` (does nothing, shows the PodStatus), `ready` (which containers are ready, or only started), `events` (shows and forgets them).
 pub(crate) fn check(spec: &Value, steps: &[(&str, &str)]) -> World {
     let mut world = World::new(spec);
     play(&mut world, steps);
@@ -37,6 +37,7 @@ impl World {
         match words.as_slice() {
             ["status"] => return self.shown_status(),
             ["events"] => return std::mem::take(&mut self.events).join("; "),
+            ["ready"] => return self.shown_ready(),
             ["finished"] => return self.finished.to_string(),
             ["wait", seconds] => self.wait(seconds.parse().unwrap()),
             _ => {
@@ -52,6 +53,18 @@ impl World {
         let context = StatusContext::default();
 
         show_status(&status(&self.pod, &self.memory, &self.observed, &context, self.now))
+    }
+
+    /// The containers that are ready, and in brackets those that have only started.
+    fn shown_ready(&self) -> String {
+        let context = StatusContext::default();
+        let status = status(&self.pod, &self.memory, &self.observed, &context, self.now);
+        let shown = status.container_statuses.into_iter().flatten().filter_map(|c| {
+            let is_started = c.started == Some(true);
+            if c.ready { Some(c.name) } else { is_started.then(|| format!("({})", c.name)) }
+        });
+
+        shown.collect::<Vec<_>>().join(" ")
     }
 
     fn happen(&mut self, words: &[&str]) {

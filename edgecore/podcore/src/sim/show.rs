@@ -15,6 +15,10 @@ pub(crate) fn show_action(action: &Action) -> String {
         Action::CreateSandbox { attempt } => format!("sandbox:{attempt}"),
         Action::StartContainer { container, attempt, .. } => format!("start:{container}:{attempt}"),
         Action::StopContainer { container, grace_s, .. } => format!("stop:{container}:{grace_s}s"),
+        Action::PostStart { container, .. } => format!("hook:{container}"),
+        Action::Probe { container, kind, .. } => {
+            format!("{}:{container}", kind.name().to_ascii_lowercase())
+        }
         Action::RemoveContainer { id } | Action::RemoveSandbox { id } => format!("remove:{id}"),
         Action::StopSandbox { id } => format!("stop:{id}"),
         Action::TearDownVolumes => "tear-down".to_owned(),

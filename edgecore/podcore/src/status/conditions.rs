@@ -1,19 +1,20 @@
 //! The conditions of a pod and when they changed.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::PodCondition;
+use k8s_openapi::api::core::v1::{Container, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::memory::{ConditionMemory, Memory};
 use crate::observed::Observed;
 use crate::pod::PodView;
+use crate::probe;
 
 /// What the conditions are made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// Init containers that have not completed.
     pub incomplete: Vec<String>,
-    /// Containers that do not run.
+    /// Containers that do not run, or that their probes do not find ready.
     pub unready: Vec<String>,
     /// Whether there is a sandbox with a network.
     pub has_sandbox: bool,
@@ -27,8 +28,9 @@ const READY: &str = "Ready";
 
 /// Reads the facts.
 pub fn facts(pod: &PodView, memory: &Memory, observed: &Observed) -> Facts {
-    let is_running = |name: &str| {
-        observed.newest(name).is_some_and(super::super::observed::ContainerView::is_running)
+    let is_ready = |container: &Container| {
+        let view = observed.newest(&container.name);
+        view.is_some_and(|view| probe::is_ready(container, view, memory))
     };
     let any_main = pod.containers().iter().any(|container| {
         memory.containers.get(&container.name).is_some_and(|kept| kept.attempt.is_some())
@@ -38,14 +40,13 @@ pub fn facts(pod: &PodView, memory: &Memory, observed: &Observed) -> Facts {
         kept.and_then(|kept| kept.last.as_ref().filter(|last| kept.attempt == Some(last.attempt)))
             .is_some_and(|last| last.exit_code == 0)
     };
-    let names = |containers: &[k8s_openapi::api::core::v1::Container],
-                 wanted: &dyn Fn(&str) -> bool| {
-        containers.iter().map(|c| c.name.clone()).filter(|name| wanted(name)).collect::<Vec<_>>()
+    let names = |containers: &[Container], wanted: &dyn Fn(&Container) -> bool| {
+        containers.iter().filter(|c| wanted(c)).map(|c| c.name.clone()).collect::<Vec<_>>()
     };
 
     Facts {
-        incomplete: names(pod.init_containers(), &|name| !any_main && !completed(name)),
-        unready: names(pod.containers(), &|name| !is_running(name)),
+        incomplete: names(pod.init_containers(), &|c| !any_main && !completed(&c.name)),
+        unready: names(pod.containers(), &|c| !is_ready(c)),
         has_sandbox: observed.sandbox().is_some(),
     }
 }

@@ -8,10 +8,12 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::StatusContext;
+use crate::hook;
 use crate::memory::{ContainerMemory, Failure, ImageFound, Memory, Termination};
 use crate::observed::{ContainerState, ContainerView, Observed};
-use crate::plan::{UNKNOWN_END, UNKNOWN_EXIT_CODE, termination};
+use crate::plan::{UNKNOWN_END, UNKNOWN_EXIT_CODE, is_followed, termination};
 use crate::pod::{PodView, RestartPolicy};
+use crate::probe;
 use crate::translate::container_hash;
 
 /// Init containers.
@@ -83,12 +85,14 @@ impl Look<'_> {
             name: container.name.clone(),
             state: Some(state),
             last_state: Some(previous.unwrap_or_default()),
-            ready: running.is_some(),
+            ready: running.is_some_and(|view| probe::is_ready(container, view, self.memory)),
             restart_count: i32::try_from(kept.attempt.unwrap_or(0)).unwrap_or(i32::MAX),
             image,
             image_id: image_ref,
             container_id: id,
-            started: Some(running.is_some()),
+            started: Some(
+                running.is_some_and(|view| probe::is_started(container, view, self.memory)),
+            ),
             allocated_resources: was_made
                 .then(|| container.resources.as_ref()?.requests.clone())
                 .flatten(),
@@ -127,6 +131,7 @@ impl Look<'_> {
             || self.pod.is_deleted()
             || self.pod.restart_policy() == RestartPolicy::Never
             || (end.exit_code == 0
+                && !is_followed(self.pod, self.memory, &container.name, end.attempt)
                 && (role == RestartPolicy::OnFailure
                     || self.pod.restart_policy() == RestartPolicy::OnFailure));
         let hash = container_hash(container);
@@ -157,6 +162,9 @@ impl Look<'_> {
 
     fn of_live(&self, container: &Container, view: &ContainerView) -> State {
         match &view.state {
+            ContainerState::Running { .. } if hook::is_pending(container, view, self.memory) => {
+                self.not_yet()
+            }
             ContainerState::Running { started_at } => State {
                 running: Some(ContainerStateRunning { started_at: Some(Time(*started_at)) }),
                 ..State::default()

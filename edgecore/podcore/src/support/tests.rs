@@ -231,12 +231,12 @@ fn what_a_pod_may_not_ask_for() {
 
 #[test]
 fn what_a_container_may_not_ask_for() {
-    let probe = json!({ "httpGet": { "port": 80 } });
     for (container, expected) in [
-        (json!({ "lifecycle": { "stopSignal": "SIGINT" } }), "lifecycle"),
-        (json!({ "livenessProbe": probe }), "livenessProbe"),
-        (json!({ "readinessProbe": probe }), "readinessProbe"),
-        (json!({ "startupProbe": probe }), "startupProbe"),
+        (json!({ "lifecycle": { "stopSignal": "SIGINT" } }), "lifecycle.stopSignal"),
+        (
+            json!({ "lifecycle": { "preStop": { "tcpSocket": { "port": 80 } } } }),
+            "lifecycle.tcpSocket",
+        ),
         (json!({ "restartPolicy": "Never" }), "restartPolicy"),
         (json!({ "restartPolicyRules": [{ "action": "Restart" }] }), "restartPolicyRules"),
         (json!({ "volumeDevices": [{ "name": "d", "devicePath": "/d" }] }), "volumeDevices"),
@@ -321,16 +321,15 @@ fn what_a_volume_may_not_ask_for() {
 
 #[test]
 fn a_refusal_names_the_fields() {
-    let probe = json!({ "httpGet": { "port": 80 } });
     let spec = json!({
         "runtimeClassName": "gvisor",
-        "containers": [{ "name": "a", "livenessProbe": probe }],
+        "containers": [{ "name": "a", "restartPolicy": "Never" }],
         "volumes": [{ "name": "v", "nfs": { "server": "s", "path": "/" } }],
     });
 
     assert_eq!(
         refused(&spec).unwrap(),
-        "this node does not support runtimeClassName, the kind of volume v, a: livenessProbe"
+        "this node does not support runtimeClassName, the kind of volume v, a: restartPolicy"
     );
 }
 

@@ -152,6 +152,8 @@ pub(super) fn changes_holding(action: &Action) -> bool {
         Action::CreateSandbox { .. } | Action::StartContainer { .. } | Action::SetUpVolumes => true,
         Action::EnsureImage { .. }
         | Action::StopContainer { .. }
+        | Action::PostStart { .. }
+        | Action::Probe { .. }
         | Action::RemoveContainer { .. }
         | Action::StopSandbox { .. }
         | Action::RemoveSandbox { .. }
@@ -169,6 +171,8 @@ fn takes_away(action: &Action) -> bool {
         | Action::SetUpVolumes
         | Action::EnsureImage { .. }
         | Action::StopContainer { .. }
+        | Action::PostStart { .. }
+        | Action::Probe { .. }
         | Action::RemoveContainer { .. }
         | Action::Event { .. } => false,
     }

@@ -25,17 +25,27 @@ fn name() -> impl Strategy<Value = &'static str> {
 pub(super) fn spec() -> impl Strategy<Value = Value> {
     let policy = prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")];
     let deadline = proptest::option::weighted(0.2, 1..2000_i64);
-    (policy, 0..3_usize, 1..3_usize, deadline).prop_map(|(policy, init, main, deadline)| {
-        let named = |names: &[&str]| -> Vec<Value> {
-            names.iter().map(|name| json!({ "name": name })).collect()
-        };
-        json!({
-            "restartPolicy": policy,
-            "initContainers": named(&["i", "j"][..init]),
-            "containers": named(&["a", "b"][..main]),
-            "activeDeadlineSeconds": deadline,
-        })
-    })
+    let probes = proptest::option::weighted(0.3, any::<[bool; 3]>());
+    (policy, 0..3_usize, 1..3_usize, deadline, probes).prop_map(
+        |(policy, init, main, deadline, probes)| {
+            let named = |names: &[&str]| -> Vec<Value> {
+                names.iter().map(|name| json!({ "name": name })).collect()
+            };
+            let mut spec = json!({
+                "restartPolicy": policy,
+                "initContainers": named(&["i", "j"][..init]),
+                "containers": named(&["a", "b"][..main]),
+                "activeDeadlineSeconds": deadline,
+            });
+            let kinds = ["startupProbe", "livenessProbe", "readinessProbe"];
+            for (kind, _) in kinds.into_iter().zip(probes.unwrap_or_default()).filter(|(_, is)| *is)
+            {
+                spec["containers"][0][kind] = json!({ "tcpSocket": { "port": 80 } });
+            }
+
+            spec
+        },
+    )
 }
 
 fn step() -> impl Strategy<Value = String> {
@@ -45,6 +55,8 @@ fn step() -> impl Strategy<Value = String> {
         name().prop_map(|name| format!("image {name} ErrImagePull m")),
         name().prop_map(|name| format!("start {name} CreateContainerConfigError m")),
         name().prop_map(|name| format!("start {name} RunContainerError m")),
+        prop_oneof![Just("startup"), Just("liveness"), Just("readiness")]
+            .prop_map(|kind| format!("{kind}:a Failure m")),
     ];
     let slow = prop_oneof![
         Just("volumes".to_owned()),

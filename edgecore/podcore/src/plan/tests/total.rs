@@ -11,11 +11,12 @@ use super::random::{config, spec};
 use super::*;
 use crate::memory::{
     Backoff, ConditionMemory, ContainerMemory, Ended, Failure, ImageFound, ImageNote, Memory,
-    Termination, Transient,
+    Probed, Termination, Transient,
 };
 use crate::observed::{ContainerState, ContainerView, Observed, SandboxView, VolumesState};
 use crate::plan::{Action, Plan, plan};
 use crate::pod::PodView;
+use crate::probe::{Asking, ProbeKind, Turn};
 use crate::sim::object;
 use crate::status::{StatusContext, status};
 
@@ -125,16 +126,43 @@ fn container_memory() -> impl Strategy<Value = ContainerMemory> {
         backoff,
         option::of(attempt()),
         option::of(attempt()),
+        option::of(probed()),
     )
-        .prop_map(|(attempt, last, (delay_s, since), backoff_attempt, replaced)| {
+        .prop_map(|(attempt, last, (delay_s, since), backoff_attempt, replaced, probed)| {
             ContainerMemory {
                 attempt,
                 last,
                 backoff: Backoff { delay_s, since, hash: None },
                 backoff_attempt,
                 replaced,
+                probed,
+                hooked: None,
             }
         })
+}
+
+fn kind() -> impl Strategy<Value = ProbeKind> {
+    prop_oneof![Just(ProbeKind::Startup), Just(ProbeKind::Liveness), Just(ProbeKind::Readiness)]
+}
+
+fn probed() -> impl Strategy<Value = Probed> {
+    (attempt(), any::<bool>(), any::<bool>(), option::of(kind()))
+        .prop_map(|(attempt, started, ready, failed)| Probed { attempt, started, ready, failed })
+}
+
+fn asking() -> impl Strategy<Value = Asking> {
+    let turn = prop_oneof![
+        time().prop_map(Turn::Due),
+        time().prop_map(Turn::Asked),
+        (time(), option::of(any::<bool>())).prop_map(|(at, passed)| Turn::Answered(at, passed)),
+    ];
+    let in_row = option::of((any::<bool>(), prop_oneof![1..4_i32, Just(i32::MAX)]));
+    (turn, in_row, any::<u32>()).prop_map(|(turn, in_row, number)| Asking {
+        id: "c0".to_owned(),
+        number,
+        turn,
+        in_row,
+    })
 }
 
 fn image_note() -> impl Strategy<Value = ImageNote> {
@@ -153,6 +181,7 @@ fn memory() -> impl Strategy<Value = Memory> {
         option::of(failure()),
         btree_map(name(), image_note(), 0..3),
         btree_map(name(), failure(), 0..3),
+        btree_map((name(), kind()), asking(), 0..3),
     );
     (
         option::of(time()),
@@ -181,6 +210,7 @@ fn memory() -> impl Strategy<Value = Memory> {
                         images: transient.2,
                         start_failures: transient.3,
                         told: Vec::new(),
+                        askings: transient.4,
                         clock_set_s: None,
                     },
                 }
@@ -260,6 +290,7 @@ fn nothing_of_the_link_enters_a_plan() {
                 images: _,
                 start_failures: _,
                 told: _,
+                askings: _,
                 clock_set_s: _,
             },
     } = Memory::default();

@@ -1,0 +1,176 @@
+//! Containers that are asked how they are.
+
+use super::*;
+use crate::sim::check;
+
+/// A pod of container `a` with one probe, which takes any handler.
+fn probed(policy: &str, name: &str, probe: &Value) -> Value {
+    let mut pod = one(policy);
+    pod["containers"][0][name] = probe.clone();
+    pod["containers"][0][name]["tcpSocket"] = json!({ "port": 80 });
+
+    pod
+}
+
+#[test]
+fn a_container_is_ready_when_its_probe_says_so() {
+    let probe = json!({ "periodSeconds": 5, "failureThreshold": 2, "successThreshold": 2 });
+    check(
+        &probed("Always", "readinessProbe", &probe),
+        &[
+            ("look", "volumes sandbox:0 image:a:0 start:a:0 readiness:a"),
+            ("ready", "(a)"),
+            ("wait 4", ""),
+            ("wait 1", "readiness:a"),
+            ("ready", "a"),
+            ("break readiness:a Failure x", ""),
+            ("wait 5", "readiness:a"),
+            ("ready", "a"),
+            ("wait 5", "readiness:a"),
+            ("ready", "(a)"),
+            ("mend", ""),
+            ("wait 5", "readiness:a"),
+            ("ready", "(a)"),
+            ("wait 5", "readiness:a"),
+            ("ready", "a"),
+        ],
+    );
+}
+
+#[test]
+fn what_could_not_be_asked_says_nothing() {
+    let probe = json!({ "failureThreshold": 1 });
+    check(
+        &probed("Always", "livenessProbe", &probe),
+        &[
+            ("break liveness:a Unasked x", "volumes sandbox:0 image:a:0 start:a:0 liveness:a"),
+            ("wait 10", "liveness:a"),
+            ("wait 10", "liveness:a"),
+            ("ready", "a"),
+        ],
+    );
+}
+
+#[test]
+fn a_container_that_is_not_alive_is_restarted_with_the_probes_grace() {
+    let probe = json!({
+        "initialDelaySeconds": 7, "failureThreshold": 2, "terminationGracePeriodSeconds": 3,
+    });
+    for policy in ["Always", "OnFailure"] {
+        let mut world = check(
+            &probed(policy, "livenessProbe", &probe),
+            &[
+                STARTED,
+                ("wait 6", ""),
+                ("wait 1", "liveness:a"),
+                ("break liveness:a Failure x", ""),
+                ("wait 10", "liveness:a"),
+                ("wait 10", "liveness:a stop:a:3s image:a:1 start:a:1"),
+                ("mend", ""),
+                ("wait 6", ""),
+                ("wait 1", "liveness:a"),
+                ("status", "Running a=running#1"),
+            ],
+        );
+        // Whatever the exit code, and slowed like any other restart.
+        world.on_stop.insert("a".to_owned(), 0);
+        crate::sim::play(
+            &mut world,
+            &[
+                ("break liveness:a Failure x", ""),
+                ("wait 10", "liveness:a"),
+                ("wait 10", "liveness:a stop:a:3s"),
+                ("wait 10", "image:a:2 start:a:2 remove:c2"),
+            ],
+        );
+    }
+    check(
+        &probed("Never", "livenessProbe", &json!({ "failureThreshold": 1 })),
+        &[
+            (
+                "break liveness:a Failure x",
+                "volumes sandbox:0 image:a:0 start:a:0 liveness:a stop:a:30s stop:s1 tear-down",
+            ),
+            ("status", "Failed a=Error(143)#0"),
+        ],
+    );
+}
+
+#[test]
+fn nothing_else_is_asked_before_the_container_has_started() {
+    let mut pod =
+        probed("Always", "startupProbe", &json!({ "failureThreshold": 3, "periodSeconds": 2 }));
+    pod["containers"][0]["livenessProbe"] = json!({ "tcpSocket": { "port": 80 } });
+    pod["containers"][0]["readinessProbe"] = json!({ "tcpSocket": { "port": 80 } });
+    check(
+        &pod,
+        &[
+            ("break startup:a Failure x", "volumes sandbox:0 image:a:0 start:a:0 startup:a"),
+            ("ready", ""),
+            ("wait 2", "startup:a"),
+            ("mend", ""),
+            ("wait 2", "startup:a liveness:a readiness:a"),
+            ("ready", "a"),
+            ("wait 9", ""),
+            ("wait 1", "liveness:a readiness:a"),
+        ],
+    );
+    check(
+        &pod,
+        &[
+            ("break startup:a Failure x", "volumes sandbox:0 image:a:0 start:a:0 startup:a"),
+            ("wait 2", "startup:a"),
+            ("wait 2", "startup:a stop:a:30s image:a:1 start:a:1 startup:a"),
+        ],
+    );
+}
+
+#[test]
+fn a_new_agent_takes_over_what_the_probes_came_to() {
+    check(
+        &probed("Always", "readinessProbe", &json!({})),
+        &[
+            ("look", "volumes sandbox:0 image:a:0 start:a:0 readiness:a"),
+            ("ready", "a"),
+            ("agent restart", "volumes readiness:a"),
+            ("ready", "a"),
+            ("power loss", "volumes sandbox:1 image:a:1 start:a:1 remove:s1 readiness:a"),
+            ("ready", "a"),
+        ],
+    );
+}
+
+#[test]
+fn a_pod_that_ends_is_asked_only_whether_it_is_ready() {
+    let mut pod = probed("Always", "readinessProbe", &json!({}));
+    pod["containers"][0]["livenessProbe"] = json!({ "tcpSocket": { "port": 80 } });
+    check(
+        &pod,
+        &[
+            ("look", "volumes sandbox:0 image:a:0 start:a:0 liveness:a readiness:a"),
+            ("slow stop a", ""),
+            ("delete 30", "stop:a:30s"),
+            ("wait 10", "readiness:a"),
+            ("break readiness:a Failure x", ""),
+            ("wait 10", "readiness:a"),
+            ("wait 10", "readiness:a"),
+            ("ready", "a"),
+            ("wait 10", "readiness:a"),
+            ("ready", "(a)"),
+        ],
+    );
+}
+
+#[test]
+fn a_clock_that_is_set_stops_no_questions() {
+    for jump in ["clock -315360000", "clock 315360000"] {
+        check(
+            &probed("Always", "livenessProbe", &json!({})),
+            &[
+                ("look", "volumes sandbox:0 image:a:0 start:a:0 liveness:a"),
+                (jump, "liveness:a"),
+                ("wait 10", "liveness:a"),
+            ],
+        );
+    }
+}

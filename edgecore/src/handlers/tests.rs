@@ -1,0 +1,213 @@
+//! Against servers on this machine that answer as they are told, or not at all.
+
+use std::convert::Infallible;
+use std::future::Future;
+
+use ::http::{HeaderMap, HeaderValue, Response};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use super::*;
+
+const HOST: &str = "127.0.0.1";
+const LIMIT: Duration = Duration::from_secs(20);
+/// For what must not be answered.
+const SHORT: Duration = Duration::from_millis(50);
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(test);
+}
+
+/// A server that answers each path as `answers` says, and what it was asked.
+async fn server(answers: &'static [(&str, &str)]) -> (u16, JoinSet<()>) {
+    let listener = TcpListener::bind((HOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                asked.push(stream.read_u8().await.unwrap());
+            }
+            let asked = String::from_utf8(asked).unwrap();
+            let path = asked.split(' ').nth(1).unwrap();
+            let Some((_, answer)) = answers.iter().find(|(of, _)| *of == path) else {
+                // Keeps silent until the caller goes.
+                let _gone = stream.read_u8().await;
+                continue;
+            };
+            let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 4\r\n\r\nbody");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+
+    (port, tasks)
+}
+
+fn get(port: u16, path: &str) -> Get {
+    let (host, path) = (HOST.to_owned(), path.to_owned());
+
+    Get { https: false, host, port, path, headers: Vec::new() }
+}
+
+#[test]
+fn http_answers_are_told_as_the_kubelet_tells_them() {
+    run(async {
+        let (port, _tasks) = server(&[
+            ("/well", "200 OK"),
+            ("/ill", "503 x"),
+            ("/moved", "302 x\r\nlocation: /well?a=b"),
+            ("/well?a=b", "201 x"),
+            ("/away", "302 x\r\nlocation: http://192.0.2.1/"),
+            ("/round", "302 x\r\nlocation: /round"),
+        ])
+        .await;
+        let failure = |text: &str| Answer::Failure(text.to_owned());
+        let round = format!("Get \"http://{HOST}:{port}/round\": stopped after 10 redirects");
+        let away = "Probe terminated redirects, Response body: body".to_owned();
+        for (path, expected) in [
+            ("/well", Answer::Success),
+            ("well", Answer::Success),
+            ("/ill", failure("HTTP probe failed with statuscode: 503")),
+            ("/moved", Answer::Success),
+            ("/away", Answer::Warning(away)),
+            ("/round", failure(&round)),
+        ] {
+            assert_eq!(http::get(&get(port, path), LIMIT).await, expected, "{path}");
+        }
+        let Answer::Failure(late) = http::get(&get(port, "/silent"), SHORT).await else { panic!() };
+        assert!(late.contains("context deadline exceeded"), "{late}");
+    });
+}
+
+#[test]
+fn what_does_not_listen_is_refused() {
+    run(async {
+        let port = {
+            let listener = TcpListener::bind((HOST, 0)).await.unwrap();
+            listener.local_addr().unwrap().port()
+        };
+        let expected = format!("dial tcp {HOST}:{port}: connect: connection refused");
+        assert_eq!(dial(HOST, port).await.unwrap_err(), expected);
+        let told = http::get(&get(port, "/"), LIMIT).await;
+        assert_eq!(told, Answer::Failure(format!("Get \"http://{HOST}:{port}/\": {expected}")));
+    });
+}
+
+#[test]
+fn headers_of_the_pod_replace_or_remove_those_of_the_node() {
+    let check = |given: &[(&str, &str)], expected: &[(&str, &str)]| {
+        let headers = given.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let told = http::headers(&Get { headers, ..get(80, "/") }).unwrap();
+        let mut told: Vec<_> =
+            told.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        told.sort_unstable();
+
+        assert_eq!(told, expected);
+    };
+    check(
+        &[],
+        &[
+            ("accept", "*/*"),
+            ("connection", "close"),
+            ("host", "127.0.0.1:80"),
+            ("user-agent", "kube-probe/1.35"),
+        ],
+    );
+    check(
+        &[("User-Agent", ""), ("Accept", "text/plain"), ("Host", "a.test"), ("X", "1"), ("X", "2")],
+        &[
+            ("accept", "text/plain"),
+            ("connection", "close"),
+            ("host", "a.test"),
+            ("x", "1"),
+            ("x", "2"),
+        ],
+    );
+    let bad = Get { headers: vec![("a b".to_owned(), String::new())], ..get(80, "/") };
+    assert_eq!(http::headers(&bad).unwrap_err(), "\"a b\" is no header's name");
+}
+
+/// A server of gRPC's health protocol that knows two services.
+async fn health() -> (u16, JoinSet<()>) {
+    let listener = TcpListener::bind((HOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let answer = service_fn(|request: hyper::Request<hyper::body::Incoming>| async {
+                let asked = request.into_body().collect().await.unwrap().to_bytes();
+                let (status, code): (&[u8], &str) = match asked.get(7..).unwrap_or_default() {
+                    b"" => (&[0, 0, 0, 0, 2, 8, 1], "0"),
+                    b"ill" => (&[0, 0, 0, 0, 2, 8, 2], "0"),
+                    b"unknown" => (&[], "5"),
+                    _ => (&[], "12"),
+                };
+                let mut trailers = HeaderMap::new();
+                trailers.insert("grpc-status", HeaderValue::from_static(code));
+                trailers.insert("grpc-message", HeaderValue::from_static("m"));
+                let frames = [Frame::data(Bytes::from_static(status)), Frame::trailers(trailers)];
+                let frames = frames.map(Ok::<_, Infallible>);
+
+                Ok::<_, Infallible>(Response::new(StreamBody::new(futures_util::stream::iter(
+                    frames,
+                ))))
+            });
+            let server = http2::Builder::new(TokioExecutor::new());
+            let _ended = server.serve_connection(TokioIo::new(stream), answer).await;
+        }
+    });
+
+    (port, tasks)
+}
+
+#[test]
+fn grpc_health_is_asked_by_service() {
+    run(async {
+        let (port, _tasks) = health().await;
+        let check = async |service: &str, expected: &str| {
+            let told = match grpc::check(HOST, port, service, LIMIT).await {
+                Answer::Success => "well".to_owned(),
+                Answer::Failure(text) => text,
+                other @ (Answer::Warning(_) | Answer::Unknown(_)) => panic!("{other:?}"),
+            };
+            assert_eq!(told, expected, "{service}");
+        };
+        check("", "well").await;
+        check("ill", "service unhealthy (responded with \"NOT_SERVING\")").await;
+        check("unknown", "error: health rpc probe failed: rpc error: code = 5 desc = m").await;
+        check(
+            "none",
+            "error: this server does not implement the grpc health protocol \
+             (grpc.health.v1.Health): m",
+        )
+        .await;
+    });
+}
+
+#[test]
+fn a_silent_server_costs_no_more_than_the_limit() {
+    run(async {
+        // The kernel takes the connection; nobody reads.
+        let listener = TcpListener::bind((HOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let Answer::Failure(late) = grpc::check(HOST, port, "", SHORT).await else { panic!() };
+        assert!(late.contains("did not complete within"), "{late}");
+    });
+}
+
+#[test]
+fn an_answer_is_cut_at_its_limit() {
+    let text = [b'x'; OUTPUT_BYTES_MAX + 1];
+    assert_eq!(shortened(&text).len(), OUTPUT_BYTES_MAX);
+}
