@@ -43,6 +43,19 @@ impl Layout {
         self.pod(uid).join("containers").join(container)
     }
 
+    /// Where a part of a volume is bound, by the place of its mount in the container's list.
+    pub fn sub_path(
+        &self,
+        uid: &proto::ids::Uid,
+        volume: &str,
+        container: &str,
+        at: usize,
+    ) -> PathBuf {
+        let of_volume = self.pod(uid).join("volume-subpaths").join(volume);
+
+        of_volume.join(container).join(at.to_string())
+    }
+
     /// Directory of the pod's log files.
     pub fn logs(&self, namespace: &str, name: &str, uid: &proto::ids::Uid) -> PathBuf {
         self.pod_logs.join(format!("{namespace}_{name}_{uid}"))

@@ -6,3 +6,4 @@ pub mod mounts;
 pub mod ownership;
 pub mod remove;
 pub mod setup;
+pub mod sub_path;

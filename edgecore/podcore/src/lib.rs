@@ -9,7 +9,8 @@
 //! - [`probe`]: when to ask a container how it is, and what the answers come to.
 //!   [`hook`]: what runs right after a container's start.
 //! - [`status`]: the PodStatus to report.
-//! - [`translate`]: the CRI messages; with [`env`], [`dns`], [`hosts`], [`volumes`], [`resources`].
+//! - [`translate`]: the CRI messages; with [`env`], [`dns`], [`hosts`], [`volumes`], [`sub_path`],
+//!   [`resources`].
 
 pub mod backoff;
 pub mod dns;
@@ -27,6 +28,7 @@ pub mod resources;
 #[cfg(test)]
 mod sim;
 pub mod status;
+pub mod sub_path;
 pub mod support;
 pub mod translate;
 pub mod volumes;

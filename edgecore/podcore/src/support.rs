@@ -118,12 +118,9 @@ fn of_container(container: &Container, refused: &mut Vec<String>) {
         }
     }
     for mount in container.volume_mounts.as_deref().unwrap_or_default() {
-        let sub = mount.sub_path.as_ref().is_some_and(|path| !path.is_empty())
-            || mount.sub_path_expr.as_ref().is_some_and(|path| !path.is_empty());
         let recursive = mount.recursive_read_only.as_ref().is_some_and(|mode| mode != "Disabled");
         let options = mount.bind_mount_options.as_ref().is_some_and(|options| !options.is_empty());
-        let asked =
-            [("subPath", sub), ("recursiveReadOnly", recursive), ("bindMountOptions", options)];
+        let asked = [("recursiveReadOnly", recursive), ("bindMountOptions", options)];
         push_asked(&prefix, &asked, refused);
     }
     if let Some(context) = &container.security_context {

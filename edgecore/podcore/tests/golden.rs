@@ -86,6 +86,7 @@ fn translated(pod: &PodView) -> Value {
     for container in pod.all_containers() {
         let paths = ContainerPaths {
             volumes: volumes.clone().map(|volume| (volume.name.clone(), path(volume))).collect(),
+            sub_paths: BTreeMap::new(),
             etc_hosts: Some("/pods/u-1/etc-hosts".to_owned()),
             termination_log: format!("/pods/u-1/containers/{}/00000002", container.name),
         };

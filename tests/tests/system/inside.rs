@@ -351,3 +351,57 @@ fn limits(group: &str) -> Result<String> {
 
     Ok(format!("{memory} {quota} {}", read("cpu", "cpu.shares")?))
 }
+
+/// Parts of volumes, among them one that leads out of its volume by a link that the container made.
+#[tokio::test]
+async fn parts_of_volumes_are_mounted_and_lead_nowhere_else() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let name = format!("parts-{}", unique());
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name },
+        "data": { "one": "first", "two": "second" },
+    });
+    let mut pod = pods::sleeper(&name, node.name());
+    let spec = &mut pod["spec"];
+    spec["volumes"] = json!([
+        { "name": "map", "configMap": { "name": name } }, { "name": "scratch", "emptyDir": {} },
+    ]);
+    spec["containers"][0]["env"] = json!([
+        { "name": "NAME", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } },
+    ]);
+    spec["containers"][0]["volumeMounts"] = json!([
+        { "name": "map", "mountPath": "/etc/one.conf", "subPath": "one" },
+        { "name": "scratch", "mountPath": "/part", "subPath": "a/b" },
+        { "name": "scratch", "mountPath": "/own", "subPathExpr": "of/$(NAME)" },
+        { "name": "scratch", "mountPath": "/whole" },
+    ]);
+    // The second one mounts what the first has made into a link out.
+    let mut second = spec["containers"][0].clone();
+    second["name"] = json!("second");
+    second["command"] = json!(["true"]);
+    second["volumeMounts"] =
+        json!([{ "name": "scratch", "mountPath": "/part", "subPath": "a/link" }]);
+    if let Some(containers) = spec["containers"].as_array_mut() {
+        containers.push(second);
+    }
+    cluster.apply(&[map, pod]).await?;
+    let first_runs =
+        |pod: &Value| pod["status"]["containerStatuses"][0]["state"]["running"].is_object();
+    cluster.until(&client, &pods::path(&name), "running", LIMIT, first_runs).await?;
+    let script = "cat /etc/one.conf; echo; ls /etc/two.conf 2>&1; echo x >/part/x; echo y >/own/y; \
+                  find /whole -type f; rm -rf /whole/a/link; ln -s /etc /whole/a/link";
+    let said = cluster.kubectl(&["exec", &name, "-c", "main", "--", "sh", "-c", script]).await?;
+    let own = format!("/whole/of/{name}/y");
+    says(&said, &["first".to_owned(), "/whole/a/b/x".to_owned(), own])?;
+
+    let refused = |pod: &Value| {
+        let waiting = &pod["status"]["containerStatuses"][1]["state"]["waiting"];
+        let message = waiting["message"].as_str().unwrap_or_default();
+        waiting["reason"] == "CreateContainerConfigError" && message.contains("subPath \"a/link\"")
+    };
+    cluster.until(&client, &pods::path(&name), "refused", LIMIT, refused).await?;
+    api::delete(&client, &pods::path(&name), Some(0)).await?;
+    cluster.until_gone(&client, &pods::path(&name), LIMIT).await
+}

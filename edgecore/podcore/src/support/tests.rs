@@ -251,14 +251,6 @@ fn what_a_container_may_not_ask_for() {
             "fileKeyRef",
         ),
         (
-            json!({ "volumeMounts": [{ "name": "v", "mountPath": "/v", "subPath": "s" }] }),
-            "subPath",
-        ),
-        (
-            json!({ "volumeMounts": [{ "name": "v", "mountPath": "/v", "subPathExpr": "$(E)" }] }),
-            "subPath",
-        ),
-        (
             json!({ "volumeMounts": [{ "name": "v", "mountPath": "/v", "recursiveReadOnly": "Enabled" }] }),
             "recursiveReadOnly",
         ),

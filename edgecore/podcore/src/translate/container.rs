@@ -26,6 +26,8 @@ const MESSAGE_PATH: &str = "/dev/termination-log";
 pub struct ContainerPaths {
     /// Directory or file of each volume.
     pub volumes: BTreeMap<String, String>,
+    /// Where the parts of volumes are that it mounts, by the place of the mount in its list.
+    pub sub_paths: BTreeMap<usize, String>,
     /// The file for /etc/hosts; `None` leaves the image's.
     pub etc_hosts: Option<String>,
     /// The file for the termination message of this attempt.
@@ -132,8 +134,10 @@ fn mounts(pod: &PodView, container: &Container, paths: &ContainerPaths) -> Vec<M
         .volume_mounts
         .iter()
         .flatten()
-        .filter_map(|mount| {
-            let host_path = paths.volumes.get(&mount.name)?.clone();
+        .enumerate()
+        .filter_map(|(at, mount)| {
+            let part = paths.sub_paths.get(&at);
+            let host_path = part.or_else(|| paths.volumes.get(&mount.name))?.clone();
             let propagation = match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
                 Some("Bidirectional") => MountPropagation::PropagationBidirectional,

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cri_api::v1;
 use k8s_openapi::api::core::v1::Container;
+use podcore::env::{NodeFields, environment};
 use podcore::hosts;
 use podcore::observed::{ContainerState, ContainerView};
 use podcore::plan::Outcome;
+use podcore::sub_path::{SubPath, sub_paths};
 use podcore::translate::{
     ContainerContext, ContainerPaths, ImageUser, asks_for_image_user, check_user, container_config,
     container_hash, sandbox_config,
@@ -25,6 +27,7 @@ use crate::layout::is_file_name;
 use crate::pods::observe::{self, SeenContainer};
 use crate::telemetry::chain;
 use crate::volumes::remove::gone_is_done;
+use crate::volumes::sub_path;
 
 impl Job {
     pub(super) async fn start(
@@ -113,8 +116,9 @@ impl Job {
         if !is_file_name(name) {
             return Err(format!("container name {name:?} is not one"));
         }
-        let paths = self.paths(name, attempt).await?;
+        let mut paths = self.paths(name, attempt).await?;
         let fields = context.node_fields(self.pod_ips());
+        paths.sub_paths = self.sub_paths(container, &fields, &paths.volumes).await?;
         let container_context =
             ContainerContext { materials: &self.materials, node: &fields, paths: &paths };
         let config = container_config(pod, container, attempt, image_ref, &container_context)
@@ -175,9 +179,38 @@ impl Job {
 
         Ok(ContainerPaths {
             volumes,
+            sub_paths: BTreeMap::new(),
             etc_hosts: Some(etc_hosts.to_string_lossy().into_owned()),
             termination_log: termination_log.to_string_lossy().into_owned(),
         })
+    }
+
+    /// Binds the parts of volumes that the container mounts.
+    async fn sub_paths(
+        &self,
+        container: &Container,
+        fields: &NodeFields,
+        volumes: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<usize, String>, String> {
+        let mut mounts = container.volume_mounts.iter().flatten();
+        if !mounts.any(|mount| mount.sub_path.is_some() || mount.sub_path_expr.is_some()) {
+            return Ok(BTreeMap::new());
+        }
+        let environment = environment(&self.pod, container, &self.materials, fields);
+        let environment = environment.map_err(|error| chain(&error))?;
+        let parts = sub_paths(container, &environment).map_err(|error| error.to_string())?;
+        let mut bound = BTreeMap::new();
+        for (at, SubPath { volume, path }) in parts {
+            let Some(whole) = volumes.get(&volume).map(PathBuf::from) else { continue };
+            let target = self.context.layout.sub_path(&self.pod.uid, &volume, &container.name, at);
+            bound.insert(at, target.to_string_lossy().into_owned());
+            let shown = format!("subPath {path:?} of volume {volume}");
+            blocking::run(move || sub_path::bind(&whole, Path::new(&path), &target))
+                .await
+                .map_err(|error| format!("cannot prepare {shown}: {error}"))?;
+        }
+
+        Ok(bound)
     }
 
     /// The link that log collectors follow; without it the container runs as well.
