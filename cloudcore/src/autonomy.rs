@@ -2,7 +2,7 @@
 //!
 //! The API server gives every pod two NoExecute tolerations of 300 s; when those end the pod is deleted.
 //! Here the limit is taken away, from the pod as it is in the API, when its node's session is lost or
-//! the pod has been Ready for a while. Level-triggered: admission puts the limit back on updates, and
+//! the pod has been Ready and unchanged for a while. Level-triggered: admission puts the limit back on updates, and
 //! the next sweep removes it again. A limit of another value is the user's, and stays.
 
 use std::time::Duration;
@@ -30,7 +30,7 @@ const PATCHES_MAX: usize = 50;
 /// After a start, nodes have this long to come back before they count as lost.
 const START_GRACE: SignedDuration = SignedDuration::from_secs(30);
 
-/// A pod is protected once it was Ready for this long, or for half its toleration.
+/// A pod is protected once it was Ready and unchanged for this long, or for half its toleration.
 const SETTLED: SignedDuration = SignedDuration::from_mins(2);
 
 /// Label of a pod or node that wants to be evicted as usual, with value `false`.
@@ -56,7 +56,9 @@ fn decide(pod: &Value, situation: Situation) -> Option<Value> {
         return None;
     }
     let wait = SETTLED.min(SignedDuration::from_secs(situation.default_seconds) / 2);
-    let is_settled = ready_since(pod).is_some_and(|since| situation.now - wait >= since);
+    let rests = |since: Option<Timestamp>| since.is_none_or(|at| situation.now - wait >= at);
+    let ready_since = ready_since(pod);
+    let is_settled = ready_since.is_some() && rests(ready_since) && rests(changed_at(pod));
     if !(situation.is_lost || is_settled) {
         return None;
     }
@@ -83,6 +85,15 @@ fn ready_since(object: &Value) -> Option<Timestamp> {
     let ready = conditions.iter().find(|c| c["type"] == "Ready" && c["status"] == "True")?;
 
     ready["lastTransitionTime"].as_str()?.parse().ok()
+}
+
+/// When anything but its status was changed last, as the API server keeps it: who changes a pod again and
+/// again counts its generations, which a change of ours would raise.
+fn changed_at(pod: &Value) -> Option<Timestamp> {
+    let entries = pod["metadata"]["managedFields"].as_array()?;
+    let of_spec = entries.iter().filter(|entry| entry["subresource"].as_str().is_none());
+
+    of_spec.filter_map(|entry| entry["time"].as_str()?.parse().ok()).max()
 }
 
 /// Whether the Node object is one of ours and wants autonomy.
@@ -173,7 +184,7 @@ mod tests {
         let now: Timestamp = "2026-01-01T01:00:00Z".parse().unwrap();
         let since = now - SignedDuration::from_secs(age_s);
         let mut pod = json!({
-            "metadata": { "uid": "u-1", "labels": {} },
+            "metadata": { "uid": "u-1", "labels": {}, "managedFields": [] },
             "spec": { "tolerations": [
                 { "key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300 },
                 { "key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30 },
@@ -201,6 +212,14 @@ mod tests {
         check(&json!({}), false, 121, PROTECTED);
         check(&json!({}), false, 119, &[]);
         check(&json!({}), true, 1, PROTECTED);
+        let changed = |at: &str, of: Option<&str>| {
+            let entry = json!({ "time": format!("2026-01-01T00:{at}Z"), "subresource": of });
+            json!({ "/metadata/managedFields": [entry] })
+        };
+        check(&changed("57:00", None), false, 500, PROTECTED);
+        check(&changed("59:00", None), false, 500, &[]);
+        check(&changed("59:00", None), true, 500, PROTECTED);
+        check(&changed("59:00", Some("status")), false, 500, PROTECTED);
         check(&json!({ "/metadata/labels": { "holdfast.dev/autonomy": "false" } }), true, 500, &[]);
         check(&json!({ "/spec/tolerations/0/tolerationSeconds": 60 }), true, 500, &[]);
         check(&json!({ "/status/conditions/0/status": "False" }), false, 500, &[]);

@@ -265,12 +265,11 @@ fn log_tail(path: &Path) -> io::Result<String> {
 }
 
 fn last_lines(text: &str, cut: bool) -> String {
-    let content = |line: &str| line.splitn(4, ' ').nth(3).map(str::to_owned);
-    let lines: Vec<_> = text.lines().skip(usize::from(cut)).filter_map(content).collect();
+    let lines: Vec<_> = text.lines().skip(usize::from(cut)).filter_map(written).collect();
     let mut kept: Vec<&str> = Vec::new();
     let mut bytes = 0;
     for line in lines.iter().rev().take(LOG_LINES_MAX) {
-        bytes += line.len() + 1;
+        bytes += line.len();
         if bytes as u64 > LOG_BYTES_MAX {
             break;
         }
@@ -278,7 +277,17 @@ fn last_lines(text: &str, cut: bool) -> String {
     }
     kept.reverse();
 
-    kept.into_iter().flat_map(|line| [line, "\n"]).collect()
+    kept.concat()
+}
+
+/// What the container wrote, of a line `TIME STREAM TAG TEXT` (CRI's log format): tag P is of a part of
+/// a line, which has no end of its own.
+fn written(line: &str) -> Option<String> {
+    let mut columns = line.splitn(4, ' ').skip(2);
+    let (tag, text) = (columns.next()?, columns.next()?);
+    let end = if tag == "P" { "" } else { "\n" };
+
+    Some(format!("{text}{end}"))
 }
 
 #[cfg(test)]
@@ -307,8 +316,8 @@ mod tests {
     #[test]
     fn a_log_ends_with_whole_lines_without_columns() {
         let log = "t1 stdout F first\nt2 stderr P second line\nt3 stdout F \n";
-        assert_eq!(last_lines(log, false), "first\nsecond line\n\n");
-        assert_eq!(last_lines(log, true), "second line\n\n");
+        assert_eq!(last_lines(log, false), "first\nsecond line\n");
+        assert_eq!(last_lines(log, true), "second line\n");
         let long: String = "t stdout F line\n".repeat(300);
         let tail = last_lines(&long, false);
         assert!(tail.ends_with("line\n") && tail.lines().count() <= LOG_LINES_MAX);
