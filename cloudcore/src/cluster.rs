@@ -33,6 +33,8 @@ struct Inner {
     wakers: Mutex<BTreeMap<NodeName, Arc<Notify>>>,
     /// Told when any watch went on.
     progress: Notify,
+    /// Told when another node is served.
+    served: Notify,
 }
 
 impl Cluster {
@@ -42,6 +44,7 @@ impl Cluster {
             index: Mutex::new(Index::new(epoch)),
             wakers: Mutex::new(BTreeMap::new()),
             progress: Notify::new(),
+            served: Notify::new(),
         }))
     }
 
@@ -51,9 +54,15 @@ impl Cluster {
         self.0.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What wakes the worker of a node.
-    pub fn waker(&self, node: &NodeName) -> Arc<Notify> {
-        Arc::clone(self.wakers().entry(node.clone()).or_default())
+    /// The node is told what it must hold. Answers what wakes its worker: the one that asked last, as that
+    /// of the session before may still be ending.
+    pub fn serve(&self, node: &NodeName) -> Arc<Notify> {
+        let waker = Arc::default();
+        self.wakers().insert(node.clone(), Arc::clone(&waker));
+        self.index().serve(node);
+        self.0.served.notify_one();
+
+        waker
     }
 
     /// Resolves when a watch has gone on.
@@ -144,7 +153,8 @@ pub async fn run(
     for watched in KINDS {
         watching.spawn(watch::run(watches.clone(), watched, evidence.clone(), sender.clone()));
     }
-    let mut fetches: JoinSet<Reference> = JoinSet::new();
+    let mut fetches: JoinSet<(Reference, bool)> = JoinSet::new();
+    let mut rests: JoinSet<Reference> = JoinSet::new();
     let mut under_way: Vec<Reference> = Vec::new();
     loop {
         let stale = cluster.index().stale();
@@ -161,9 +171,22 @@ pub async fn run(
         tokio::select! {
             () = stop.cancelled() => return,
             Some(event) = told.recv() => cluster.take(event),
+            () = cluster.0.served.notified() => {}
+            Some(Ok(reference)) = rests.join_next(), if !rests.is_empty() => {
+                cluster.index().ask_again(&reference);
+            }
             Some(fetched) = fetches.join_next(), if !fetches.is_empty() => {
                 match fetched {
-                    Ok(reference) => under_way.retain(|other| *other != reference),
+                    Ok((reference, is_answered)) => {
+                        under_way.retain(|other| *other != reference);
+                        if !is_answered {
+                            // It holds up no other while it waits.
+                            rests.spawn(async move {
+                                tokio::time::sleep(FETCH_RETRY).await;
+                                reference
+                            });
+                        }
+                    }
                     Err(error) => {
                         tracing::error!(%error, "a fetch panicked");
                         for reference in under_way.drain(..) {
@@ -179,12 +202,13 @@ pub async fn run(
 /// Waits after a GET without use, so that a forbidding API server is not asked in a loop.
 const FETCH_RETRY: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// Asks for the reference; whether that was of use.
 async fn fetch(
     cluster: Cluster,
     evidence: Evidence,
     client: Client,
     reference: Reference,
-) -> Reference {
+) -> (Reference, bool) {
     let collection = match reference.kind {
         Kind::ConfigMap => "configmaps",
         Kind::Secret | Kind::Pod | Kind::Service | Kind::Node | Kind::Token => "secrets",
@@ -199,16 +223,14 @@ async fn fetch(
         Err(error) => Err(telemetry::chain(&*error)),
     };
     match found {
+        // If it is not taken, the lists of a new epoch are under way.
         Ok(found) => {
-            if cluster.fetched(epoch, &evidence, &reference, found) {
-                return reference;
-            }
-            // The lists of the new epoch are under way.
+            let is_taken = cluster.fetched(epoch, &evidence, &reference, found);
+            (reference, is_taken)
         }
-        Err(error) => tracing::warn!(path, error, "cannot get what a pod refers to"),
+        Err(error) => {
+            tracing::warn!(path, error, "cannot get what a pod refers to");
+            (reference, false)
+        }
     }
-    tokio::time::sleep(FETCH_RETRY).await;
-    cluster.index().ask_again(&reference);
-
-    reference
 }

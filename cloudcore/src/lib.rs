@@ -158,6 +158,7 @@ impl Cloud {
             registrations,
         };
         let mut tasks = Tasks::default();
+        let records = watches.clone();
         let watching = evidence.clone();
         tasks.spawn("cluster", |stop| async move {
             cluster::run(cluster, watching, watches, writes, stop).await;
@@ -178,7 +179,7 @@ impl Cloud {
         });
         let fenced = Arc::clone(&hub);
         tasks.spawn("fencing", |stop| async move {
-            hub::fence(&fenced, stop).await;
+            hub::fence(&fenced, &records, stop).await;
             Ok(())
         });
         tasks.spawn("hub", |stop| async move { Ok(hub::run(listener, hub, stop).await?) });

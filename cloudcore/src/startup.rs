@@ -17,6 +17,11 @@ use crate::evidence::{self, Doubt, Evidence, gate};
 use crate::pki::{Authority, PkiError};
 use crate::{CloudError, telemetry};
 
+/// Longest silence of the API server in an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Longest silence of a watch: longer than the API server is asked to let one last.
+const WATCH_SILENCE_MAX: Duration = Duration::from_mins(5);
+
 /// Delay between attempts: doubles from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -48,7 +53,8 @@ enum NotYet {
 
 /// Asks until the API server has answered everything; fails only where asking again cannot help.
 pub(crate) async fn prepare(config: &Config) -> Result<Prepared, CloudError> {
-    let (watches, plain) = (client(config).await?, client(config).await?);
+    let watches = client(config, WATCH_SILENCE_MAX).await?;
+    let plain = client(config, ANSWER_MAX).await?;
     let mut delay = RETRY.0;
     let (authority, evidence) = loop {
         let not_yet = match attempt(config, &plain).await {
@@ -89,8 +95,10 @@ fn is_passing(error: &PkiError) -> bool {
     }
 }
 
-async fn client(config: &Config) -> Result<Client, CloudError> {
-    let kube = match &config.kubeconfig {
+/// A client that gives a connection up on which nothing came for `silence`. What failed is tried again
+/// by who asked: kube's own retries would hold callers up for minutes after an outage.
+async fn client(config: &Config, silence: Duration) -> Result<Client, CloudError> {
+    let mut kube = match &config.kubeconfig {
         Some(path) => {
             let failed = |source| CloudError::Kubeconfig(path.display().to_string(), source);
             let file = Kubeconfig::read_from(path).map_err(failed)?;
@@ -100,6 +108,9 @@ async fn client(config: &Config) -> Result<Client, CloudError> {
         }
         None => kube::Config::incluster().map_err(CloudError::NotInCluster)?,
     };
+    kube.default_retry = false;
+    kube.read_timeout = Some(silence);
+    kube.reset_reader_on_write = true;
     let server = kube.cluster_url.to_string();
 
     Client::try_from(kube).map_err(|source| CloudError::Client(server, source))

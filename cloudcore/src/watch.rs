@@ -127,7 +127,13 @@ pub async fn run(
     };
     let mut delay = RETRY.0;
     loop {
-        match watch.once().await {
+        let began = clock::now();
+        let outcome = watch.once().await;
+        // It was not the API server that kept it from working.
+        if clock::now() - began > RETRY.1 {
+            delay = RETRY.0;
+        }
+        match outcome {
             Ok(()) => {
                 delay = RETRY.0;
                 continue;

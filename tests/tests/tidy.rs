@@ -160,7 +160,7 @@ const SOCKET_OWNERS: [&str; 8] = [
 fn product_code() -> impl Iterator<Item = (String, String)> {
     rust_files().into_iter().filter(|path| !is_test(path)).map(|path| {
         let text = std::fs::read_to_string(&path).expect("a listed file can be read");
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
 
         (path.display().to_string(), code.to_owned())
     })

@@ -60,6 +60,8 @@ pub struct Index {
     shared: BTreeMap<Reference, Shared>,
     services: BTreeMap<(String, String), Arc<Object>>,
     nodes: BTreeMap<NodeName, Arc<Object>>,
+    /// Nodes that are told what they must hold: only what their pods refer to is asked for.
+    served: BTreeSet<NodeName>,
     /// How far each kind was watched, once it was listed consistently.
     passed: BTreeMap<Kind, Point>,
 }
@@ -77,6 +79,7 @@ impl Index {
             shared: BTreeMap::new(),
             services: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            served: BTreeSet::new(),
             passed: BTreeMap::new(),
         }
     }
@@ -114,7 +117,8 @@ impl Index {
         Ok(self.forget(kind, &content))
     }
 
-    /// A list took the place of what was known. Pods it lacks stay until a GET says they are gone.
+    /// A list took the place of what was known. Pods of served nodes that it lacks stay until a GET says
+    /// they are gone.
     pub fn reset(
         &mut self,
         kind: Kind,
@@ -158,9 +162,19 @@ impl Index {
             .all(|kind| self.passed.get(&kind).is_some_and(|point| *point >= edge.get(kind)))
     }
 
-    /// ConfigMaps and Secrets to be asked for.
+    /// The node is one that is told what it must hold, from now on.
+    pub fn serve(&mut self, node: &NodeName) {
+        self.served.insert(node.clone());
+    }
+
+    /// ConfigMaps and Secrets to be asked for: none that only pods of other nodes refer to.
     pub fn stale(&self) -> Vec<Reference> {
-        let stale = self.shared.iter().filter(|(_, shared)| shared.is_stale);
+        let is_served =
+            |uid: &Uid| self.pods.get(uid).is_some_and(|pod| self.served.contains(&pod.node));
+        let stale = self
+            .shared
+            .iter()
+            .filter(|(_, shared)| shared.is_stale && shared.pods.iter().any(is_served));
 
         stale.map(|(reference, _)| reference.clone()).collect()
     }
@@ -435,11 +449,18 @@ impl Index {
         let mut touched = Touched::new();
         match kind {
             Kind::Pod => {
+                let mut foreign = Vec::new();
                 for (uid, pod) in &mut self.pods {
                     pod.is_missing = !seen.contains(uid.as_str());
-                    if pod.is_missing {
+                    if pod.is_missing && self.served.contains(&pod.node) {
                         touched.insert(pod.node.clone());
+                    } else if pod.is_missing {
+                        foreign.push(uid.clone());
                     }
+                }
+                // Nobody is told of them, so nobody would ever ask whether they are gone.
+                for uid in foreign {
+                    self.remove(&uid);
                 }
             }
             Kind::ConfigMap | Kind::Secret => {

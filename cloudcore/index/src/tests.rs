@@ -40,13 +40,21 @@ fn edge() -> NodeName {
     NodeName::new("edge-1").unwrap()
 }
 
+/// An index that serves the edge.
+fn serving(epoch: u64) -> Index {
+    let mut index = Index::new(epoch);
+    index.serve(&edge());
+
+    index
+}
+
 fn held(index: &Index) -> Vec<String> {
     index.desired(&edge()).iter().map(|object| object.key.to_string()).collect()
 }
 
 #[test]
 fn references_come_before_the_pod_and_only_while_it_refers() {
-    let mut index = Index::new(1);
+    let mut index = serving(1);
     let uses = json!({ "volumes": [{ "name": "v", "configMap": { "name": "map" } }] });
     index.apply(Kind::Pod, pod("web", "edge-1", 5, &uses)).unwrap();
     assert_eq!(held(&index), [""; 0], "the pod waits for what it refers to");
@@ -63,7 +71,7 @@ fn references_come_before_the_pod_and_only_while_it_refers() {
 
 #[test]
 fn a_pod_stays_while_what_it_refers_to_is_made_anew() {
-    let mut index = Index::new(1);
+    let mut index = serving(1);
     let uses = json!({ "volumes": [{ "name": "v", "configMap": { "name": "map" } }] });
     let map = Reference::new(Kind::ConfigMap, "default", "map");
     index.apply(Kind::Pod, pod("web", "edge-1", 5, &uses)).unwrap();
@@ -84,7 +92,7 @@ fn a_pod_stays_while_what_it_refers_to_is_made_anew() {
 
 #[test]
 fn what_is_heard_while_asking_is_asked_for_again() {
-    let mut index = Index::new(1);
+    let mut index = serving(1);
     let uses = json!({ "volumes": [{ "name": "v", "configMap": { "name": "map" } }] });
     let map = Reference::new(Kind::ConfigMap, "default", "map");
     index.apply(Kind::Pod, pod("web", "edge-1", 5, &uses)).unwrap();
@@ -104,7 +112,7 @@ fn what_is_heard_while_asking_is_asked_for_again() {
 
 #[test]
 fn a_status_of_ours_does_not_echo() {
-    let mut index = Index::new(1);
+    let mut index = serving(1);
     index.apply(Kind::Pod, pod("web", "edge-1", 5, &json!({}))).unwrap();
     let before = versions(&index.desired(&edge()));
     index.apply(Kind::Pod, pod("web", "edge-1", 9, &json!({}))).unwrap();
@@ -116,7 +124,7 @@ fn a_status_of_ours_does_not_echo() {
 
 #[test]
 fn what_a_relist_lacks_stays_until_a_get_says_it_is_gone() {
-    let mut index = Index::new(1);
+    let mut index = serving(1);
     index.apply(Kind::Pod, pod("web", "edge-1", 5, &json!({}))).unwrap();
     index.reset(Kind::Pod, Vec::new(), 9);
     assert_eq!(held(&index), ["Pod uid-web"]);
@@ -129,7 +137,7 @@ fn what_a_relist_lacks_stays_until_a_get_says_it_is_gone() {
 
 #[test]
 fn a_pod_that_a_later_list_shows_is_not_missing() {
-    let mut index = Index::new(1);
+    let mut index = serving(1);
     index.apply(Kind::Pod, pod("web", "edge-1", 5, &json!({}))).unwrap();
     index.reset(Kind::Pod, Vec::new(), 9);
     index.reset(Kind::Pod, vec![pod("web", "edge-1", 5, &json!({}))], 10);
@@ -140,7 +148,7 @@ fn a_pod_that_a_later_list_shows_is_not_missing() {
 
 #[test]
 fn nothing_may_be_said_before_the_watches_have_passed_the_edge() {
-    let mut index = Index::new(1);
+    let mut index = serving(1);
     let mut edge = HighWater::default();
     edge.raise(Kind::Pod, Point { epoch: 1, revision: 8 });
     assert!(!index.has_passed(&edge));
@@ -154,7 +162,7 @@ fn nothing_may_be_said_before_the_watches_have_passed_the_edge() {
 
 #[test]
 fn a_new_epoch_beats_any_revision_and_asks_for_everything_again() {
-    let mut index = Index::new(1);
+    let mut index = serving(1);
     let uses = json!({ "volumes": [{ "name": "v", "configMap": { "name": "map" } }] });
     let map = Reference::new(Kind::ConfigMap, "default", "map");
     for kind in KINDS {
@@ -189,7 +197,7 @@ fn a_new_epoch_beats_any_revision_and_asks_for_everything_again() {
 
 #[test]
 fn a_node_that_a_relist_lacks_wakes_its_worker() {
-    let mut index = Index::new(1);
+    let mut index = serving(1);
     let node = json!({ "metadata": { "name": "edge-1", "uid": "n-1", "resourceVersion": "3" } });
     index.apply(Kind::Node, bytes(&node)).unwrap();
     let (touched, _) = index.reset(Kind::Node, Vec::new(), 9);
@@ -200,7 +208,7 @@ fn a_node_that_a_relist_lacks_wakes_its_worker() {
 
 #[test]
 fn services_of_the_pods_namespaces_and_the_api_server() {
-    let mut index = Index::new(1);
+    let mut index = serving(1);
     let service = |namespace: &str, name: &str| {
         bytes(&json!({
             "metadata": { "namespace": namespace, "name": name, "uid": format!("s-{name}"), "resourceVersion": "3" },
@@ -218,9 +226,25 @@ fn services_of_the_pods_namespaces_and_the_api_server() {
 
 #[test]
 fn an_object_of_another_shape_is_an_error_and_nothing_else() {
-    let mut index = Index::new(1);
+    let mut index = serving(1);
     for bad in ["null", "{}", r#"{"metadata":{"name":"x","uid":"u","resourceVersion":"abc"}}"#] {
         assert!(index.apply(Kind::Pod, Bytes::from_static(bad.as_bytes())).is_err(), "{bad}");
     }
     assert_eq!(held(&index), [""; 0]);
+}
+
+#[test]
+fn nothing_is_asked_for_the_pods_of_other_nodes() {
+    let mut index = Index::new(1);
+    let uses = json!({ "volumes": [{ "name": "v", "secret": { "secretName": "secret" } }] });
+    index.apply(Kind::Pod, pod("web", "edge-1", 5, &uses)).unwrap();
+    index.apply(Kind::Pod, pod("other", "elsewhere", 6, &uses)).unwrap();
+    assert_eq!(index.stale(), [], "no node is served");
+    index.serve(&edge());
+    assert_eq!(index.stale(), [Reference::new(Kind::Secret, "default", "secret")]);
+
+    // What a list lacks is gone at once, where nobody is told.
+    index.reset(Kind::Pod, Vec::new(), 9);
+    let uid = |name: &str| Uid::new(format!("uid-{name}")).unwrap();
+    assert!(index.pod(&uid("web")).is_some() && index.pod(&uid("other")).is_none());
 }

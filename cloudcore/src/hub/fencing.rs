@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::Api;
 use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::{Api, Client};
 use proto::ids::NodeName;
 use proto::session::CloudInput;
 use proto::wire::{Refusal, RefuseCode};
@@ -71,11 +71,11 @@ fn named(lease: &Lease) -> Option<Named> {
 }
 
 /// Watches the records until asked to stop.
-pub async fn run(shared: &Shared, stop: CancellationToken) {
+pub async fn run(shared: &Shared, client: &Client, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            ended = follow(shared) => {
+            ended = follow(shared, client) => {
                 if let Err(error) = ended {
                     let error = telemetry::chain(&error);
                     tracing::warn!(error, "cannot watch the records of sessions");
@@ -87,8 +87,8 @@ pub async fn run(shared: &Shared, stop: CancellationToken) {
 }
 
 /// Lists, then watches until the watch ends.
-async fn follow(shared: &Shared) -> Result<(), kube::Error> {
-    let leases: Api<Lease> = Api::namespaced(shared.client.clone(), &shared.namespace);
+async fn follow(shared: &Shared, client: &Client) -> Result<(), kube::Error> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), &shared.namespace);
     let mut params = ListParams::default().labels(LABEL).limit(PAGE_LIMIT);
     let revision = loop {
         let page = leases.list(&params).await?;

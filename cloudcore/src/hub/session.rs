@@ -130,6 +130,8 @@ impl Link {
                 }
             }
         };
+        // Its worker may be answering: it must not wait for who waits for it.
+        drop(commands);
         self.end(reason).await;
         // The last frame tells the edge why. Without it a refusal would look like a broken path.
         drop(timeout(FAREWELL_MAX, sink.flush()).await);

@@ -63,7 +63,7 @@ struct Worker {
 pub(super) async fn run(shared: Arc<Shared>, connected: Connected) {
     let Connected { session, hello, events } = connected;
     let node = session.node().clone();
-    let waker = shared.cluster.waker(&node);
+    let waker = shared.cluster.serve(&node);
     let worker = Worker {
         node_ip: hello.node_ip.clone(),
         sent: BTreeMap::new(),
@@ -95,6 +95,7 @@ impl Worker {
     ) {
         let every = self.shared.lease_renewal;
         let mut renewal = interval_at(Instant::from_std(clock::now()) + every, every);
+        renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let shared = Arc::clone(&self.shared);
         let (evidence, marks) = (shared.evidence.clone(), high_water.clone());
         self.learning.spawn(async move { evidence.learn(&marks).await });
@@ -328,6 +329,8 @@ impl Worker {
             Err(error) => {
                 let reason = telemetry::chain(&error);
                 tracing::warn!(node = %self.node, reason, "cannot write the node's status");
+                // With the next renewal of the Lease.
+                self.status_written = None;
                 Outcome::Retry { reason }
             }
         }
