@@ -50,6 +50,14 @@ tick() {
   done
 }
 
+# The control plane's kubectl, else the machine's: where a cluster elsewhere is used, none was built.
+kubectl_program() {
+  local program
+  program=$("$CHECKOUT/scripts/dev-cluster" programs)/kubectl
+  [ -x "$program" ] || program=$(type -P kubectl) || die "kubectl is needed to use a cluster elsewhere; install it"
+  printf '%s\n' "$program"
+}
+
 need_root() { [ "$(id -u)" = 0 ] || die "must run as root: it makes network namespaces and mounts"; }
 
 # under_lock NAME CMD...: one at a time on this machine.

@@ -67,7 +67,6 @@ fn push_asked(prefix: &str, asked: &[(&str, bool)], refused: &mut Vec<String>) {
 
 fn of_pod_security(context: &PodSecurityContext, refused: &mut Vec<String>) {
     let asked = [
-        ("seLinuxOptions", context.se_linux_options.is_some()),
         ("windowsOptions", context.windows_options.is_some()),
         (
             "supplementalGroupsPolicy=Strict",
@@ -130,7 +129,6 @@ fn of_container(container: &Container, refused: &mut Vec<String>) {
 
 fn of_security(prefix: &str, context: &SecurityContext, refused: &mut Vec<String>) {
     let asked = [
-        ("seLinuxOptions", context.se_linux_options.is_some()),
         ("windowsOptions", context.windows_options.is_some()),
         (
             "appArmorProfile",

@@ -205,10 +205,6 @@ fn what_a_pod_may_not_ask_for() {
             "s: restartPolicy",
         ),
         (
-            json!({ "securityContext": { "seLinuxOptions": { "level": "s0" } } }),
-            "securityContext.seLinuxOptions",
-        ),
-        (
             json!({ "securityContext": { "windowsOptions": { "hostProcess": true } } }),
             "securityContext.windowsOptions",
         ),
@@ -259,10 +255,6 @@ fn what_a_container_may_not_ask_for() {
             "bindMountOptions",
         ),
         (json!({ "securityContext": { "procMount": "Unmasked" } }), "securityContext.procMount"),
-        (
-            json!({ "securityContext": { "seLinuxOptions": { "level": "s0" } } }),
-            "securityContext.seLinuxOptions",
-        ),
         (
             json!({ "securityContext": { "windowsOptions": { "hostProcess": true } } }),
             "securityContext.windowsOptions",

@@ -148,6 +148,7 @@ fn mounts(pod: &PodView, container: &Container, paths: &ContainerPaths) -> Vec<M
                 host_path,
                 readonly: mount.read_only.unwrap_or(false) || is_written_by_us(pod, &mount.name),
                 propagation: propagation.into(),
+                selinux_relabel: is_own(pod, &mount.name),
                 ..Mount::default()
             })
         })
@@ -176,6 +177,11 @@ fn file(container_path: &str, host_path: &str) -> Mount {
 
 fn absolute(path: &str) -> String {
     if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+}
+
+/// Volumes that belong to the pod alone may be labelled for it; a directory of the host may not.
+fn is_own(pod: &PodView, volume: &str) -> bool {
+    pod.spec().volumes.iter().flatten().any(|v| v.name == volume && v.host_path.is_none())
 }
 
 /// Volumes that the agent writes are read-only to containers, as with the kubelet.

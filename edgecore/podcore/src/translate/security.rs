@@ -3,9 +3,11 @@
 use cri_api::v1::security_profile::ProfileType;
 use cri_api::v1::{
     Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext,
-    NamespaceMode, NamespaceOption, SecurityProfile,
+    NamespaceMode, NamespaceOption, SeLinuxOption, SecurityProfile,
 };
-use k8s_openapi::api::core::v1::{AppArmorProfile, Container, SeccompProfile, SecurityContext};
+use k8s_openapi::api::core::v1::{
+    AppArmorProfile, Container, SELinuxOptions, SeccompProfile, SecurityContext,
+};
 
 use crate::pod::PodView;
 
@@ -197,6 +199,7 @@ pub(super) fn sandbox(pod: &PodView) -> LinuxSandboxSecurityContext {
         run_as_group: int(context.and_then(|context| context.run_as_group)),
         supplemental_groups: supplemental_groups(pod),
         privileged,
+        selinux_options: context.and_then(|c| c.se_linux_options.as_ref()).map(selinux),
         // The pause process needs nothing: the runtime's own profile always fits.
         seccomp: Some(SecurityProfile {
             profile_type: ProfileType::RuntimeDefault.into(),
@@ -237,7 +240,22 @@ pub(super) fn container(pod: &PodView, container: &Container) -> LinuxContainerS
         readonly_paths: paths(&READONLY_PATHS, privileged),
         apparmor: app_armor.map(apparmor),
         seccomp: Some(seccomp(profile, privileged)),
+        selinux_options: own
+            .se_linux_options
+            .as_ref()
+            .or_else(|| context.and_then(|c| c.se_linux_options.as_ref()))
+            .map(selinux),
         ..LinuxContainerSecurityContext::default()
+    }
+}
+
+/// For the runtime, which ignores it where the machine has no SELinux.
+fn selinux(options: &SELinuxOptions) -> SeLinuxOption {
+    SeLinuxOption {
+        user: options.user.clone().unwrap_or_default(),
+        role: options.role.clone().unwrap_or_default(),
+        r#type: options.type_.clone().unwrap_or_default(),
+        level: options.level.clone().unwrap_or_default(),
     }
 }
 
