@@ -5,14 +5,15 @@
 //! the pod has been Ready and unchanged for a while. Level-triggered: admission puts the limit back on updates, and
 //! the next sweep removes it again. A limit of another value is the user's, and stays.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::Request;
 use jiff::{SignedDuration, Timestamp};
 use kube::Client;
-use proto::ids::NodeName;
+use proto::ids::{NodeName, Uid};
 use serde_json::{Value, json};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
@@ -26,6 +27,13 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 /// Pods patched in one sweep: a whole site that goes away is done in minutes at most, and the API
 /// server hardly notices.
 const PATCHES_MAX: usize = 50;
+
+/// Longest wait for one patch: a webhook that does not answer must not keep others from protection.
+const PATCH_MAX: Duration = Duration::from_secs(5);
+
+/// Between tries of a pod whose patch was not taken: doubled each time.
+const RETRY: (SignedDuration, SignedDuration) =
+    (SignedDuration::from_secs(2), SignedDuration::from_mins(2));
 
 /// After a start, nodes have this long to come back before they count as lost.
 const START_GRACE: SignedDuration = SignedDuration::from_secs(30);
@@ -112,6 +120,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let started = clock::timestamp();
+    let mut refused: BTreeMap<Uid, Refusal> = BTreeMap::new();
     let mut ticks = interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -127,11 +136,22 @@ pub async fn run(
             let may_be_elsewhere = is_ready && sessions.is_elsewhere(&node);
             let is_lost = has_settled && sessions.get(&node).is_none() && !may_be_elsewhere;
             let situation = Situation { is_lost, default_seconds, now };
-            for (path, patch) in patches(&cluster, &node, situation).into_iter().take(left) {
+            for Wanted { uid, path, patch } in patches(&cluster, &node, situation) {
+                if left == 0 || refused.get(&uid).is_some_and(|refusal| now < refusal.again_at) {
+                    continue;
+                }
                 left -= 1;
-                send(&client, &path, &patch).await;
+                match send(&client, &path, &patch).await {
+                    Ok(()) => drop(refused.remove(&uid)),
+                    Err(error) => {
+                        let refusal = Refusal::after(refused.get(&uid), now);
+                        refusal.tell(&path, &error);
+                        refused.insert(uid, refusal);
+                    }
+                }
             }
         }
+        refused.retain(|uid, _| cluster.index().pod(uid).is_some());
     }
 }
 
@@ -146,33 +166,64 @@ fn our_nodes(cluster: &Cluster) -> Vec<(NodeName, bool)> {
     ours.collect()
 }
 
-fn patches(cluster: &Cluster, node: &NodeName, situation: Situation) -> Vec<(String, Value)> {
+/// A pod that is not protected yet.
+struct Wanted {
+    uid: Uid,
+    path: String,
+    patch: Value,
+}
+
+/// A pod whose patch the API server did not take: it makes way for others.
+#[derive(Clone, Copy, Debug)]
+struct Refusal {
+    wait: SignedDuration,
+    again_at: Timestamp,
+}
+
+impl Refusal {
+    fn after(before: Option<&Self>, now: Timestamp) -> Self {
+        let wait = before.map_or(RETRY.0, |before| (before.wait * 2).min(RETRY.1));
+
+        Self { wait, again_at: now + wait }
+    }
+
+    /// The first may be a change that came between, which the next sweep sees.
+    fn tell(&self, path: &str, error: &str) {
+        if self.wait == RETRY.0 * 2 {
+            tracing::warn!(path, error, "cannot protect a pod from eviction");
+        } else {
+            tracing::debug!(path, error, "cannot protect a pod from eviction yet");
+        }
+    }
+}
+
+fn patches(cluster: &Cluster, node: &NodeName, situation: Situation) -> Vec<Wanted> {
     let index = cluster.index();
     let uids = index.pods_on(node);
     let patches = uids.iter().filter_map(|uid| {
         let pod = index.pod(uid)?;
         let parsed: Value = serde_json::from_slice(&pod.object.bytes).ok()?;
         let patch = decide(&parsed, situation)?;
-        Some((format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name), patch))
+        let path = format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name);
+
+        Some(Wanted { uid: uid.clone(), path, patch })
     });
 
     patches.collect()
 }
 
-async fn send(client: &Client, path: &str, patch: &Value) {
+async fn send(client: &Client, path: &str, patch: &Value) -> Result<(), String> {
     let request = Request::patch(path)
         .header(http::header::CONTENT_TYPE, "application/json-patch+json")
-        .body(patch.to_string().into_bytes());
-    let sent = match request {
-        Ok(request) => client.request::<Value>(request).await,
-        Err(error) => Err(kube::Error::HttpError(error)),
-    };
-    match sent {
-        Ok(_) => tracing::info!(path, "protected a pod from eviction"),
-        // Changed meanwhile: the next sweep sees it as it is then.
-        Err(error) => {
-            tracing::debug!(path, error = %telemetry::chain(&error), "cannot protect a pod yet");
+        .body(patch.to_string().into_bytes())
+        .map_err(|error| telemetry::chain(&error))?;
+    match timeout(PATCH_MAX, client.request::<Value>(request)).await {
+        Ok(Ok(_)) => {
+            tracing::info!(path, "protected a pod from eviction");
+            Ok(())
         }
+        Ok(Err(error)) => Err(telemetry::chain(&error)),
+        Err(_late) => Err(format!("no answer within {PATCH_MAX:?}")),
     }
 }
 

@@ -27,6 +27,7 @@ mod startup;
 pub mod watch;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,6 +69,11 @@ pub enum CloudError {
     /// The authority cannot be had.
     #[error("cannot start the certificate authority")]
     Pki(#[source] PkiError),
+    /// No node's kubelet port could be opened.
+    #[error(
+        "advertiseAddress {0} is not an address of this machine, on which node ports are opened"
+    )]
+    Advertise(IpAddr, #[source] io::Error),
     /// The hub cannot start.
     #[error("cannot serve edges")]
     Hub(#[source] HubError),
@@ -89,7 +95,7 @@ impl CloudError {
     /// The exit code, as documented.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Kubeconfig(..) | Self::NotInCluster(_) => exit::BAD_CONFIG,
+            Self::Kubeconfig(..) | Self::NotInCluster(_) | Self::Advertise(..) => exit::BAD_CONFIG,
             Self::Client(..) | Self::Pki(_) => exit::API_SERVER,
             Self::Hub(_) | Self::Os { .. } => exit::OS_ERROR,
             Self::Task(TaskFault::Failed { source, .. }) if source.is::<Doubt>() => {
@@ -109,6 +115,13 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, CloudError> {
         .map_err(|source| CloudError::Os { attempted: "start the async runtime", source })
 }
 
+/// Whether ports can be opened at that address.
+async fn check_address(address: IpAddr) -> Result<(), CloudError> {
+    let tried = kubelet_api::bind(address, 0).await;
+
+    tried.map(drop).map_err(|source| CloudError::Advertise(address, source))
+}
+
 /// A running cloudcore.
 #[derive(Debug)]
 pub struct Cloud {
@@ -120,6 +133,7 @@ impl Cloud {
     pub async fn start(config: Config) -> Result<Self, CloudError> {
         let Prepared { authority, evidence, watches, writes } = startup::prepare(&config).await?;
         let listener = hub::bind(config.listen).await.map_err(CloudError::Hub)?;
+        check_address(config.advertise_address).await?;
         let (connected, sessions) = mpsc::channel(CONNECTED_MAX);
         let hub = Arc::new(hub::Shared {
             authority: Arc::clone(&authority),

@@ -59,7 +59,8 @@ impl OwnCluster {
     async fn without_cloudcore_and_with(apiserver_args: &str) -> Result<Self> {
         const ARGS: &str = "HOLDFAST_APISERVER_ARGS";
 
-        let name = format!("own{}", unique());
+        // Cleaned away with the shared one, should this process not live to do it.
+        let name = format!("{}-{}", Cluster::shared().await?.name(), unique());
         let usual = std::env::var(ARGS).unwrap_or_default();
         let all = format!("{usual} {apiserver_args}");
         let env = [(ARGS, all.trim())];

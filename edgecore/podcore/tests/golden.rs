@@ -264,6 +264,8 @@ impl Reader<'_> {
         let mut is_empty_struct = true;
         while !self.eat("}") {
             let is_map = self.eat("\"");
+            // A field whose name is a word of the language.
+            self.eat("r#");
             let name = if is_map { self.text() } else { self.word() };
             assert!(self.eat(":"));
             let value = self.value();

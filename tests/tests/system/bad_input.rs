@@ -132,6 +132,10 @@ async fn cloudcore_names_what_it_cannot_have() -> Result<()> {
     let file = config(&kubeconfig, &port)?;
     check(run("cloudcore", &["run", "--config", &file]), 71, &[&port]).await?;
 
+    let file = config(&kubeconfig, "127.0.0.1:0")?;
+    let words = ["advertiseAddress 192.0.2.1", "not an address of this machine"];
+    check(run("cloudcore", &["run", "--config", &file]), 78, &words).await?;
+
     // What may pass is waited for, and said.
     let admin = std::fs::read_to_string(cluster.kubeconfig())?;
     let nobody = anonymous(&admin)?;
