@@ -250,7 +250,11 @@ impl Worker {
                     session.change(Desired::Put(Arc::new(token))).await;
                     Outcome::Done
                 }
-                Err(reason) => Outcome::Retry { reason },
+                Err(reason) => {
+                    let (node, pod) = (session.node(), &pod.name);
+                    tracing::warn!(%node, pod, reason, "cannot get a token for a pod");
+                    Outcome::Retry { reason }
+                }
             };
             session.report_done(seq, outcome).await;
         });

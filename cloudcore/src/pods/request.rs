@@ -78,7 +78,12 @@ pub(super) async fn send(client: &Client, path: &PodPath, uid: &Uid, write: &Wri
             Written::Refused { reason }
         }
         Class::Failed => {
-            Written::Failed { reason: told(&answered), retry_after: answered.retry_after }
+            let reason = told(&answered);
+            if matches!(answered.code.as_u16(), 401 | 403) {
+                // Nobody else would say it, and only an operator can mend it.
+                tracing::warn!(%uid, reason, "cloudcore may not write for a pod");
+            }
+            Written::Failed { reason, retry_after: answered.retry_after }
         }
     }
 }
