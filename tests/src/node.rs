@@ -7,9 +7,9 @@ use kube::Client;
 use serde_json::Value;
 
 use crate::cluster::{Cluster, unique};
-use crate::pods;
 use crate::process::{script, script_now};
 use crate::site::Site;
+use crate::{pods, wait};
 
 /// How long a node may take to become Ready: a cold start on a busy machine, not a measurement.
 pub const NODE_LIMIT: Duration = Duration::from_secs(90);
@@ -106,6 +106,17 @@ impl EdgeNode {
         let listed = script("edge-site", &args, &[]).await?;
 
         Ok(listed.lines().map(str::to_owned).collect())
+    }
+
+    /// Waits until the `key` of [`pods::sleeper_with_map`] says `data` to the pod.
+    pub async fn until_map_says(&self, pod_uid: &str, data: &str, limit: Duration) -> Result<()> {
+        let file = format!("pods/{pod_uid}/volumes/kubernetes.io~configmap/map/key");
+        let file = self.site.path("KUBELET_ROOT")?.join(file);
+        let read = || async { Ok(tokio::fs::read_to_string(&file).await.unwrap_or_default()) };
+
+        wait::until(&format!("{data:?} in {}", file.display()), limit, read, |found| found == data)
+            .await
+            .map(drop)
     }
 
     async fn agent(&self, verb: &str) -> Result<()> {

@@ -12,6 +12,24 @@ pub fn sleeper(name: &str, node: &str) -> Value {
     script_pod(name, node, "trap 'exit 0' TERM; echo started; while :; do sleep 1000 & wait; done")
 }
 
+/// A sleeper with the ConfigMap's data in `/map`, if there is one.
+pub fn sleeper_with_map(name: &str, node: &str, map: &str) -> Value {
+    let mut pod = sleeper(name, node);
+    pod["spec"]["volumes"] =
+        json!([{ "name": "map", "configMap": { "name": map, "optional": true } }]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "map", "mountPath": "/map" }]);
+
+    pod
+}
+
+/// A ConfigMap with one `key`.
+pub fn config_map(name: &str, data: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": name, "namespace": "default" }, "data": { "key": data },
+    })
+}
+
 /// A pod with one container `main` that runs `script` in a shell, bound to `node` by a selector, so
 /// that the scheduler and every admission plugin see it.
 pub fn script_pod(name: &str, node: &str, script: &str) -> Value {

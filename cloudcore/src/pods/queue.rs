@@ -165,6 +165,8 @@ impl Queue {
     pub(super) fn shown(&mut self, uid: &Uid, shown: Shown, now: Instant) -> Vec<Answer> {
         let Some(pod) = self.pods.get_mut(uid) else { return Vec::new() };
         pod.seen = Some(shown);
+        // One that was removed and runs is of a history that was restored.
+        pod.is_removed &= shown.is_terminating;
 
         pod.settle(now, &mut self.rng)
     }

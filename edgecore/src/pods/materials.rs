@@ -18,29 +18,34 @@ pub struct Gathered {
     pub materials: Arc<Materials>,
     /// What keeps the pod from starting.
     pub missing: Vec<String>,
-    /// Keys whose changes concern the pod; its own too.
-    pub keys: BTreeSet<ObjectKey>,
     /// Tokens wanted and when the one held should be replaced (`None`: now).
     pub asks: Vec<(TokenAsk, Option<jiff::Timestamp>)>,
+}
+
+/// Keys whose changes concern the pod; its own too.
+pub fn keys(pod: &PodView, references: &References) -> BTreeSet<ObjectKey> {
+    let named = |kind, name: &String| ObjectKey::named(kind, &pod.namespace, name);
+    let config_maps = references.config_maps.keys().map(|name| named(Kind::ConfigMap, name));
+    let secrets = references.secrets.keys().map(|name| named(Kind::Secret, name));
+    let tokens = references.tokens.iter().map(|ask| ObjectKey::token(&pod.uid, &ask.source));
+
+    config_maps.chain(secrets).chain(tokens).chain([ObjectKey::pod(&pod.uid)]).collect()
 }
 
 /// Looks up and parses everything that `references` names.
 pub fn gather(desired: &Desired, pod: &PodView, references: &References) -> Gathered {
     let mut materials = Materials::default();
-    let mut keys = BTreeSet::from([ObjectKey::pod(&pod.uid)]);
     for name in references.config_maps.keys() {
         let key = ObjectKey::named(Kind::ConfigMap, &pod.namespace, name);
         if let Some(object) = held(desired, &key) {
             materials.config_maps.insert(name.clone(), object);
         }
-        keys.insert(key);
     }
     for name in references.secrets.keys() {
         let key = ObjectKey::named(Kind::Secret, &pod.namespace, name);
         if let Some(object) = held(desired, &key) {
             materials.secrets.insert(name.clone(), object);
         }
-        keys.insert(key);
     }
     let mut asks = Vec::new();
     for ask in &references.tokens {
@@ -50,12 +55,11 @@ pub fn gather(desired: &Desired, pod: &PodView, references: &References) -> Gath
         if let Some(token) = token {
             materials.tokens.insert(ask.source.clone(), token);
         }
-        keys.insert(key);
     }
     materials.services = services(desired, &pod.namespace);
     let missing = references.missing(&materials);
 
-    Gathered { materials: Arc::new(materials), missing, keys, asks }
+    Gathered { materials: Arc::new(materials), missing, asks }
 }
 
 /// Services of the namespace, and the API server's own.

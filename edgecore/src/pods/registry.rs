@@ -14,8 +14,6 @@ use crate::kubelet_api::{PodLookup, PodRef};
 pub struct Entry {
     /// Namespace and name.
     pub name: (String, String),
-    /// Objects whose changes concern the pod.
-    pub references: BTreeSet<ObjectKey>,
     /// Sandboxes and containers with their CRI state, to see whether the runtime holds others.
     pub held: BTreeMap<String, i32>,
     /// Thousandths of a CPU that it requests, if it is a burstable pod.
@@ -29,7 +27,9 @@ struct State {
     pods: BTreeMap<Uid, (Arc<Wake>, Entry)>,
     /// From container and sandbox ids.
     by_id: BTreeMap<String, Uid>,
+    /// Objects whose changes concern pods, and back.
     by_reference: BTreeMap<ObjectKey, BTreeSet<Uid>>,
+    references: BTreeMap<Uid, BTreeSet<ObjectKey>>,
 }
 
 /// All pods with a task.
@@ -47,12 +47,19 @@ impl Registry {
     /// `held` of it.
     pub fn add(&self, pod: &Uid, key: ObjectKey, held: BTreeMap<String, i32>) -> Arc<Wake> {
         let wake = Arc::<Wake>::default();
-        let entry = Entry { references: [key].into(), held, ..Entry::default() };
+        let entry = Entry { held, ..Entry::default() };
         let mut state = self.state();
         state.link(pod, &entry);
+        state.refer(pod, [key].into());
         state.pods.insert(pod.clone(), (Arc::clone(&wake), entry));
 
         wake
+    }
+
+    /// Changes of these objects concern the pod, its own among them: to be said before they are read, so
+    /// that no change falls between.
+    pub fn refer(&self, pod: &Uid, keys: BTreeSet<ObjectKey>) {
+        self.state().refer(pod, keys);
     }
 
     /// A pod's task has seen this.
@@ -74,6 +81,7 @@ impl Registry {
     pub fn remove(&self, pod: &Uid) {
         let mut state = self.state();
         state.unlink(pod);
+        state.refer(pod, BTreeSet::new());
         state.by_id.retain(|_, owner| owner != pod);
         state.pods.remove(pod);
     }
@@ -139,8 +147,22 @@ impl State {
         for id in entry.held.keys() {
             self.by_id.insert(id.clone(), pod.clone());
         }
-        for key in &entry.references {
+    }
+
+    fn refer(&mut self, pod: &Uid, keys: BTreeSet<ObjectKey>) {
+        for key in self.references.remove(pod).unwrap_or_default() {
+            if let Some(pods) = self.by_reference.get_mut(&key) {
+                pods.remove(pod);
+                if pods.is_empty() {
+                    self.by_reference.remove(&key);
+                }
+            }
+        }
+        for key in &keys {
             self.by_reference.entry(key.clone()).or_default().insert(pod.clone());
+        }
+        if !keys.is_empty() {
+            self.references.insert(pod.clone(), keys);
         }
     }
 
@@ -148,14 +170,6 @@ impl State {
         let Some((_, entry)) = self.pods.get(pod) else { return };
         for id in entry.held.keys() {
             self.by_id.remove(id);
-        }
-        for key in &entry.references {
-            if let Some(pods) = self.by_reference.get_mut(key) {
-                pods.remove(pod);
-                if pods.is_empty() {
-                    self.by_reference.remove(key);
-                }
-            }
         }
     }
 }
@@ -176,11 +190,11 @@ mod tests {
         let wake = registry.add(&uid("u1"), ObjectKey::pod(&uid("u1")), BTreeMap::new());
         let key = ObjectKey::named(Kind::ConfigMap, "ns", "c");
         registry.own(&uid("u1"), "early");
+        registry.refer(&uid("u1"), [key.clone()].into());
         registry.update(
             &uid("u1"),
             Entry {
                 name: ("ns".into(), "web".into()),
-                references: [key.clone()].into(),
                 held: [("c1".into(), 1)].into(),
                 ..Entry::default()
             },
@@ -193,6 +207,7 @@ mod tests {
 
         registry
             .update(&uid("u1"), Entry { name: ("ns".into(), "web".into()), ..Entry::default() });
+        registry.refer(&uid("u1"), [ObjectKey::pod(&uid("u1"))].into());
         assert!(registry.wake_of("c1").is_none() && registry.wakes_for(&key).is_empty());
 
         registry.remove(&uid("u1"));

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::work::{Finished, Retry};
 use super::context::Context;
-use super::materials::{Gathered, gather};
+use super::materials::{Gathered, gather, keys};
 use super::observe::Listed;
 use super::tokens::Tokens;
 use super::wake::{Reasons, Wake};
@@ -62,6 +62,8 @@ pub struct Worker {
     store_retry: Option<Retry>,
     observed: Observed,
     logs: BTreeMap<String, String>,
+    /// Something changed since the last set-up of volumes began.
+    volumes_outdated: bool,
     /// The runtime must be asked for everything it holds of the pod.
     look: bool,
     look_retry: Option<Retry>,
@@ -100,6 +102,7 @@ impl Worker {
             store_retry: None,
             observed: Observed::default(),
             logs: BTreeMap::new(),
+            volumes_outdated: false,
             look: listed.is_some_and(|listed| *listed != Listed::default()),
             look_retry: None,
             work: JoinSet::new(),
@@ -172,6 +175,7 @@ impl Worker {
             }
             _other => self.is_gone = true,
         }
+        self.volumes_outdated = true;
         if self.observed.volumes == VolumesState::Ready {
             self.observed.volumes = VolumesState::Unknown;
         }
@@ -200,7 +204,7 @@ impl Worker {
         let wanted = (!pod.is_deleted()).then_some(&gathered.asks);
         wake_at = earlier(wake_at, self.tokens.ask(&self.context, &self.uid, wanted, now));
         let status = self.status(&pod, now);
-        self.enter(&pod, &gathered, &status);
+        self.enter(&pod, &status);
         self.report(&status, next.finished);
         // The rest of the memory can be found out again: one commit when the pod has settled.
         if self.under_way.is_empty() {
@@ -224,6 +228,7 @@ impl Worker {
                     }
                 };
                 let references = references(&pod);
+                self.context.registry.refer(&self.uid, keys(&pod, &references));
                 let version = self.object.version.clone();
                 Parsed { version, pod: Arc::new(pod), references, gathered: None }
             }

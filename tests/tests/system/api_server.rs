@@ -1,11 +1,10 @@
 //! What an API server that is away, restored, empty or forbidding costs a node: nothing that runs.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kube::Client;
-use serde_json::{Value, json};
+use serde_json::Value;
 use system_tests::cluster::Cluster;
 use system_tests::node::EdgeNode;
 use system_tests::own::OwnCluster;
@@ -111,7 +110,8 @@ async fn an_api_server_that_forbids_everything_deletes_nothing() -> Result<()> {
     let cluster = own.cluster();
     let client = cluster.client().await?;
     let node = EdgeNode::join(cluster, &client).await?;
-    let steady = run_pod(cluster, &client, uses_map("steady", node.name())).await?;
+    let steady =
+        run_pod(cluster, &client, pods::sleeper_with_map("steady", node.name(), "map")).await?;
     let before = running(&node).await?;
 
     own.forbid().await?;
@@ -126,39 +126,19 @@ async fn an_api_server_that_forbids_everything_deletes_nothing() -> Result<()> {
 
     own.allow().await?;
     cluster.until_gone(&client, &pods::path("steady"), LIMIT).await?;
-    let again = run_pod(cluster, &client, uses_map("again", node.name())).await?;
+    let again =
+        run_pod(cluster, &client, pods::sleeper_with_map("again", node.name(), "map")).await?;
     ensure!(again != steady, "another pod");
     until_containers(&node, 1).await.map(drop)
 }
 
-/// A pod with a ConfigMap, and that.
-fn uses_map(name: &str, node: &str) -> Value {
-    let mut pod = pods::sleeper(name, node);
-    pod["spec"]["volumes"] =
-        json!([{ "name": "map", "configMap": { "name": "map", "optional": true } }]);
-    pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "map", "mountPath": "/map" }]);
-
-    pod
-}
-
 async fn set_map(cluster: &Cluster, data: &str) -> Result<()> {
-    let map = json!({
-        "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": { "name": "map", "namespace": "default" }, "data": { "key": data },
-    });
-
-    cluster.apply(&[map]).await
+    cluster.apply(&[pods::config_map("map", data)]).await
 }
 
 /// Waits until the pod's file of the ConfigMap says `data`.
 async fn until_file(node: &EdgeNode, pod: &Incarnation, data: &str) -> Result<()> {
-    let folder = format!("pods/{}/volumes/kubernetes.io~configmap/map/key", pod.uid);
-    let file: PathBuf = node.site().path("KUBELET_ROOT")?.join(folder);
-    let read = || async { Ok(tokio::fs::read_to_string(&file).await.unwrap_or_default()) };
-
-    wait::until(&format!("{data:?} in the pod's file"), LIMIT, read, |found| found == data)
-        .await
-        .map(drop)
+    node.until_map_says(&pod.uid, data, LIMIT).await
 }
 
 /// A node with pod `kept`, which uses a ConfigMap, on a control plane that this test breaks.
@@ -175,7 +155,9 @@ impl World {
         let client = own.cluster().client().await?;
         let node = EdgeNode::join(own.cluster(), &client).await?;
         set_map(own.cluster(), "one").await?;
-        let kept = run_pod(own.cluster(), &client, uses_map("kept", node.name())).await?;
+        let kept =
+            run_pod(own.cluster(), &client, pods::sleeper_with_map("kept", node.name(), "map"))
+                .await?;
         until_file(&node, &kept, "one").await?;
 
         Ok(Self { node, client, kept, own })

@@ -23,4 +23,5 @@ mod rbac;
 mod runtime;
 mod sample;
 mod storage;
+mod updates;
 mod workloads;

@@ -202,6 +202,18 @@ fn failures_wait_refusals_stay_and_removal_comes_last() {
         &[ShowsTerminating("", 5), Done("r1", 1), done(6), done(0), ShowsTerminating("r1", 8)],
         &["write r1", "remove", "1 ok"],
     );
+    // One that an API server restored from a backup shows again may be deleted again.
+    check(
+        &[
+            ShowsTerminating("", 5),
+            Done("r1", 1),
+            done(6),
+            done(0),
+            Shows("r1", 7),
+            ShowsTerminating("r1", 8),
+        ],
+        &["write r1", "remove", "1 ok", "remove"],
+    );
     // The deletion may be seen after the last status; a pod that only finished stays.
     check(&[Shows("", 5), Done("r1", 1), done(6), Shows("r1", 6)], &["write r1", "1 ok"]);
     check(

@@ -11,13 +11,12 @@ use proto::wire::{Report, ReportKey};
 
 use super::Worker;
 use crate::pods::lookup::{Logs, pod_ref};
-use crate::pods::materials::Gathered;
 use crate::pods::observe;
 use crate::pods::registry::Entry;
 
 impl Worker {
     /// Tells the others what the pod has and needs.
-    pub(super) fn enter(&self, pod: &PodView, gathered: &Gathered, status: &PodStatus) {
+    pub(super) fn enter(&self, pod: &PodView, status: &PodStatus) {
         let mut held = BTreeMap::new();
         for sandbox in &self.observed.sandboxes {
             held.insert(sandbox.id.clone(), observe::sandbox_code(sandbox));
@@ -29,7 +28,6 @@ impl Worker {
         let logs = Logs { files: &self.logs, dir: &dir };
         let entry = Entry {
             name: (pod.namespace.clone(), pod.name.clone()),
-            references: gathered.keys.clone(),
             held,
             burstable_milli: burstable_milli(pod),
             pod: Some(pod_ref(pod, &self.observed, &self.memory, status, logs)),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use podcore::observed::VolumesState;
-use podcore::plan::{Action, Plan};
+use podcore::plan::{Action, Outcome, Plan};
 use podcore::pod::PodView;
 use tokio::task::{Id, JoinError};
 
@@ -77,6 +77,9 @@ impl Worker {
             if takes_away(action) && self.under_way.keys().any(changes_holding) {
                 continue;
             }
+            if *action == Action::SetUpVolumes {
+                self.volumes_outdated = false;
+            }
             let (job, given) = (job.clone(), action.clone());
             let handle = self.work.spawn(async move {
                 let began = clock::instant();
@@ -125,7 +128,8 @@ impl Worker {
         }
         match done {
             Done::Noted { outcome, sandbox, container, look } => {
-                if outcome == podcore::plan::Outcome::VolumesReady {
+                // What changed meanwhile may have been read before that.
+                if outcome == Outcome::VolumesReady && !self.volumes_outdated {
                     self.observed.volumes = VolumesState::Ready;
                 }
                 self.memory.note(outcome, now);
