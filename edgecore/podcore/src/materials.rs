@@ -14,7 +14,8 @@ const TOKEN_SECONDS: i64 = 3600;
 /// A token older than this is replaced however long it lives (kubelet: `maxTTL`).
 const TOKEN_AGE_MAX: SignedDuration = SignedDuration::from_hours(24);
 
-/// The names a pod refers to. The value says whether every reference is optional.
+/// The names a pod refers to. The value says whether the pod can begin without it: a volume waits for
+/// what it needs, and so does the pod; the environment of a container keeps only that waiting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
     /// ConfigMaps of the pod's namespace.
@@ -64,8 +65,6 @@ impl References {
 
     /// What the pod needs and `materials` lack, in words; empty if it can start.
     ///
-    /// A reference of the environment to something missing keeps one container waiting, as with the
-    /// kubelet; one of a volume keeps the pod. Both are counted here: nothing starts in part.
     pub fn missing(&self, materials: &Materials) -> Vec<String> {
         let config_maps = self
             .config_maps
@@ -102,22 +101,23 @@ pub fn references(pod: &PodView) -> References {
     found
 }
 
+/// What one container waits for alone, once the pod has begun.
 fn of_environment(container: &Container, found: &mut References) {
     for source in container.env_from.as_deref().unwrap_or_default() {
         if let Some(map) = &source.config_map_ref {
-            found.config_map(&map.name, map.optional.unwrap_or(false));
+            found.config_map(&map.name, true);
         }
         if let Some(secret) = &source.secret_ref {
-            found.secret(&secret.name, secret.optional.unwrap_or(false));
+            found.secret(&secret.name, true);
         }
     }
     for variable in container.env.as_deref().unwrap_or_default() {
         let Some(source) = &variable.value_from else { continue };
         if let Some(map) = &source.config_map_key_ref {
-            found.config_map(&map.name, map.optional.unwrap_or(false));
+            found.config_map(&map.name, true);
         }
         if let Some(secret) = &source.secret_key_ref {
-            found.secret(&secret.name, secret.optional.unwrap_or(false));
+            found.secret(&secret.name, true);
         }
     }
 }
@@ -222,12 +222,7 @@ mod tests {
 
         assert_eq!(
             found.missing(&Materials::default()),
-            [
-                "configmap \"from\" not found",
-                "secret \"inner\" not found",
-                "secret \"key\" not found",
-                "token of service account \"default\" not here yet",
-            ]
+            ["secret \"inner\" not found", "token of service account \"default\" not here yet",]
         );
         assert!(found.config_maps["vol"]);
         assert!(found.secrets["pull"]);

@@ -62,11 +62,19 @@ impl Memory {
             || hooked.is_some_and(|hooked| hooked.attempt == attempt && hooked.failed)
     }
 
+    /// Something that the pod refers to has changed: who waits for that is tried at once.
+    pub fn references_changed(&mut self) {
+        self.transient.start_failures.retain(|_, failure| failure.reason != CONFIG_ERROR);
+    }
+
     /// What is remembered of a container, made on first use.
     pub fn container(&mut self, name: &str) -> &mut ContainerMemory {
         self.containers.entry(name.to_owned()).or_default()
     }
 }
+
+/// Why a container waits that lacks something, or asks for what it may not have.
+pub const CONFIG_ERROR: &str = "CreateContainerConfigError";
 
 /// The end of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -248,10 +256,21 @@ pub struct Transient {
     pub start_failures: BTreeMap<String, Failure>,
     /// Which one-time Events were emitted.
     pub told: Vec<String>,
+    /// The stop that is under way.
+    pub stopping: Option<Stopping>,
     /// What the probes are about to ask.
     pub askings: Askings,
     /// What of [`crate::observed::Observed::clock_set_s`] has been taken into account.
     pub clock_set_s: Option<i64>,
+}
+
+/// How far the stop of a pod's containers is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stopping {
+    /// When it began.
+    pub since: Timestamp,
+    /// Seconds of grace of the sidecars whose turn has come, by id.
+    pub turns: BTreeMap<String, i64>,
 }
 
 /// A failure and when to try again.

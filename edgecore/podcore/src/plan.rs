@@ -6,17 +6,19 @@
 //! start an action that equals one still under way.
 
 mod converge;
+mod initialize;
 mod outcome;
 #[cfg(test)]
 mod tests;
 mod wind_down;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Container;
 
 pub use self::outcome::Outcome;
 use crate::memory::{Ended, Memory, Termination};
 use crate::observed::{ContainerState, ContainerView, Observed, VolumesState};
-use crate::pod::{PodView, RestartPolicy};
+use crate::pod::{PodView, RestartPolicy, is_sidecar};
 use crate::probe::{self, ProbeKind};
 use crate::{hook, status, support};
 
@@ -175,11 +177,11 @@ pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp)
     follow_clock(&mut plan.memory, observed, now);
     probe::hear(pod, observed, &mut plan.memory, now);
     if pod.is_deleted() {
-        wind_down::delete(pod, observed, &mut plan);
+        wind_down::delete(pod, observed, now, &mut plan);
     } else {
         expire(pod, observed, now, &mut plan);
         if plan.memory.ended.is_some() {
-            wind_down::end(pod, observed, &mut plan);
+            wind_down::end(pod, observed, now, &mut plan);
         } else {
             converge::converge(pod, observed, now, &mut plan);
         }
@@ -323,44 +325,43 @@ fn expire(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     plan.memory.ended = Some(Ended::failed("DeadlineExceeded", message));
 }
 
-/// How the pod ended, if every container ended and none will be started again.
+/// How the pod ended, if every container ended and none will be started again. Sidecars and ephemeral
+/// containers do not keep it.
 pub(crate) fn has_completed(pod: &PodView, observed: &Observed, memory: &Memory) -> Option<Ended> {
-    let last_end = |name: &str| {
+    let last_end = |container: &Container| {
         let is_live = observed
-            .newest(name)
+            .newest(&container.name)
             .is_some_and(|c| !matches!(c.state, ContainerState::Exited { .. }));
-        let kept = memory.containers.get(name)?;
-        kept.last.as_ref().filter(|last| {
-            !is_live
-                && !is_followed(pod, memory, name, last.attempt)
-                && kept.attempt == Some(last.attempt)
-        })
+        let kept = memory.containers.get(&container.name)?;
+        kept.last.as_ref().filter(|last| !is_live && kept.attempt == Some(last.attempt))
     };
-    if pod.restart_policy() == RestartPolicy::Always {
-        return None;
-    }
-    for init in pod.init_containers() {
-        let end = last_end(&init.name);
-        if pod.restart_policy() == RestartPolicy::Never && end.is_some_and(|end| end.exit_code != 0)
-        {
+    for init in pod.init_containers().iter().filter(|init| !is_sidecar(init)) {
+        let end = last_end(init).filter(|end| end.exit_code != 0);
+        if end.is_some_and(|end| !is_followed(pod, memory, init, end)) {
             return Some(Ended::by_itself(false));
         }
     }
-    let ends: Option<Vec<_>> = pod.containers().iter().map(|c| last_end(&c.name)).collect();
+    let ended =
+        |container| last_end(container).filter(|end| !is_followed(pod, memory, container, end));
+    let ends: Option<Vec<_>> = pod.containers().iter().map(ended).collect();
     let succeeded = ends?.iter().all(|end| end.exit_code == 0);
-    if !succeeded && pod.restart_policy() == RestartPolicy::OnFailure {
-        return None;
-    }
 
     Some(Ended::by_itself(succeeded))
 }
 
-/// Whether another attempt follows that one whatever its exit code: its definition changed, or a
-/// probe or hook of it failed.
-pub(crate) fn is_followed(pod: &PodView, memory: &Memory, container: &str, attempt: u32) -> bool {
-    let restarts = pod.restart_policy() != RestartPolicy::Never;
+/// Whether another attempt follows that end: by the restart policy, because its definition changed, or
+/// because a probe or hook of it failed. An init container that completed is the caller's to know.
+pub(crate) fn is_followed(
+    pod: &PodView,
+    memory: &Memory,
+    container: &Container,
+    end: &Termination,
+) -> bool {
+    let may_restart = pod.restart_policy(container) != RestartPolicy::Never;
 
-    memory.is_replaced(container, attempt) || restarts && memory.is_unhealthy(container, attempt)
+    pod.restarts(container, end.exit_code)
+        || memory.is_replaced(&container.name, end.attempt)
+        || may_restart && memory.is_unhealthy(&container.name, end.attempt)
 }
 
 fn volumes_gone(observed: &Observed) -> bool {

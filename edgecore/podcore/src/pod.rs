@@ -1,6 +1,8 @@
 //! A pod as the API server wrote it, parsed once.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 use proto::ids::{NameError, Uid};
 use serde_json::Value;
 
@@ -37,6 +39,9 @@ pub struct PodView {
     /// Paths of spec fields that this build does not know, for one Warning Event.
     pub unknown_fields: Vec<String>,
     spec: PodSpec,
+    ephemeral: Vec<Container>,
+    /// By name of the ephemeral container.
+    targets: BTreeMap<String, String>,
 }
 
 impl PodView {
@@ -50,6 +55,14 @@ impl PodView {
         let known = serde_json::to_value(&spec).map_err(PodError::Json)?;
         let mut unknown_fields = Vec::new();
         find_unknown("spec", &raw["spec"], &known, &mut unknown_fields);
+        let (mut ephemeral, mut targets) = (Vec::new(), BTreeMap::new());
+        for container in spec.ephemeral_containers.iter().flatten() {
+            ephemeral.push(as_container(container).map_err(PodError::Json)?);
+            let target = container.target_container_name.clone();
+            if let Some(target) = target.filter(|target| !target.is_empty()) {
+                targets.insert(container.name.clone(), target);
+            }
+        }
 
         Ok(Self {
             uid: Uid::new(pod.metadata.uid.clone().ok_or(PodError::Missing("metadata.uid"))?)
@@ -63,6 +76,8 @@ impl PodView {
             pod,
             unknown_fields,
             spec,
+            ephemeral,
+            targets,
         })
     }
 
@@ -107,17 +122,42 @@ impl PodView {
         &self.spec.containers
     }
 
-    /// Init containers, then containers.
-    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+    /// Containers that were added to look into the running pod. They run once, whatever the pod does.
+    pub fn ephemeral_containers(&self) -> &[Container] {
+        &self.ephemeral
+    }
+
+    /// The container whose processes an ephemeral container sees.
+    pub fn target_of(&self, ephemeral: &str) -> Option<&str> {
+        self.targets.get(ephemeral).map(String::as_str)
+    }
+
+    /// Init containers, then containers: what the pod was admitted with.
+    pub fn admitted_containers(&self) -> impl Iterator<Item = &Container> {
         self.init_containers().iter().chain(self.containers())
     }
 
-    /// `spec.restartPolicy`; Always unless given.
-    pub fn restart_policy(&self) -> RestartPolicy {
-        match self.spec.restart_policy.as_deref() {
-            Some("Never") => RestartPolicy::Never,
-            Some("OnFailure") => RestartPolicy::OnFailure,
-            _ => RestartPolicy::Always,
+    /// Every container, the ephemeral ones last.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        self.admitted_containers().chain(&self.ephemeral)
+    }
+
+    /// What a container's ends are followed by: its own `restartPolicy`, else the pod's.
+    pub fn restart_policy(&self, container: &Container) -> RestartPolicy {
+        let own = container.restart_policy.as_deref();
+
+        RestartPolicy::read(own.or(self.spec.restart_policy.as_deref()))
+    }
+
+    /// Whether another attempt follows an end with that code (`podutil.ContainerShouldRestart`).
+    pub fn restarts(&self, container: &Container, exit_code: i32) -> bool {
+        if restart_rule_says(container, exit_code) {
+            return true;
+        }
+        match self.restart_policy(container) {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure => exit_code != 0,
+            RestartPolicy::Never => false,
         }
     }
 
@@ -125,6 +165,36 @@ impl PodView {
     pub fn host_network(&self) -> bool {
         self.spec.host_network.unwrap_or(false)
     }
+}
+
+/// Whether an init container runs beside those after it, for as long as the pod does
+/// (`podutil.IsRestartableInitContainer`).
+pub fn is_sidecar(init: &Container) -> bool {
+    init.restart_policy.as_deref() == Some("Always")
+}
+
+/// `restartPolicyRules`: those that say `Restart`, the only action there is.
+fn restart_rule_says(container: &Container, exit_code: i32) -> bool {
+    container.restart_policy_rules.iter().flatten().any(|rule| {
+        let Some(codes) = &rule.exit_codes else { return false };
+        let is_listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+        let matches = match codes.operator.as_str() {
+            "In" => is_listed,
+            "NotIn" => !is_listed,
+            _ => false,
+        };
+
+        matches && rule.action == "Restart"
+    })
+}
+
+/// An ephemeral container as one of the others, which never restarts.
+fn as_container(ephemeral: &EphemeralContainer) -> Result<Container, serde_json::Error> {
+    let mut container: Container = serde_json::from_value(serde_json::to_value(ephemeral)?)?;
+    container.restart_policy = Some("Never".to_owned());
+    container.restart_policy_rules = None;
+
+    Ok(container)
 }
 
 /// When a container that ended is started again.
@@ -136,6 +206,16 @@ pub enum RestartPolicy {
     OnFailure,
     /// Not at all.
     Never,
+}
+
+impl RestartPolicy {
+    fn read(policy: Option<&str>) -> Self {
+        match policy {
+            Some("Never") => Self::Never,
+            Some("OnFailure") => Self::OnFailure,
+            _ => Self::Always,
+        }
+    }
 }
 
 /// Collects the paths that `raw` has and `known` lost. Null, false, zero and empty values ask for

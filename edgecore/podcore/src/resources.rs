@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::pod::PodView;
+use crate::pod::{PodView, is_sidecar};
 use crate::quantity;
 
 /// Fewest shares the kernel takes.
@@ -91,7 +91,7 @@ pub fn qos_class(pod: &PodView) -> QosClass {
     let positive = |amount: Option<i64>| amount.filter(|amount| *amount > 0);
     let mut any = false;
     let mut guaranteed = true;
-    for container in pod.all_containers() {
+    for container in pod.admitted_containers() {
         let pairs = [
             (positive(cpu_request(container)), positive(cpu_limit(container))),
             (positive(memory_request(container)), positive(memory_limit(container))),
@@ -140,7 +140,16 @@ pub fn oom_score_adj(pod: &PodView, container: &Container, node_memory: i64) -> 
         QosClass::Guaranteed => GUARANTEED,
         QosClass::BestEffort => BEST_EFFORT,
         QosClass::Burstable => {
-            let request = memory_request(container).unwrap_or(0);
+            let request = |container| memory_request(container).unwrap_or(0);
+            let mut init = pod.init_containers().iter();
+            // A sidecar is not killed before the containers that it serves.
+            let request = match init.find(|init| init.name == container.name && is_sidecar(init)) {
+                Some(_) => {
+                    let least = pod.containers().iter().map(request).min();
+                    request(container).max(least.unwrap_or(0))
+                }
+                None => request(container),
+            };
             let score = 1000 - request.saturating_mul(1000) / node_memory.max(1);
             score.clamp(1000 + GUARANTEED, BEST_EFFORT - 1)
         }
@@ -158,18 +167,26 @@ pub struct PodLimits {
     pub memory: Option<i64>,
 }
 
-/// Sums the containers; init containers run one at a time, so the largest of them counts.
+/// What is needed at the same time at most: all containers with the sidecars, or one init container with
+/// the sidecars before it (`resourcehelper.PodRequests`).
 fn total(pod: &PodView, get: fn(&Container) -> Option<i64>) -> i64 {
-    let sum = pod.containers().iter().filter_map(get).fold(0, i64::saturating_add);
-    let init = pod.init_containers().iter().filter_map(get).max().unwrap_or(0);
+    let (mut sidecars, mut peak) = (0_i64, 0);
+    for init in pod.init_containers() {
+        let own = get(init).unwrap_or(0);
+        if is_sidecar(init) {
+            sidecars = sidecars.saturating_add(own);
+        }
+        peak = peak.max(if is_sidecar(init) { sidecars } else { sidecars.saturating_add(own) });
+    }
+    let sum = pod.containers().iter().filter_map(get).fold(sidecars, i64::saturating_add);
 
-    sum.max(init)
+    sum.max(peak)
 }
 
 /// What the runtime is told of the pod as a whole, its overhead apart (kubelet:
 /// `calculateSandboxResources`).
 pub fn sandbox_amounts(pod: &PodView) -> Amounts {
-    let has_request = pod.all_containers().any(|c| cpu_request(c).is_some());
+    let has_request = pod.admitted_containers().any(|c| cpu_request(c).is_some());
 
     Amounts {
         cpu_request: has_request.then(|| total(pod, cpu_request)),
@@ -194,7 +211,7 @@ pub fn pod_limits(pod: &PodView) -> PodLimits {
     let cpu_overhead = of("cpu").and_then(quantity::milli).unwrap_or(0);
     let memory_overhead = of("memory").and_then(quantity::units).unwrap_or(0);
     let of_all = |get: fn(&Container) -> Option<i64>| -> (i64, bool) {
-        let all = pod.all_containers().all(|c| get(c).is_some_and(|amount| amount > 0));
+        let all = pod.admitted_containers().all(|c| get(c).is_some_and(|amount| amount > 0));
         (total(pod, get), all)
     };
     let (cpu_request, _) = of_all(cpu_request);

@@ -54,7 +54,7 @@ pub(crate) struct World {
 /// A pod with this spec, as the API server would hand it over.
 pub(crate) fn object(spec: &Value) -> Value {
     let mut spec = spec.clone();
-    for list in ["containers", "initContainers"] {
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
         for container in spec[list].as_array_mut().into_iter().flatten() {
             if container["image"].is_null() {
                 container["image"] = json!("x");
@@ -229,7 +229,11 @@ impl World {
     fn counts_never_fall(&mut self, memory: &Memory) {
         let context = StatusContext::default();
         let told = status(&self.pod, memory, &self.observed, &context, self.now);
-        let statuses = [&told.init_container_statuses, &told.container_statuses];
+        let statuses = [
+            &told.init_container_statuses,
+            &told.container_statuses,
+            &told.ephemeral_container_statuses,
+        ];
         for status in statuses.into_iter().flatten().flatten() {
             let count = self.counts.entry(status.name.clone()).or_default();
             assert!(status.restart_count >= *count, "{}: {count} restarts before", status.name);

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 pub use self::conditions::{Facts, facts, update};
 use crate::memory::{Ended, Memory};
 use crate::observed::Observed;
-use crate::pod::PodView;
+use crate::pod::{PodView, is_sidecar};
 use crate::resources::qos_class;
 
 /// What of the node a status names.
@@ -63,8 +63,9 @@ pub fn status(
     }
     let container_statuses = containers::main(pod, memory, observed, context, now);
     let init_statuses = containers::init(pod, memory, observed, context, now);
+    let ephemeral_statuses = containers::ephemeral(pod, memory, observed, context, now);
     let ended = memory.ended.as_ref().filter(|ended| ended.stopped);
-    let phase = phase(ended, &init_statuses, &container_statuses);
+    let phase = phase(pod, ended, &init_statuses, &container_statuses);
     let pod_ips = if pod.host_network() { &context.host_ips } else { &memory.ips };
     let optional = |statuses: Vec<ContainerStatus>| (!statuses.is_empty()).then_some(statuses);
 
@@ -73,6 +74,7 @@ pub fn status(
         conditions: Some(conditions::conditions(pod, memory, observed)),
         container_statuses: optional(container_statuses),
         init_container_statuses: optional(init_statuses),
+        ephemeral_container_statuses: optional(ephemeral_statuses),
         host_ip: context.host_ips.first().cloned(),
         host_ips: Some(context.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
         pod_ip: pod_ips.first().cloned(),
@@ -104,11 +106,13 @@ fn refused(pod: &PodView, ended: &Ended, memory: &Memory) -> PodStatus {
 #[derive(Default)]
 struct Count {
     running: usize,
+    /// Of these, whose startup probe or hook is not through.
+    starting: usize,
     /// Never started.
     waiting: usize,
 }
 
-fn count(statuses: &[ContainerStatus]) -> Count {
+fn count<'a>(statuses: impl IntoIterator<Item = &'a ContainerStatus>) -> Count {
     let mut count = Count::default();
     for status in statuses {
         let state = status.state.as_ref();
@@ -116,6 +120,7 @@ fn count(statuses: &[ContainerStatus]) -> Count {
             |state: Option<&ContainerState>| state.is_some_and(|state| state.terminated.is_some());
         if state.is_some_and(|state| state.running.is_some()) {
             count.running += 1;
+            count.starting += usize::from(status.started != Some(true));
         } else if !has_ended(state) && !has_ended(status.last_state.as_ref()) {
             count.waiting += 1;
         }
@@ -126,12 +131,25 @@ fn count(statuses: &[ContainerStatus]) -> Count {
 
 /// `getPhase`. That a pod has ended is decided by the plan, and told when nothing of it can run any
 /// more (kubelet: `mergePodStatus`).
-fn phase(ended: Option<&Ended>, init: &[ContainerStatus], main: &[ContainerStatus]) -> Phase {
+fn phase(
+    pod: &PodView,
+    ended: Option<&Ended>,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> Phase {
     match ended {
         Some(ended) if ended.succeeded => return Phase::Succeeded,
         Some(_) => return Phase::Failed,
         None => {}
     }
-    let (init, main) = (count(init), count(main));
-    if init.running + init.waiting + main.waiting > 0 { Phase::Pending } else { Phase::Running }
+    let sidecars: Vec<_> = pod.init_containers().iter().filter(|c| is_sidecar(c)).collect();
+    let is_sidecar = |status: &&ContainerStatus| sidecars.iter().any(|c| c.name == status.name);
+    let (sidecars, init): (Vec<_>, Vec<_>) = init.iter().partition(is_sidecar);
+    let (sidecars, init, main_count) = (count(sidecars), count(init), count(main));
+    // Sidecars that start again while the containers run change nothing.
+    let is_initialized = main.len() > main_count.waiting;
+    let starting = if is_initialized { 0 } else { sidecars.starting };
+    let pending = init.running + init.waiting + main_count.waiting + sidecars.waiting + starting;
+
+    if pending > 0 { Phase::Pending } else { Phase::Running }
 }

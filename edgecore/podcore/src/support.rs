@@ -30,12 +30,22 @@ pub fn refuse(pod: &PodView) -> Option<String> {
     for volume in spec.volumes.as_deref().unwrap_or_default() {
         volumes::of_volume(volume, &mut refused);
     }
-    for container in pod.init_containers() {
+    for container in pod.admitted_containers() {
         of_container(container, &mut refused);
     }
-    for container in pod.containers() {
-        of_container(container, &mut refused);
-    }
+
+    said(&refused)
+}
+
+/// Why one container cannot run here: an ephemeral one comes to a pod that was taken in.
+pub fn refuse_container(container: &Container) -> Option<String> {
+    let mut refused = Vec::new();
+    of_container(container, &mut refused);
+
+    said(&refused)
+}
+
+fn said(refused: &[String]) -> Option<String> {
     if refused.is_empty() {
         return None;
     }
@@ -45,7 +55,6 @@ pub fn refuse(pod: &PodView) -> Option<String> {
 
 fn of_spec(spec: &PodSpec, refused: &mut Vec<String>) {
     let asked = [
-        ("ephemeralContainers", spec.ephemeral_containers.as_ref().is_some_and(|v| !v.is_empty())),
         ("readinessGates", spec.readiness_gates.as_ref().is_some_and(|v| !v.is_empty())),
         ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|v| !v.is_empty())),
         ("resources", spec.resources.is_some()),
@@ -88,11 +97,10 @@ fn of_pod_security(context: &PodSecurityContext, refused: &mut Vec<String>) {
 fn of_container(container: &Container, refused: &mut Vec<String>) {
     let prefix = format!("{}: ", container.name);
     let asked = [
-        ("restartPolicy", container.restart_policy.is_some()),
         ("volumeDevices", container.volume_devices.as_ref().is_some_and(|v| !v.is_empty())),
         (
-            "restartPolicyRules",
-            container.restart_policy_rules.as_ref().is_some_and(|v| !v.is_empty()),
+            "restartPolicyRules of another action than Restart",
+            container.restart_policy_rules.iter().flatten().any(|rule| rule.action != "Restart"),
         ),
     ];
     push_asked(&prefix, &asked, refused);

@@ -14,7 +14,7 @@ use cri_api::v1::{
 pub use self::container::{ContainerContext, ContainerPaths, container_config, container_hash};
 pub use self::security::{ImageUser, NonRootError, asks_for_image_user, check_user};
 use crate::dns::{Resolvers, resolver};
-use crate::pod::PodView;
+use crate::pod::{PodView, is_sidecar};
 use crate::resources::{self, Amounts, CgroupDriver};
 
 /// Label of every sandbox and container: the pod's name.
@@ -127,8 +127,10 @@ fn overhead(pod: &PodView) -> LinuxContainerResources {
 }
 
 fn port_mappings(pod: &PodView) -> Vec<PortMapping> {
-    pod.containers()
-        .iter()
+    let sidecars = pod.init_containers().iter().filter(|init| is_sidecar(init));
+
+    sidecars
+        .chain(pod.containers())
         .flat_map(|container| container.ports.as_deref().unwrap_or_default())
         .filter_map(|port| {
             let host_port = port.host_port.filter(|port| *port > 0)?;

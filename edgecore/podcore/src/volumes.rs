@@ -215,7 +215,7 @@ impl Files<'_> {
     fn only_user(&self) -> Option<u32> {
         let users: BTreeSet<_> = self
             .pod
-            .all_containers()
+            .admitted_containers()
             .map(|container| security::user(self.pod, container))
             .collect();
         let only = users.first().copied().filter(|_| users.len() == 1)?;

@@ -90,7 +90,10 @@ fn translated(pod: &PodView) -> Value {
             etc_hosts: Some("/pods/u-1/etc-hosts".to_owned()),
             termination_log: format!("/pods/u-1/containers/{}/00000002", container.name),
         };
-        let context = ContainerContext { materials: &materials, node: &node, paths: &paths };
+        // Its name in the place of its id.
+        let target = pod.target_of(&container.name);
+        let context =
+            ContainerContext { materials: &materials, node: &node, paths: &paths, target };
         let made = container_config(pod, container, ATTEMPT, "sha256:0123", &context);
         let told = match made {
             Ok(config) => value_of(&config),

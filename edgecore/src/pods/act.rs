@@ -74,6 +74,8 @@ pub struct Job {
     pub materials: Arc<Materials>,
     /// Its sandboxes.
     pub sandboxes: Vec<SandboxView>,
+    /// The newest instance of each container: name and id.
+    pub instances: Vec<(String, String)>,
     /// Containers that ran before.
     pub ran_before: Vec<String>,
     /// What there is to forget of a container or sandbox that is removed, by both ids.
@@ -89,6 +91,8 @@ impl Job {
         observed: &Observed,
         memory: &Memory,
     ) -> Self {
+        let newest = |name: &String| Some((name.clone(), observed.newest(name)?.id.clone()));
+        let instances = pod.all_containers().filter_map(|container| newest(&container.name));
         let ran = memory.containers.iter().filter(|(_, kept)| kept.attempt.is_some());
 
         Self {
@@ -96,6 +100,7 @@ impl Job {
             pod: Arc::clone(pod),
             materials: Arc::clone(materials),
             sandboxes: observed.sandboxes.clone(),
+            instances: instances.collect(),
             ran_before: ran.map(|(name, _)| name.clone()).collect(),
             forgettable: forgettable(context, pod, observed, memory),
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cri::Runtime;
+use k8s_openapi::api::core::v1::Container;
 use podcore::dns::{ResolvConf, Resolvers};
 use podcore::env::NodeFields;
 use podcore::pod::PodView;
@@ -117,8 +118,14 @@ impl Teller {
     pub fn tell(&self, kind: EventType, reason: &str, message: &str, container: Option<&str>) {
         let pod = &self.pod;
         let path = container.map(|name| {
-            let is_init = pod.init_containers().iter().any(|init| init.name == name);
-            let field = if is_init { "initContainers" } else { "containers" };
+            let is_in = |list: &[Container]| list.iter().any(|container| container.name == name);
+            let field = if is_in(pod.init_containers()) {
+                "initContainers"
+            } else if is_in(pod.ephemeral_containers()) {
+                "ephemeralContainers"
+            } else {
+                "containers"
+            };
             format!("spec.{field}{{{name}}}")
         });
         let subject = Subject::pod(&pod.namespace, &pod.name, pod.uid.as_str(), path);

@@ -75,7 +75,11 @@ pub fn pod_ref(
 
 /// As the status says it; a pod without a status is being made.
 fn waiting_reason(status: &PodStatus, container: &str) -> String {
-    let statuses = [&status.init_container_statuses, &status.container_statuses];
+    let statuses = [
+        &status.init_container_statuses,
+        &status.container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
     let found = statuses
         .into_iter()
         .flatten()

@@ -176,6 +176,7 @@ impl Worker {
             _other => self.is_gone = true,
         }
         self.volumes_outdated = true;
+        self.memory.references_changed();
         if self.observed.volumes == VolumesState::Ready {
             self.observed.volumes = VolumesState::Unknown;
         }

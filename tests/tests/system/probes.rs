@@ -105,6 +105,7 @@ async fn probes_decide_what_is_ready_and_what_is_restarted() -> Result<()> {
     };
 
     until("listening, not started", |pod| is(pod, false, false, true)).await?;
+    until_event(&cluster, &name, &["Unhealthy", "Startup probe failed"]).await?;
     std::fs::write(www.join("started"), "")?;
     until("started, not ready", |pod| is(pod, true, false, true)).await?;
     std::fs::write(www.join("ready"), "")?;
@@ -113,7 +114,6 @@ async fn probes_decide_what_is_ready_and_what_is_restarted() -> Result<()> {
     until("unready", |pod| is(pod, true, false, true) && !pods::is_ready(pod)).await?;
     until_event(&cluster, &name, &["Unhealthy", "Readiness probe failed", "statuscode: 404"])
         .await?;
-    until_event(&cluster, &name, &["Unhealthy", "Startup probe failed"]).await?;
     std::fs::write(www.join("ready"), "")?;
     let before = until("ready", pods::is_ready).await?;
 

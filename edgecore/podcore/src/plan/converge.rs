@@ -1,10 +1,10 @@
-//! A pod that should run: volumes, images and sandbox at once, then init containers one by one, then
-//! the containers together.
+//! A pod that should run: volumes, images and sandbox at once, then what initializes it, then the
+//! containers together; and ephemeral containers beside all that.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
 
-use super::{Action, Plan, has_completed, is_followed, wind_down};
+use super::{Action, Plan, has_completed, initialize, is_followed, wind_down};
 use crate::backoff;
 use crate::hook;
 use crate::memory::{ImageFound, Memory};
@@ -14,11 +14,9 @@ use crate::probe::{self, ProbeKind};
 use crate::translate::container_hash;
 
 /// What a container should do next.
-enum Wish {
+pub(super) enum Wish {
     /// Leave it: it runs, or it ended and stays so.
     Nothing,
-    /// Init containers after it may go on.
-    Completed,
     /// Start this attempt.
     Start { attempt: u32 },
     /// Start the attempt after the last end, when its back-off is over.
@@ -32,23 +30,23 @@ enum Wish {
 
 /// Where and when a plan is made.
 #[derive(Clone, Copy)]
-struct Step<'a> {
-    sandbox: &'a SandboxView,
-    observed: &'a Observed,
-    now: Timestamp,
+pub(super) struct Step<'a> {
+    pub(super) sandbox: &'a SandboxView,
+    pub(super) observed: &'a Observed,
+    pub(super) now: Timestamp,
 }
 
 /// Plans the next steps of a pod that is neither deleted nor ended.
 pub(super) fn converge(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     if let Some(ended) = has_completed(pod, observed, &plan.memory) {
         plan.memory.ended = Some(ended);
-        wind_down::end(pod, observed, plan);
+        wind_down::end(pod, observed, now, plan);
         return;
     }
     set_up_volumes(observed, now, plan);
     let Some(sandbox) = observed.sandbox() else {
         // Without their sandbox they have no network, and must not run beside their successors.
-        if !wind_down::stop_containers(observed, pod.grace_seconds(), plan) {
+        if !wind_down::stop_containers(pod, observed, now, plan) {
             create_sandbox(observed, now, plan);
         }
         // Images are looked for beside the sandbox: neither needs the other.
@@ -59,13 +57,31 @@ pub(super) fn converge(pod: &PodView, observed: &Observed, now: Timestamp, plan:
     };
     let step = Step { sandbox, observed, now };
     stop_strays(pod, &step, plan);
-    if initialize(pod, &step, plan) {
+    start_ephemeral(pod, &step, plan);
+    if initialize::initialize(pod, &step, plan) {
         for container in pod.containers() {
-            let wish = wish(pod, container, sandbox, observed, &plan.memory);
+            let wish = wish(pod, container, &step, &plan.memory);
             pursue(pod, container, wish, &step, plan);
         }
     }
     clean_up(pod, sandbox, observed, plan);
+}
+
+/// Starts the ephemeral containers that never ran: nothing starts them twice, and they wait for no other.
+fn start_ephemeral(pod: &PodView, step: &Step<'_>, plan: &mut Plan) {
+    for container in pod.ephemeral_containers() {
+        let kept = plan.memory.containers.get(&container.name);
+        let has_run = kept.is_some_and(|kept| kept.attempt.is_some());
+        match step.observed.newest(&container.name) {
+            Some(view) if view.state == ContainerState::Created => {
+                plan.act(Action::RemoveContainer { id: view.id.clone() });
+            }
+            None if !has_run => {
+                start(container, 0, step, plan);
+            }
+            Some(_) | None => {}
+        }
+    }
 }
 
 fn set_up_volumes(observed: &Observed, now: Timestamp, plan: &mut Plan) {
@@ -99,76 +115,29 @@ fn create_sandbox(observed: &Observed, now: Timestamp, plan: &mut Plan) {
 
 /// The container that a new sandbox will start first.
 fn first_start<'a>(pod: &'a PodView, memory: &Memory) -> Option<(&'a Container, u32)> {
-    let main = pod.containers().iter().find(|c| !stays_ended(pod, &c.name, memory));
+    let main = pod.containers().iter().find(|c| !stays_ended(pod, c, memory));
     let container = pod.init_containers().first().or(main)?;
     let attempt = next_attempt(memory, &container.name);
 
     Some((container, attempt))
 }
 
-fn next_attempt(memory: &Memory, container: &str) -> u32 {
+pub(super) fn next_attempt(memory: &Memory, container: &str) -> u32 {
     let kept = memory.containers.get(container);
 
     kept.and_then(|kept| kept.attempt).map_or(0, |attempt| attempt.saturating_add(1))
 }
 
-/// Runs the init containers in order; true when all have completed in this sandbox.
-fn initialize(pod: &PodView, step: &Step<'_>, plan: &mut Plan) -> bool {
-    let Step { sandbox, observed, .. } = *step;
-    // A container of the pod proper has run here: initialization is over, whatever was removed since.
-    let is_past =
-        pod.containers().iter().any(|c| observed.newest_in(&sandbox.id, &c.name).is_some());
-    if is_past {
-        return true;
-    }
-    for container in pod.init_containers() {
-        let wish = init_wish(pod, container, sandbox, observed, &plan.memory);
-        if !matches!(wish, Wish::Completed) {
-            pursue(pod, container, wish, step, plan);
-            return false;
-        }
-    }
-
-    true
-}
-
-fn init_wish(
-    pod: &PodView,
-    container: &Container,
-    sandbox: &SandboxView,
-    observed: &Observed,
-    memory: &Memory,
-) -> Wish {
-    let kept = memory.containers.get(&container.name).and_then(|kept| kept.last.as_ref());
-    let done_here = kept.is_some_and(|last| {
-        last.sandbox_attempt == sandbox.attempt
-            && last.exit_code == 0
-            && memory.containers[&container.name].attempt == Some(last.attempt)
-    });
-    if done_here {
-        return Wish::Completed;
-    }
-    match observed.newest_in(&sandbox.id, &container.name) {
-        Some(view) => instance_wish(pod, view, memory, Role::Init),
-        None => Wish::Start { attempt: next_attempt(memory, &container.name) },
-    }
-}
-
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
+pub(super) enum Role {
     Init,
     Main,
 }
 
-fn wish(
-    pod: &PodView,
-    container: &Container,
-    sandbox: &SandboxView,
-    observed: &Observed,
-    memory: &Memory,
-) -> Wish {
-    let Some(view) = observed.newest_in(&sandbox.id, &container.name) else {
-        return wish_in_new_sandbox(pod, container, sandbox, memory);
+/// Of a container that runs together with others, a sidecar too.
+pub(super) fn wish(pod: &PodView, container: &Container, step: &Step<'_>, memory: &Memory) -> Wish {
+    let Some(view) = step.observed.newest_in(&step.sandbox.id, &container.name) else {
+        return wish_in_new_sandbox(pod, container, step.sandbox, memory);
     };
     let is_changed = view.is_running()
         && view.spec_hash.as_ref().is_some_and(|hash| *hash != container_hash(container));
@@ -189,13 +158,16 @@ fn wish(
         return Wish::Stop { id, why, replaces: None, grace_s: None };
     }
 
-    instance_wish(pod, view, memory, Role::Main)
+    instance_wish(pod, container, view, memory, Role::Main)
 }
 
 /// A probe failed for good: the instance is stopped, and followed by another if the pod allows.
 fn unhealthy(pod: &PodView, container: &Container, view: &ContainerView, kind: ProbeKind) -> Wish {
-    let next =
-        if pod.restart_policy() == RestartPolicy::Never { "" } else { ", will be restarted" };
+    let next = if pod.restart_policy(container) == RestartPolicy::Never {
+        ""
+    } else {
+        ", will be restarted"
+    };
     let failed = kind.name().to_ascii_lowercase();
     let why = format!("Container {} failed {failed} probe{next}", container.name);
     let grace_s = kind.of(container).and_then(|probe| probe.termination_grace_period_seconds);
@@ -210,7 +182,7 @@ fn wish_in_new_sandbox(
     sandbox: &SandboxView,
     memory: &Memory,
 ) -> Wish {
-    if stays_ended(pod, &container.name, memory) {
+    if stays_ended(pod, container, memory) {
         return Wish::Nothing;
     }
     let last = memory.containers.get(&container.name).and_then(|kept| kept.last.as_ref());
@@ -221,19 +193,19 @@ fn wish_in_new_sandbox(
 }
 
 /// Whether a container of the pod proper has ended and the restart policy leaves it so.
-fn stays_ended(pod: &PodView, container: &str, memory: &Memory) -> bool {
-    let last = memory.containers.get(container).and_then(|kept| kept.last.as_ref());
-    let Some(last) = last.filter(|last| !is_followed(pod, memory, container, last.attempt)) else {
-        return false;
-    };
-    match pod.restart_policy() {
-        RestartPolicy::Never => true,
-        RestartPolicy::OnFailure => last.exit_code == 0,
-        RestartPolicy::Always => false,
-    }
+fn stays_ended(pod: &PodView, container: &Container, memory: &Memory) -> bool {
+    let last = memory.containers.get(&container.name).and_then(|kept| kept.last.as_ref());
+
+    last.is_some_and(|last| !is_followed(pod, memory, container, last))
 }
 
-fn instance_wish(pod: &PodView, view: &ContainerView, memory: &Memory, role: Role) -> Wish {
+pub(super) fn instance_wish(
+    pod: &PodView,
+    container: &Container,
+    view: &ContainerView,
+    memory: &Memory,
+    role: Role,
+) -> Wish {
     match &view.state {
         ContainerState::Created => Wish::Clear { id: view.id.clone() },
         ContainerState::Running { .. } => Wish::Nothing,
@@ -242,19 +214,13 @@ fn instance_wish(pod: &PodView, view: &ContainerView, memory: &Memory, role: Rol
             Wish::Stop { id: view.id.clone(), why, replaces: None, grace_s: None }
         }
         ContainerState::Exited { exit_code, .. } => {
-            let is_over = match (pod.restart_policy(), role) {
-                (RestartPolicy::Never, _) => true,
-                (RestartPolicy::OnFailure, _) | (RestartPolicy::Always, Role::Init) => {
-                    *exit_code == 0
-                }
-                (RestartPolicy::Always, Role::Main) => false,
-            };
+            let has_completed = role == Role::Init && *exit_code == 0;
             let last = memory.containers.get(&view.name).and_then(|kept| kept.last.as_ref());
             match last {
                 Some(last) if memory.is_replaced(&view.name, last.attempt) => {
                     Wish::Start { attempt: next_attempt(memory, &view.name) }
                 }
-                Some(last) if !is_over || is_followed(pod, memory, &view.name, last.attempt) => {
+                Some(last) if !has_completed && is_followed(pod, memory, container, last) => {
                     Wish::Restart
                 }
                 Some(_) | None => Wish::Nothing,
@@ -263,9 +229,15 @@ fn instance_wish(pod: &PodView, view: &ContainerView, memory: &Memory, role: Rol
     }
 }
 
-fn pursue(pod: &PodView, container: &Container, wish: Wish, step: &Step<'_>, plan: &mut Plan) {
+pub(super) fn pursue(
+    pod: &PodView,
+    container: &Container,
+    wish: Wish,
+    step: &Step<'_>,
+    plan: &mut Plan,
+) {
     match wish {
-        Wish::Nothing | Wish::Completed => {}
+        Wish::Nothing => {}
         Wish::Clear { id } => plan.act(Action::RemoveContainer { id }),
         Wish::Stop { id, why, replaces, grace_s } => {
             if replaces.is_some() {
@@ -394,8 +366,7 @@ fn stop_strays(pod: &PodView, step: &Step<'_>, plan: &mut Plan) {
 /// its containers, and all dead instances of a container but the last.
 fn clean_up(pod: &PodView, sandbox: &SandboxView, observed: &Observed, plan: &mut Plan) {
     let has_containers = pod.containers().iter().all(|c| {
-        observed.newest_in(&sandbox.id, &c.name).is_some()
-            || stays_ended(pod, &c.name, &plan.memory)
+        observed.newest_in(&sandbox.id, &c.name).is_some() || stays_ended(pod, c, &plan.memory)
     });
     if has_containers {
         let is_used =

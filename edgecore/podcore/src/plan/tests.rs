@@ -1,13 +1,16 @@
 //! Plans as data: what happens to a pod, and what the agent does about it. Each script runs on a
 //! small node (`sim`), which also checks at every step what must hold of any plan.
 
+mod ephemeral;
 mod hooks;
 mod images;
 mod init;
 mod probes;
 mod random;
 mod restart;
+mod rules;
 mod sandbox;
+mod sidecars;
 mod start;
 mod stop;
 mod time;

@@ -14,7 +14,7 @@ use crate::status::{StatusContext, status};
 /// - `sandbox lost`, `sandbox gone` (with all in it), `wiped` (the runtime knows nothing),
 ///   `power loss`, `agent restart`, `agent crash` (what was under way is done, but not noted);
 /// - `break WHAT REASON MESSAGE`, `mend WHAT`, `slow WHAT`, `release`;
-/// - `image NAME IMAGE`, `delete S`, `missing WHAT`, `found`;
+/// - `image NAME IMAGE`, `debug NAME` (adds an ephemeral container), `delete S`, `missing WHAT`, `found`;
 /// - `status` (does nothing, shows the PodStatus), `ready` (which containers are ready, or only started), `events` (shows and forgets them).
 pub(crate) fn check(spec: &Value, steps: &[(&str, &str)]) -> World {
     let mut world = World::new(spec);
@@ -119,6 +119,7 @@ impl World {
             }
             ["release"] => self.release(),
             ["image", name, image] => self.set_image(name, image),
+            ["debug", name] => self.debug(name),
             ["delete", grace] => {
                 let grace: i64 = grace.parse().unwrap();
                 self.object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:05Z");
@@ -132,6 +133,16 @@ impl World {
             ["found"] => self.observed.missing.clear(),
             other => panic!("no such step: {other:?}"),
         }
+    }
+
+    fn debug(&mut self, name: &str) {
+        let container = json!({ "name": name, "image": "x" });
+        match self.object["spec"]["ephemeralContainers"].as_array_mut() {
+            Some(all) if all.iter().any(|other| other["name"] == *name) => {}
+            Some(all) => all.push(container),
+            None => self.object["spec"]["ephemeralContainers"] = json!([container]),
+        }
+        self.apply();
     }
 
     fn fault(&mut self, what: &str, reason: &str, message: &str) {

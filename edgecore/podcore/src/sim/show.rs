@@ -46,7 +46,11 @@ fn show_state(state: Option<&ContainerState>) -> String {
 pub(crate) fn show_status(status: &PodStatus) -> String {
     let mut words = vec![status.phase.clone().unwrap_or_default()];
     words.extend(status.reason.clone());
-    let statuses = [&status.init_container_statuses, &status.container_statuses];
+    let statuses = [
+        &status.init_container_statuses,
+        &status.container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
     for container in statuses.into_iter().flatten().flatten() {
         let state = show_state(container.state.as_ref());
         words.push(format!("{}={state}#{}", container.name, container.restart_count));

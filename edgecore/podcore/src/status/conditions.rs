@@ -6,13 +6,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::memory::{ConditionMemory, Memory};
 use crate::observed::Observed;
-use crate::pod::PodView;
+use crate::pod::{PodView, is_sidecar};
 use crate::probe;
 
 /// What the conditions are made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// Init containers that have not completed.
+    /// Init containers that have not completed, and sidecars that have not started.
     pub incomplete: Vec<String>,
     /// Containers that do not run, or that their probes do not find ready.
     pub unready: Vec<String>,
@@ -44,9 +44,18 @@ pub fn facts(pod: &PodView, memory: &Memory, observed: &Observed) -> Facts {
         containers.iter().filter(|c| wanted(c)).map(|c| c.name.clone()).collect::<Vec<_>>()
     };
 
+    let is_started = |container: &Container| {
+        let view = observed.newest(&container.name);
+        view.is_some_and(|view| probe::is_started(container, view, memory))
+    };
+    let initialized =
+        |c: &Container| if is_sidecar(c) { is_started(c) } else { completed(&c.name) };
+    let mut unready = names(pod.init_containers(), &|c| is_sidecar(c) && !is_ready(c));
+    unready.extend(names(pod.containers(), &|c| !is_ready(c)));
+
     Facts {
-        incomplete: names(pod.init_containers(), &|c| !any_main && !completed(&c.name)),
-        unready: names(pod.containers(), &|c| !is_ready(c)),
+        incomplete: names(pod.init_containers(), &|c| !any_main && !initialized(c)),
+        unready,
         has_sandbox: observed.sandbox().is_some(),
     }
 }

@@ -12,7 +12,7 @@ use crate::hook;
 use crate::memory::{ContainerMemory, Failure, ImageFound, Memory, Termination};
 use crate::observed::{ContainerState, ContainerView, Observed};
 use crate::plan::{UNKNOWN_END, UNKNOWN_EXIT_CODE, is_followed, termination};
-use crate::pod::{PodView, RestartPolicy};
+use crate::pod::{PodView, is_sidecar};
 use crate::probe;
 use crate::translate::container_hash;
 
@@ -29,12 +29,31 @@ pub(super) fn init(
     pod.init_containers()
         .iter()
         .map(|container| {
-            let mut status = look.status(container, RestartPolicy::OnFailure);
+            if is_sidecar(container) {
+                return look.status(container, Role::Goes);
+            }
+            let mut status = look.status(container, Role::Completes);
             let ended = status.state.as_ref().and_then(|state| state.terminated.as_ref());
             status.ready = ended.is_some_and(|ended| ended.exit_code == 0);
             status
         })
         .collect()
+}
+
+/// Ephemeral containers, sorted by name. Nobody asks whether they are ready.
+pub(super) fn ephemeral(
+    pod: &PodView,
+    memory: &Memory,
+    observed: &Observed,
+    context: &StatusContext,
+    now: Timestamp,
+) -> Vec<ContainerStatus> {
+    let look = Look { pod, memory, observed, context, now };
+    let unasked = |status| ContainerStatus { ready: false, started: None, ..status };
+
+    let statuses = pod.ephemeral_containers().iter().map(|c| unasked(look.status(c, Role::Goes)));
+
+    sorted(statuses.collect())
 }
 
 /// Containers, sorted by name as the kubelet does.
@@ -47,11 +66,22 @@ pub(super) fn main(
 ) -> Vec<ContainerStatus> {
     let look = Look { pod, memory, observed, context, now };
 
-    let mut statuses: Vec<_> =
-        pod.containers().iter().map(|c| look.status(c, RestartPolicy::Always)).collect();
+    sorted(pod.containers().iter().map(|c| look.status(c, Role::Goes)).collect())
+}
+
+fn sorted(mut statuses: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
     statuses.sort_by(|a, b| a.name.cmp(&b.name));
 
     statuses
+}
+
+/// What an end without error means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// An init container has done its work.
+    Completes,
+    /// Its restart policy says.
+    Goes,
 }
 
 struct Look<'a> {
@@ -63,9 +93,7 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// `role` is the policy that the role of the container allows at most: an init container that
-    /// completed is never restarted.
-    fn status(&self, container: &Container, role: RestartPolicy) -> ContainerStatus {
+    fn status(&self, container: &Container, role: Role) -> ContainerStatus {
         let none = ContainerMemory::default();
         let kept = self.memory.containers.get(&container.name).unwrap_or(&none);
         let view = self.observed.newest(&container.name);
@@ -124,19 +152,17 @@ impl Look<'_> {
         container: &Container,
         kept: &ContainerMemory,
         end: &Termination,
-        role: RestartPolicy,
+        role: Role,
     ) -> (State, Option<State>) {
         let failure = self.failure(container);
         let stays = self.memory.ended.is_some()
             || self.pod.is_deleted()
-            || self.pod.restart_policy() == RestartPolicy::Never
-            || (end.exit_code == 0
-                && !is_followed(self.pod, self.memory, &container.name, end.attempt)
-                && (role == RestartPolicy::OnFailure
-                    || self.pod.restart_policy() == RestartPolicy::OnFailure));
+            || role == Role::Completes && end.exit_code == 0
+            || !is_followed(self.pod, self.memory, container, end);
         let hash = container_hash(container);
         let waits = kept.crash_wait(end, &hash, self.now).is_some();
-        if stays || !(waits || failure.is_some()) {
+        let failure = failure.filter(|_| !waits);
+        if stays || !waits && failure.is_none() {
             return (self.terminated(end), self.end_before(container, end));
         }
         let state = failure.unwrap_or_else(|| {
@@ -195,6 +221,9 @@ impl Look<'_> {
     /// of the pod proper once it was initialized, init containers up to the last that started, the
     /// first in any case (kubelet: `TerminatePod`).
     fn counts_as_lost(&self, container: &Container) -> bool {
+        if self.pod.ephemeral_containers().iter().any(|c| c.name == container.name) {
+            return false;
+        }
         let last = |name: &str| self.memory.containers.get(name).and_then(|k| k.last.as_ref());
         let init = self.pod.init_containers();
         if let Some(at) = init.iter().position(|other| other.name == container.name) {
@@ -230,6 +259,8 @@ impl Look<'_> {
     }
 
     fn terminated(&self, end: &Termination) -> State {
+        let never = (!end.id.is_empty()).then_some(Timestamp::UNIX_EPOCH);
+
         State {
             terminated: Some(ContainerStateTerminated {
                 container_id: (!end.id.is_empty())
@@ -237,7 +268,8 @@ impl Look<'_> {
                 exit_code: end.exit_code,
                 reason: (!end.reason.is_empty()).then(|| end.reason.clone()),
                 message: (!end.message.is_empty()).then(|| end.message.clone()),
-                started_at: end.started_at.map(Time),
+                // What a runtime says of one that never started.
+                started_at: end.started_at.or(never).map(Time),
                 finished_at: end.finished_at.map(Time),
                 ..ContainerStateTerminated::default()
             }),

@@ -43,6 +43,8 @@ pub struct ContainerContext<'a> {
     pub node: &'a NodeFields,
     /// For the mounts.
     pub paths: &'a ContainerPaths,
+    /// Id of the container whose processes it sees.
+    pub target: Option<&'a str>,
 }
 
 /// Hash of what a change of means a restart of the container: its name and image, as the kubelet
@@ -91,7 +93,7 @@ pub fn container_config(
         tty: container.tty.unwrap_or(false),
         linux: Some(LinuxContainerConfig {
             resources: Some(resources_of(pod, container, context.node)),
-            security_context: Some(security::container(pod, container)),
+            security_context: Some(security::container(pod, container, context.target)),
         }),
         envs: envs
             .iter()

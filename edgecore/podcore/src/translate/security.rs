@@ -31,8 +31,9 @@ const MASKED_PATHS: [&str; 12] = [
 const READONLY_PATHS: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// The namespaces that the containers of the pod share.
-fn namespaces(pod: &PodView) -> NamespaceOption {
+/// The namespaces that the containers of the pod share; with a `target`, the id of a container, its
+/// process namespace.
+fn namespaces(pod: &PodView, target: Option<&str>) -> NamespaceOption {
     let spec = pod.spec();
     let node_or = |of_node: Option<bool>, otherwise: NamespaceMode| {
         if of_node == Some(true) { NamespaceMode::Node } else { otherwise }
@@ -43,9 +44,12 @@ fn namespaces(pod: &PodView) -> NamespaceOption {
         NamespaceMode::Container
     };
 
+    let pid = if target.is_some() { NamespaceMode::Target } else { node_or(spec.host_pid, pid) };
+
     NamespaceOption {
         network: node_or(spec.host_network, NamespaceMode::Pod).into(),
-        pid: node_or(spec.host_pid, pid).into(),
+        pid: pid.into(),
+        target_id: target.unwrap_or_default().to_owned(),
         ipc: node_or(spec.host_ipc, NamespaceMode::Pod).into(),
         ..NamespaceOption::default()
     }
@@ -189,12 +193,12 @@ pub fn check_user(
 /// Of the sandbox.
 pub(super) fn sandbox(pod: &PodView) -> LinuxSandboxSecurityContext {
     let context = pod.spec().security_context.as_ref();
-    let privileged = pod.all_containers().any(|container| {
+    let privileged = pod.admitted_containers().any(|container| {
         container.security_context.as_ref().and_then(|c| c.privileged) == Some(true)
     });
 
     LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, None)),
         run_as_user: int(context.and_then(|context| context.run_as_user)),
         run_as_group: int(context.and_then(|context| context.run_as_group)),
         supplemental_groups: supplemental_groups(pod),
@@ -210,7 +214,11 @@ pub(super) fn sandbox(pod: &PodView) -> LinuxSandboxSecurityContext {
 }
 
 /// Of a container: its own settings win over the pod's.
-pub(super) fn container(pod: &PodView, container: &Container) -> LinuxContainerSecurityContext {
+pub(super) fn container(
+    pod: &PodView,
+    container: &Container,
+    target: Option<&str>,
+) -> LinuxContainerSecurityContext {
     let none = SecurityContext::default();
     let own = container.security_context.as_ref().unwrap_or(&none);
     let context = pod.spec().security_context.as_ref();
@@ -230,7 +238,7 @@ pub(super) fn container(pod: &PodView, container: &Container) -> LinuxContainerS
             add_ambient_capabilities: Vec::new(),
         }),
         privileged,
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, target)),
         run_as_user: int(own.run_as_user.or_else(|| context.and_then(|c| c.run_as_user))),
         run_as_group: int(own.run_as_group.or_else(|| context.and_then(|c| c.run_as_group))),
         readonly_rootfs: own.read_only_root_filesystem.unwrap_or(false),

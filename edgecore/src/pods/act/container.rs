@@ -10,9 +10,11 @@ use cri_api::v1;
 use k8s_openapi::api::core::v1::Container;
 use podcore::env::{NodeFields, environment};
 use podcore::hosts;
+use podcore::memory::CONFIG_ERROR;
 use podcore::observed::{ContainerState, ContainerView};
 use podcore::plan::Outcome;
 use podcore::sub_path::{SubPath, sub_paths};
+use podcore::support::refuse_container;
 use podcore::translate::{
     ContainerContext, ContainerPaths, ImageUser, asks_for_image_user, check_user, container_config,
     container_hash, sandbox_config,
@@ -40,7 +42,7 @@ impl Job {
         let failed = |reason: &str, message: String, container: Option<SeenContainer>| {
             let kind = format!("Error: {message}");
             self.tell(Warning, "Failed", &kind, Some(&name));
-            let look = container.is_none() && reason != "CreateContainerConfigError";
+            let look = container.is_none() && reason != CONFIG_ERROR;
             let (container_name, reason) = (name.clone(), reason.to_owned());
             let outcome =
                 Outcome::StartFailed { container: container_name, attempt, reason, message };
@@ -50,7 +52,7 @@ impl Job {
         let (config, sandbox_config) = match self.configs(&name, attempt, sandbox, image_ref).await
         {
             Ok(configs) => configs,
-            Err(message) => return failed("CreateContainerConfigError", message, None),
+            Err(message) => return failed(CONFIG_ERROR, message, None),
         };
         let runtime = &self.context.runtime;
         let id = match runtime.create_container(sandbox, config, sandbox_config).await {
@@ -116,11 +118,15 @@ impl Job {
         if !is_file_name(name) {
             return Err(format!("container name {name:?} is not one"));
         }
+        if let Some(reason) = refuse_container(container) {
+            return Err(reason);
+        }
+        let target = self.target(name)?;
         let mut paths = self.paths(name, attempt).await?;
         let fields = context.node_fields(self.pod_ips());
         paths.sub_paths = self.sub_paths(container, &fields, &paths.volumes).await?;
         let container_context =
-            ContainerContext { materials: &self.materials, node: &fields, paths: &paths };
+            ContainerContext { materials: &self.materials, node: &fields, paths: &paths, target };
         let config = container_config(pod, container, attempt, image_ref, &container_context)
             .map_err(|error| chain(&error))?;
         let user = self.image_user(container, image_ref).await?;
@@ -129,6 +135,17 @@ impl Job {
         let sandbox_attempt = view.map_or(0, |view| view.attempt);
 
         Ok((config, sandbox_config(pod, sandbox_attempt, &context.sandbox_context(pod))))
+    }
+
+    /// Id of the container whose processes an ephemeral container asks to see.
+    fn target(&self, name: &str) -> Result<Option<&str>, String> {
+        let Some(target) = self.pod.target_of(name) else { return Ok(None) };
+        let found = self.instances.iter().find(|(name, _)| name == target);
+
+        found.map(|(_, id)| Some(id.as_str())).ok_or_else(|| {
+            // The kubelet's words (`getTargetID`).
+            format!("unable to find target container {target}")
+        })
     }
 
     /// The user of the image, looked up only if something depends on it; root if it names none.

@@ -5,6 +5,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::pod::is_sidecar;
 use crate::sim::World;
 
 /// Lives tried in one run; each has up to [`STEPS_MAX`] steps.
@@ -19,21 +20,26 @@ pub(super) fn config(cases: u32) -> ProptestConfig {
 }
 
 fn name() -> impl Strategy<Value = &'static str> {
-    prop_oneof![Just("a"), Just("b"), Just("i"), Just("j")]
+    prop_oneof![Just("a"), Just("b"), Just("i"), Just("j"), Just("e")]
 }
 
 pub(super) fn spec() -> impl Strategy<Value = Value> {
     let policy = prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")];
     let deadline = proptest::option::weighted(0.2, 1..2000_i64);
     let probes = proptest::option::weighted(0.3, any::<[bool; 3]>());
-    (policy, 0..3_usize, 1..3_usize, deadline, probes).prop_map(
-        |(policy, init, main, deadline, probes)| {
+    (policy, 0..3_usize, any::<bool>(), 1..3_usize, deadline, probes).prop_map(
+        |(policy, inits, sidecar, main, deadline, probes)| {
+            let mut init: Vec<Value> = Vec::from([
+                json!({ "name": "i" }),
+                json!({ "name": "j", "restartPolicy": sidecar.then_some("Always") }),
+            ]);
+            init.truncate(inits);
             let named = |names: &[&str]| -> Vec<Value> {
                 names.iter().map(|name| json!({ "name": name })).collect()
             };
             let mut spec = json!({
                 "restartPolicy": policy,
-                "initContainers": named(&["i", "j"][..init]),
+                "initContainers": init,
                 "containers": named(&["a", "b"][..main]),
                 "activeDeadlineSeconds": deadline,
             });
@@ -86,6 +92,7 @@ fn step() -> impl Strategy<Value = String> {
             .prop_map(|(name, image)| format!("image {name} {image}")),
         1 => Just("missing secret".to_owned()),
         1 => Just("found".to_owned()),
+        1 => Just("debug e".to_owned()),
         1 => prop_oneof![Just("delete 30"), Just("delete 0")].prop_map(str::to_owned),
     ]
 }
@@ -105,10 +112,10 @@ fn recover(world: &mut World) {
     }
     for _ in 0..8 {
         world.wait(700);
-        for name in ["i", "j"] {
-            if let Some(id) = world.live(name) {
-                world.end(&id, 0);
-            }
+        let init = world.pod.init_containers().iter().filter(|init| !is_sidecar(init));
+        let names: Vec<_> = init.map(|init| init.name.clone()).collect();
+        for id in names.iter().filter_map(|name| world.live(name)).collect::<Vec<_>>() {
+            world.end(&id, 0);
         }
     }
     world.settle();
@@ -132,11 +139,7 @@ fn must_have_converged(world: &World) {
     assert_eq!(world.observed.sandboxes.len(), 1, "{:?}", world.observed.sandboxes);
     for container in world.pod.containers() {
         let last = world.memory.containers.get(&container.name).and_then(|kept| kept.last.as_ref());
-        let may_rest = match world.pod.restart_policy() {
-            crate::pod::RestartPolicy::Always => false,
-            crate::pod::RestartPolicy::OnFailure => last.is_some_and(|last| last.exit_code == 0),
-            crate::pod::RestartPolicy::Never => last.is_some(),
-        };
+        let may_rest = last.is_some_and(|last| !world.pod.restarts(container, last.exit_code));
         assert!(running(&container.name) || may_rest, "{} rests: {last:?}", container.name);
         let image = container.image.as_ref();
         let stale = world
@@ -145,6 +148,14 @@ fn must_have_converged(world: &World) {
             .iter()
             .find(|c| c.name == container.name && c.is_running() && Some(&c.image) != image);
         assert!(stale.is_none(), "{stale:?}");
+    }
+    let sidecars = world.pod.init_containers().iter().filter(|init| is_sidecar(init));
+    for beside in sidecars {
+        assert!(running(&beside.name), "{} rests", beside.name);
+    }
+    for once in world.pod.ephemeral_containers() {
+        let kept = world.memory.containers.get(&once.name);
+        assert_eq!(kept.and_then(|kept| kept.attempt), Some(0), "{} never ran", once.name);
     }
 }
 

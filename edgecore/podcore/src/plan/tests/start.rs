@@ -131,16 +131,13 @@ fn what_this_build_cannot_do_is_refused() {
 }
 
 #[test]
-fn native_sidecars_are_refused() {
-    let spec = json!({
-        "initContainers": [{ "name": "s", "restartPolicy": "Always" }],
-        "containers": [{ "name": "a" }],
-    });
+fn a_pod_that_asks_for_what_is_unknown_is_refused() {
+    let spec = json!({ "runtimeClassName": "kata", "containers": [{ "name": "a" }] });
     check(
         &spec,
         &[
             ("look", "tear-down"),
-            ("events", "UnsupportedPodSpec: this node does not support s: restartPolicy"),
+            ("events", "UnsupportedPodSpec: this node does not support runtimeClassName"),
             ("status", "Failed UnsupportedPodSpec"),
         ],
     );

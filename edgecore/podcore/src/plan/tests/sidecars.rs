@@ -1,0 +1,114 @@
+//! Sidecars: init containers that go on beside the containers of the pod, and end after them.
+
+use super::*;
+use crate::sim::{check, play};
+
+/// A sidecar `s`, an init container `i`, a sidecar `t`, then `a`.
+fn with_sidecars(policy: &str) -> Value {
+    json!({
+        "restartPolicy": policy,
+        "initContainers": [
+            { "name": "s", "restartPolicy": "Always" },
+            { "name": "i" },
+            { "name": "t", "restartPolicy": "Always" },
+        ],
+        "containers": [{ "name": "a" }],
+    })
+}
+
+const FIRST: (&str, &str) = ("look", "volumes sandbox:0 image:s:0 start:s:0 image:i:0 start:i:0");
+const THEN: (&str, &str) = ("exit i 0", "image:t:0 start:t:0 image:a:0 start:a:0");
+
+#[test]
+fn they_start_in_their_place_and_are_kept_running() {
+    check(
+        &with_sidecars("OnFailure"),
+        &[
+            FIRST,
+            ("status", "Pending s=running#0 i=running#0 t=PodInitializing#0 a=PodInitializing#0"),
+            // One that ends holds nobody up who has begun, and begins again.
+            ("exit s 0", "image:s:1 start:s:1"),
+            THEN,
+            ("status", "Running s=running#1 i=Completed(0)#0 t=running#0 a=running#0"),
+            ("exit t 0", "image:t:1 start:t:1"),
+            ("exit t 1", ""),
+            ("status", "Running s=running#1 i=Completed(0)#0 t=CrashLoopBackOff#1 a=running#0"),
+            ("wait 10", "image:t:2 start:t:2 remove:c5"),
+            ("vanish i", ""),
+            ("agent restart", "volumes"),
+        ],
+    );
+}
+
+#[test]
+fn the_next_waits_until_they_have_started() {
+    let mut spec = with_sidecars("Always");
+    spec["initContainers"][0]["startupProbe"] =
+        json!({ "tcpSocket": { "port": 80 }, "periodSeconds": 5 });
+    let mut world = check(&spec, &[]);
+    world.step("break startup:s Failure m");
+    play(
+        &mut world,
+        &[
+            (
+                "status",
+                "Pending s=running#0 i=PodInitializing#0 t=PodInitializing#0 a=PodInitializing#0",
+            ),
+            ("mend", ""),
+            ("wait 5", "startup:s image:i:0 start:i:0"),
+            ("exit i 0", "image:t:0 start:t:0 image:a:0 start:a:0"),
+            // Once past, nobody waits for them a second time.
+            ("exit s 1", "image:s:1 start:s:1 startup:s"),
+            ("status", "Running s=running#1 i=Completed(0)#0 t=running#0 a=running#0"),
+        ],
+    );
+}
+
+#[test]
+fn a_pod_completes_without_them() {
+    for (code, phase) in [(0, "Succeeded"), (3, "Failed")] {
+        let mut world = check(&with_sidecars("Never"), &[FIRST, THEN]);
+        world.step("stops s 0");
+        world.step("stops t 7");
+        let end = format!("exit a {code}");
+        // The last that started is the first to stop.
+        assert_eq!(world.step(&end), "stop:t:30s stop:s:30s stop:s1 tear-down");
+        let reason = if code == 0 { "Completed" } else { "Error" };
+        let told =
+            format!("{phase} s=Completed(0)#0 i=Completed(0)#0 t=Error(7)#0 a={reason}({code})#0");
+        assert_eq!(world.step("status"), told);
+    }
+}
+
+#[test]
+fn they_stop_after_the_containers_within_the_grace_of_the_pod() {
+    let mut world = check(&with_sidecars("Always"), &[FIRST, THEN]);
+    world.step("slow stop a");
+    world.step("slow stop t");
+    play(
+        &mut world,
+        &[
+            ("delete 10", "stop:a:10s"),
+            ("wait 4", ""),
+            // Their turn comes with what is left of the grace, at its end with the least there is.
+            ("exit a 0", "stop:t:6s"),
+            ("wait 5", ""),
+            ("wait 1", "stop:s:2s"),
+            ("exit t 0", "remove:s1 tear-down"),
+            ("finished", "true"),
+        ],
+    );
+}
+
+#[test]
+fn a_new_sandbox_begins_with_them_again() {
+    check(
+        &with_sidecars("Always"),
+        &[
+            FIRST,
+            THEN,
+            ("power loss", "volumes sandbox:1 image:s:1 start:s:1 image:i:1 start:i:1"),
+            ("exit i 0", "image:t:1 start:t:1 image:a:1 start:a:1 remove:s1"),
+        ],
+    );
+}
