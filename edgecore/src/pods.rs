@@ -223,7 +223,9 @@ impl Loop {
             Ok(listed) => listed,
             Err(error) => return say(&error),
         };
-        self.listed.clear();
+        // For pods that the cloud brings back: their tasks must know what runs of them.
+        let unknown = listed.iter().filter(|(uid, _)| !self.context.registry.contains(uid));
+        self.listed = unknown.map(|(uid, listed)| (uid.clone(), listed.clone())).collect();
         let none = Listed::default();
         for uid in self.context.registry.pods() {
             let seen = listed.get(&uid).unwrap_or(&none);
@@ -248,9 +250,11 @@ impl Loop {
         if self.memories.is_empty() {
             return;
         }
-        let forget = self.memories.keys().cloned().map(Write::ForgetPod).collect();
+        let is_wanted = |uid: &Uid| self.context.desired.get(&ObjectKey::pod(uid)).is_some();
+        let gone: Vec<_> = self.memories.keys().filter(|uid| !is_wanted(uid)).cloned().collect();
+        let forget = gone.iter().cloned().map(Write::ForgetPod).collect();
         match commit(&self.context.store, forget).await {
-            Ok(()) => self.memories.clear(),
+            Ok(()) => gone.iter().for_each(|uid| drop(self.memories.remove(uid))),
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "the store refused to forget old pods");
             }

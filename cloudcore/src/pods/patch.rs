@@ -24,6 +24,9 @@ const OWNED: [&str; 14] = [
 /// Lists that a strategic merge patch merges by key; the reported one is whole (API: `patchStrategy`).
 const MERGED: [&str; 2] = ["podIPs", "hostIPs"];
 
+/// Conditions that are there only while they hold: one that is not reported is over.
+const PASSING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
 /// The patch for `pods/{name}/status`.
 ///
 /// Conditions are merged by type, so that those of others stay. Owned fields that the node does not
@@ -50,7 +53,11 @@ pub(super) fn status_patch(uid: &str, reported: &Value) -> Value {
         }
         condition
     });
-    status.insert("conditions".to_owned(), Value::Array(conditions.collect()));
+    let over = PASSING
+        .iter()
+        .filter(|name| condition(reported, name).is_none())
+        .map(|name| json!({ "$patch": "delete", "type": name }));
+    status.insert("conditions".to_owned(), Value::Array(conditions.chain(over).collect()));
 
     json!({ "metadata": { "uid": uid }, "status": status })
 }
@@ -61,20 +68,23 @@ pub(super) fn says(current: &Value, reported: &Value) -> bool {
         let (now, wanted) = (&current[*name], &reported[*name]);
         now == wanted || (now.is_null() && wanted.is_null())
     });
-    let condition = |status: &Value, kind: &Value| {
-        let conditions = status["conditions"].as_array()?;
-        conditions.iter().find(|condition| condition["type"] == *kind).cloned()
-    };
+    let is_over =
+        |name: &&str| condition(current, name).is_none() || condition(reported, name).is_some();
     let conditions = reported["conditions"].as_array();
     let agree = conditions.into_iter().flatten().all(|wanted| {
-        condition(current, &wanted["type"]).is_some_and(|now| {
+        let kind = wanted["type"].as_str().unwrap_or_default();
+        condition(current, kind).is_some_and(|now| {
             ["status", "reason", "message", "observedGeneration"]
                 .iter()
                 .all(|name| now[*name] == wanted[*name])
         })
     });
 
-    owned && agree
+    owned && agree && PASSING.iter().all(is_over)
+}
+
+fn condition<'a>(status: &'a Value, kind: &str) -> Option<&'a Value> {
+    status["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
 }
 
 #[cfg(test)]
@@ -98,7 +108,11 @@ mod tests {
         assert!(patch["status"].as_object().unwrap().contains_key("message"));
         assert_eq!(
             patch["status"]["conditions"],
-            json!([{ "type": "Ready", "status": "True", "reason": null, "message": null }])
+            json!([
+                { "type": "Ready", "status": "True", "reason": null, "message": null },
+                { "$patch": "delete", "type": "PodResizePending" },
+                { "$patch": "delete", "type": "PodResizeInProgress" },
+            ])
         );
     }
 
@@ -113,5 +127,8 @@ mod tests {
 
         assert!(says(&with("True"), &reported));
         assert!(!says(&with("False"), &reported));
+        let mut resizing = with("True");
+        resizing["conditions"][0]["type"] = json!("PodResizePending");
+        assert!(!says(&resizing, &reported), "what is over must be taken back");
     }
 }

@@ -24,6 +24,7 @@ pub mod plan;
 pub mod pod;
 pub mod probe;
 pub mod quantity;
+pub mod resize;
 pub mod resources;
 #[cfg(test)]
 mod sim;

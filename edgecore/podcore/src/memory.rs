@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::backoff;
 use crate::hook::Hooked;
 use crate::probe::{Askings, ProbeKind};
+use crate::resize::{Actual, Resize, Resources};
 
 /// What is kept for one pod, across restarts of the agent and power loss.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub struct Memory {
     pub containers: BTreeMap<String, ContainerMemory>,
     /// Status and last transition by condition type.
     pub conditions: BTreeMap<String, ConditionMemory>,
+    /// What of a resize is still to come.
+    #[serde(skip_serializing_if = "is_nothing")]
+    pub resize: Resize,
     /// Highest attempt of a sandbox made for the pod, counted from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox_attempt: Option<u32>,
@@ -39,6 +43,10 @@ pub struct Memory {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn is_zero(number: &i64) -> bool {
     *number == 0
+}
+
+fn is_nothing(resize: &Resize) -> bool {
+    *resize == Resize::default()
 }
 
 impl Memory {
@@ -64,6 +72,7 @@ impl Memory {
 
     /// Something that the pod refers to has changed: who waits for that is tried at once.
     pub fn references_changed(&mut self) {
+        self.transient.volumes_failure = None;
         self.transient.start_failures.retain(|_, failure| failure.reason != CONFIG_ERROR);
     }
 
@@ -139,6 +148,12 @@ pub struct ContainerMemory {
     /// whatever the restart policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replaced: Option<u32>,
+    /// What the node grants it (`status.containerStatuses.allocatedResources`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allocated: Option<Resources>,
+    /// What its newest instance has of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actual: Option<Actual>,
     /// What its probes came to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probed: Option<Probed>,
@@ -250,6 +265,8 @@ pub struct Transient {
     pub sandbox_failure: Option<Failure>,
     /// The last failure to set up volumes.
     pub volumes_failure: Option<Failure>,
+    /// The last failure to give running containers other resources.
+    pub resize_failure: Option<Failure>,
     /// By container name: its image.
     pub images: BTreeMap<String, ImageNote>,
     /// By container name: why its last start failed.

@@ -2,6 +2,8 @@
 
 use jiff::Timestamp;
 
+use crate::resize::Room;
+
 /// One look at a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -14,6 +16,8 @@ pub struct Observed {
     /// ConfigMaps, Secrets and tokens that the pod needs and the node does not hold (not the
     /// optional ones), for example `configmap "web" not found`.
     pub missing: Vec<String>,
+    /// What the node has for the pod; `None` if nobody counts.
+    pub room: Option<Room>,
     /// By how many seconds the wall clock was set, all in all, since the agent started: what it
     /// moved beyond the time that passed.
     pub clock_set_s: i64,
@@ -27,6 +31,8 @@ pub enum VolumesState {
     Unknown,
     /// Everything is mounted and written.
     Ready,
+    /// It was, and something in it has changed since.
+    Stale,
     /// Nothing of the pod is left in the file system.
     Gone,
 }

@@ -20,7 +20,7 @@ use crate::memory::{Ended, Memory, Termination};
 use crate::observed::{ContainerState, ContainerView, Observed, VolumesState};
 use crate::pod::{PodView, RestartPolicy, is_sidecar};
 use crate::probe::{self, ProbeKind};
-use crate::{hook, status, support};
+use crate::{hook, resize, status, support};
 
 /// A clock that moved by less was not set: two clocks are not read at the same moment.
 const CLOCK_SET_MIN_S: i64 = 5;
@@ -81,6 +81,11 @@ pub enum Action {
         id: String,
         /// The attempt that started.
         attempt: u32,
+    },
+    /// Give running containers other CPU and memory, and their pod.
+    Resize {
+        /// Name, id and attempt of each.
+        containers: Vec<(String, String, u32)>,
     },
     /// Ask a container how it is; the answer is due within the probe's timeout.
     Probe {
@@ -176,6 +181,9 @@ pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp)
     admit(pod, &mut plan, now);
     follow_clock(&mut plan.memory, observed, now);
     probe::hear(pod, observed, &mut plan.memory, now);
+    resize::grant(pod, observed, now, &mut plan);
+    let granted = resize::granted(pod, &plan.memory);
+    let pod = granted.as_ref().unwrap_or(pod);
     if pod.is_deleted() {
         wind_down::delete(pod, observed, now, &mut plan);
     } else {
@@ -253,6 +261,10 @@ fn remember(memory: &mut Memory, observed: &Observed, now: Timestamp) {
         if before.is_none_or(|last| last.attempt <= end.attempt) {
             let known = before.filter(|last| last.id == end.id).and_then(|last| last.finished_at);
             end.finished_at = end.finished_at.or(known).or(Some(now));
+            // The file with the message goes with the pod's directory when the pod has ended.
+            if let Some(last) = before.filter(|last| last.id == end.id && end.message.is_empty()) {
+                end.message.clone_from(&last.message);
+            }
             kept.last = Some(end);
         }
     }

@@ -6,6 +6,8 @@ use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 use proto::ids::{NameError, Uid};
 use serde_json::Value;
 
+use crate::resize::Resources;
+
 /// `terminationGracePeriodSeconds` unless given (API default).
 const GRACE_DEFAULT_S: i64 = 30;
 /// Least time between SIGTERM and SIGKILL (kubelet: `minimumGracePeriodInSeconds`).
@@ -120,6 +122,20 @@ impl PodView {
     /// The containers that make the pod.
     pub fn containers(&self) -> &[Container] {
         &self.spec.containers
+    }
+
+    /// The pod with other CPU and memory of some of its containers.
+    #[must_use]
+    pub fn with_resources(&self, by_name: &BTreeMap<String, Resources>) -> Self {
+        let mut pod = self.clone();
+        let init = pod.spec.init_containers.iter_mut().flatten();
+        for container in init.chain(&mut pod.spec.containers) {
+            if let Some(own) = by_name.get(&container.name) {
+                own.put_into(container.resources.get_or_insert_default());
+            }
+        }
+
+        pod
     }
 
     /// Containers that were added to look into the running pod. They run once, whatever the pod does.

@@ -183,6 +183,11 @@ fn total(pod: &PodView, get: fn(&Container) -> Option<i64>) -> i64 {
     sum.max(peak)
 }
 
+/// What the pod requests of a resource.
+pub fn pod_request(pod: &PodView, get: fn(&Container) -> Option<i64>) -> i64 {
+    total(pod, get)
+}
+
 /// What the runtime is told of the pod as a whole, its overhead apart (kubelet:
 /// `calculateSandboxResources`).
 pub fn sandbox_amounts(pod: &PodView) -> Amounts {

@@ -215,6 +215,13 @@ impl World {
                 let live = inside.find(|c| c.may_run() && (c.id == *id || c.sandbox_id == *id));
                 assert!(live.is_none(), "removed without being asked to stop: {live:?}");
             }
+            Action::Resize { containers } => {
+                assert!(!is_over, "{containers:?} get other resources though the pod is over");
+                for (_, id, _) in containers {
+                    let mut all = self.observed.containers.iter();
+                    assert!(all.any(|c| c.id == *id && c.is_running()), "{id} does not run");
+                }
+            }
             Action::PostStart { id, .. } | Action::Probe { id, .. } => {
                 let asked = self.observed.containers.iter().find(|c| c.id == *id);
                 assert!(

@@ -14,6 +14,7 @@ pub use self::conditions::{Facts, facts, update};
 use crate::memory::{Ended, Memory};
 use crate::observed::Observed;
 use crate::pod::{PodView, is_sidecar};
+use crate::resize;
 use crate::resources::qos_class;
 
 /// What of the node a status names.
@@ -61,6 +62,8 @@ pub fn status(
     if let Some(ended) = memory.ended.as_ref().filter(|ended| ended.is_refusal()) {
         return refused(pod, ended, memory);
     }
+    let granted = resize::granted(pod, memory);
+    let pod = granted.as_ref().unwrap_or(pod);
     let container_statuses = containers::main(pod, memory, observed, context, now);
     let init_statuses = containers::init(pod, memory, observed, context, now);
     let ephemeral_statuses = containers::ephemeral(pod, memory, observed, context, now);

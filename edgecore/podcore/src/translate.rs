@@ -11,7 +11,9 @@ use cri_api::v1::{
     PortMapping, Protocol,
 };
 
-pub use self::container::{ContainerContext, ContainerPaths, container_config, container_hash};
+pub use self::container::{
+    ContainerContext, ContainerPaths, container_config, container_hash, container_resources,
+};
 pub use self::security::{ImageUser, NonRootError, asks_for_image_user, check_user};
 use crate::dns::{Resolvers, resolver};
 use crate::pod::{PodView, is_sidecar};

@@ -6,6 +6,7 @@ mod forget;
 mod hook;
 mod image;
 mod probe;
+mod resize;
 mod sandbox;
 mod volumes;
 
@@ -76,7 +77,7 @@ pub struct Job {
     pub sandboxes: Vec<SandboxView>,
     /// The newest instance of each container: name and id.
     pub instances: Vec<(String, String)>,
-    /// Containers that ran before.
+    /// Containers that ran from their image before.
     pub ran_before: Vec<String>,
     /// What there is to forget of a container or sandbox that is removed, by both ids.
     forgettable: Vec<(String, String, Forgotten)>,
@@ -93,7 +94,7 @@ impl Job {
     ) -> Self {
         let newest = |name: &String| Some((name.clone(), observed.newest(name)?.id.clone()));
         let instances = pod.all_containers().filter_map(|container| newest(&container.name));
-        let ran = memory.containers.iter().filter(|(_, kept)| kept.attempt.is_some());
+        let ran = pod.all_containers().filter(|container| has_run(container, memory));
 
         Self {
             context: Arc::clone(context),
@@ -101,7 +102,7 @@ impl Job {
             materials: Arc::clone(materials),
             sandboxes: observed.sandboxes.clone(),
             instances: instances.collect(),
-            ran_before: ran.map(|(name, _)| name.clone()).collect(),
+            ran_before: ran.map(|container| container.name.clone()).collect(),
             forgettable: forgettable(context, pod, observed, memory),
         }
     }
@@ -135,6 +136,7 @@ impl Job {
             Action::PostStart { container, id, attempt } => {
                 self.post_start(container, id, attempt).await
             }
+            Action::Resize { containers } => self.resize(containers).await,
             Action::Probe { container, id, kind, number } => {
                 self.probe(container, id, kind, number).await
             }
@@ -168,6 +170,15 @@ impl Job {
     fn container(&self, name: &str) -> Option<&Container> {
         self.pod.all_containers().find(|container| container.name == name)
     }
+}
+
+/// Whether the container ran from the image that it asks for.
+fn has_run(container: &Container, memory: &Memory) -> bool {
+    let Some(kept) = memory.containers.get(&container.name) else { return false };
+    let last = kept.last.as_ref().map(|last| &last.image);
+    let given = kept.actual.as_ref().map(|actual| &actual.image);
+
+    container.image.is_some() && [last, given].contains(&container.image.as_ref())
 }
 
 fn gone(id: String, removed: Result<(), CriError>) -> Done {

@@ -18,6 +18,8 @@ pub struct Entry {
     pub held: BTreeMap<String, i32>,
     /// Thousandths of a CPU that it requests, if it is a burstable pod.
     pub burstable_milli: i64,
+    /// Thousandths of a CPU and bytes of memory that it requests, until it has ended.
+    pub requests: (i64, i64),
     /// What logs and exec want to know.
     pub pod: Option<PodRef>,
 }
@@ -120,6 +122,16 @@ impl Registry {
     /// What the task of the pod believes the runtime to hold.
     pub fn held(&self, pod: &Uid) -> Option<BTreeMap<String, i32>> {
         self.state().pods.get(pod).map(|(_, entry)| entry.held.clone())
+    }
+
+    /// Thousandths of a CPU and bytes of memory that all pods but this one request.
+    pub fn requested_beside(&self, pod: &Uid) -> (i64, i64) {
+        let state = self.state();
+        let others = state.pods.iter().filter(|(uid, _)| *uid != pod);
+
+        others.fold((0, 0), |(cpu, memory), (_, (_, entry))| {
+            (cpu.saturating_add(entry.requests.0), memory.saturating_add(entry.requests.1))
+        })
     }
 
     /// Thousandths of a CPU that all burstable pods request.

@@ -71,7 +71,9 @@ impl Tokens {
         now: Timestamp,
     ) -> Timestamp {
         let before = self.by_source.get(&ask.source);
-        if let Some(asked) = before.filter(|asked| now < asked.again_at) {
+        // Further away than the wait means that the clock was set back.
+        let holds = |asked: &&Asked| now < asked.again_at && asked.again_at <= now + asked.wait;
+        if let Some(asked) = before.filter(holds) {
             return asked.again_at;
         }
         let wait = before.map_or(ASK_AGAIN, |asked| (asked.wait * 2).min(ASK_AGAIN_MAX));

@@ -16,6 +16,7 @@ use podcore::memory::Memory;
 use podcore::observed::{Observed, VolumesState};
 use podcore::plan::{Action, plan};
 use podcore::pod::PodView;
+use podcore::resize::granted;
 use proto::ids::Uid;
 use proto::object::{Object, Version};
 use tokio::task::{AbortHandle, JoinSet};
@@ -56,6 +57,8 @@ pub struct Worker {
     /// The cloud deleted the object.
     is_gone: bool,
     parsed: Option<Parsed>,
+    /// The version of the object that was not understood.
+    unreadable: Option<Version>,
     memory: Memory,
     /// What the store holds of the memory.
     stored: Vec<u8>,
@@ -97,6 +100,7 @@ impl Worker {
             object,
             is_gone: false,
             parsed: None,
+            unreadable: None,
             memory: remembered,
             stored: memory.to_vec(),
             store_retry: None,
@@ -149,7 +153,8 @@ impl Worker {
     fn is_over(&self) -> bool {
         let reported_done = self.reported.as_ref().is_some_and(|(_, done)| *done);
 
-        self.is_gone && reported_done && self.under_way.is_empty()
+        // What is left of a pod that nobody understands is swept by its labels.
+        self.is_gone && (reported_done || self.unreadable.is_some()) && self.under_way.is_empty()
     }
 
     fn take(&mut self, reasons: Reasons) {
@@ -175,10 +180,15 @@ impl Worker {
             }
             _other => self.is_gone = true,
         }
-        self.volumes_outdated = true;
         self.memory.references_changed();
+        self.volumes_changed();
+    }
+
+    /// What is written in volumes may be stale, also what is being written.
+    fn volumes_changed(&mut self) {
+        self.volumes_outdated = true;
         if self.observed.volumes == VolumesState::Ready {
-            self.observed.volumes = VolumesState::Unknown;
+            self.observed.volumes = VolumesState::Stale;
         }
     }
 
@@ -190,17 +200,25 @@ impl Worker {
         }
         let (pod, gathered) = self.view()?;
         self.observed.missing.clone_from(&gathered.missing);
+        self.observed.room = Some(self.room());
         self.observed.clock_set_s = clock::set_s();
         let before = self.memory.clone();
         let next = plan(&pod, &before, &self.observed, now);
 
+        // A deleted pod is the exception: to take it away may be what frees a full disk.
         if next.memory.must_be_durable_after(&before)
+            && !pod.is_deleted()
             && let Some(retry_at) = self.store_memory(&next.memory, now).await
         {
             // An end that is not durable is neither told nor acted upon.
             return earlier(next.wake_at, Some(retry_at));
         }
         self.memory.clone_from(&next.memory);
+        let pod = granted(&pod, &next.memory).map_or(pod, Arc::new);
+        if next.memory.resize.in_progress != before.resize.in_progress {
+            // Files may tell what the containers have.
+            self.volumes_changed();
+        }
         let mut wake_at = earlier(next.wake_at, self.act(&pod, &gathered, &next, now));
         let wanted = (!pod.is_deleted()).then_some(&gathered.asks);
         wake_at = earlier(wake_at, self.tokens.ask(&self.context, &self.uid, wanted, now));
@@ -208,7 +226,7 @@ impl Worker {
         self.enter(&pod, &status);
         self.report(&status, next.finished);
         // The rest of the memory can be found out again: one commit when the pod has settled.
-        if self.under_way.is_empty() {
+        if !self.under_way.keys().any(|action| !matches!(action, Action::Probe { .. })) {
             wake_at = earlier(wake_at, self.store_memory(&next.memory, now).await);
         }
 
@@ -220,7 +238,9 @@ impl Worker {
         let parsed = match self.parsed.take() {
             Some(parsed) if parsed.version == self.object.version => parsed,
             _stale => {
-                let pod = match PodView::parse(&self.object.bytes) {
+                let parsed = PodView::parse(&self.object.bytes);
+                self.unreadable = parsed.is_err().then(|| self.object.version.clone());
+                let pod = match parsed {
                     Ok(pod) => pod,
                     Err(error) => {
                         let reason = chain(&error);

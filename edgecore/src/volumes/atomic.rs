@@ -39,9 +39,10 @@ pub type Payload = BTreeMap<PathBuf, FileContent>;
 pub fn write(dir: &Path, payload: &Payload, gid: Option<u32>, now: Timestamp) -> io::Result<bool> {
     payload.keys().try_for_each(|path| check(path))?;
     let old = current(dir);
-    if old.as_ref().is_some_and(|old| holds(&dir.join(old), payload, gid)) {
-        // A crash may have come between the rename and the links.
+    if let Some(old) = old.filter(|old| holds(&dir.join(old), payload, gid)) {
+        // A crash may have come between the rename and what follows it.
         link_names(dir, payload)?;
+        remove_stale(dir, payload, &old)?;
         return Ok(false);
     }
 

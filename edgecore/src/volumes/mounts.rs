@@ -48,16 +48,19 @@ fn unescape(field: &str) -> PathBuf {
 
 /// Makes sure that a tmpfs is mounted on `dir`, with at most `size_bytes` if given.
 ///
-/// After a power cut the directory is there and the mount is not: it is mounted again, empty.
-pub fn ensure_tmpfs(dir: &Path, size_bytes: Option<u64>) -> io::Result<()> {
+/// After a power cut the directory is there and the mount is not: it is mounted again, empty. Answers
+/// whether it was mounted just now.
+pub fn ensure_tmpfs(dir: &Path, size_bytes: Option<u64>) -> io::Result<bool> {
     if is_mount_point(dir)? {
-        return Ok(());
+        return Ok(false);
     }
     let options =
         size_bytes.filter(|size| *size > 0).map_or_else(String::new, |size| format!("size={size}"));
     let options = CString::new(options)?;
 
-    Ok(mount("tmpfs", dir, "tmpfs", MountFlags::empty(), options.as_c_str())?)
+    mount("tmpfs", dir, "tmpfs", MountFlags::empty(), options.as_c_str())?;
+
+    Ok(true)
 }
 
 /// Whether something is mounted on `dir` itself.

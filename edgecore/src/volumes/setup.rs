@@ -72,8 +72,6 @@ pub struct PodVolumes {
     pub volumes: Vec<PodVolume>,
     /// `securityContext.fsGroup`.
     pub fs_group: Option<u32>,
-    /// `securityContext.fsGroupChangePolicy` is `OnRootMismatch`.
-    pub root_only: bool,
 }
 
 impl PodVolumes {
@@ -113,7 +111,7 @@ impl PodVolumes {
                     })
                     .collect();
                 make_volume(&volume.dir, *memory, None)
-                    .and_then(|()| match self.fs_group {
+                    .and_then(|_is_new| match self.fs_group {
                         Some(gid) => ownership::give_dir_to_readers(&volume.dir, gid),
                         None => Ok(()),
                     })
@@ -124,21 +122,27 @@ impl PodVolumes {
         }
     }
 
+    /// The group gets the directory when it is made, and empty: what containers do in it later, and with
+    /// it, is theirs.
     fn empty_dir(&self, dir: &Path, memory: bool, size_limit: Option<u64>) -> io::Result<()> {
-        make_volume(dir, memory, size_limit)?;
+        let is_new = make_volume(dir, memory, size_limit)?;
+        let is_begun = || Ok::<_, io::Error>(fs::read_dir(dir)?.next().is_some());
         match self.fs_group {
-            Some(gid) => ownership::give_to_group(dir, gid, self.root_only),
-            None => Ok(()),
+            // A crash may have come between the two.
+            Some(gid) if is_new || !is_begun()? => ownership::give_dir_to_writers(dir, gid),
+            Some(_) | None => Ok(()),
         }
     }
 }
 
-fn make_volume(dir: &Path, memory: bool, size_limit: Option<u64>) -> io::Result<()> {
-    if !dir.exists() {
+/// Makes the directory, and its mount if it is to be in memory; whether it was made just now.
+fn make_volume(dir: &Path, memory: bool, size_limit: Option<u64>) -> io::Result<bool> {
+    let is_new = !dir.exists();
+    if is_new {
         make_dir(dir, VOLUME_MODE)?;
     }
 
-    if memory { mounts::ensure_tmpfs(dir, size_limit) } else { Ok(()) }
+    Ok(if memory { mounts::ensure_tmpfs(dir, size_limit)? } else { is_new })
 }
 
 fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
@@ -154,6 +158,8 @@ pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use podcore::volumes::File;
 
     use super::*;
@@ -184,8 +190,7 @@ mod tests {
                     VolumeSetup::HostPath { path: "/etc".into(), kind: "Directory".into() },
                 ),
             ],
-            fs_group: None,
-            root_only: false,
+            fs_group: Some(3000),
         }
     }
 
@@ -196,13 +201,21 @@ mod tests {
         let token = dir.join("pod/volumes/token/t");
 
         volumes(&dir, "one").set_up(at(1)).unwrap();
-        fs::write(dir.join("pod/volumes/disk/data"), "kept").unwrap();
+        let disk = dir.join("pod/volumes/disk");
+        assert_eq!(fs::metadata(&disk).unwrap().gid(), 3000);
+        fs::write(disk.join("data"), "kept").unwrap();
+        // Modes and owners within are the containers' from then on, and links of theirs lead nowhere.
+        let private = Permissions::from_mode(0o600);
+        fs::set_permissions(disk.join("data"), private).unwrap();
+        std::os::unix::fs::symlink("/etc", disk.join("link")).unwrap();
         assert_eq!(mounts::below(&dir).unwrap().len(), 2);
         assert_eq!(fs::read_to_string(&token).unwrap(), "one");
 
         volumes(&dir, "two").set_up(at(2)).unwrap();
         assert_eq!(mounts::below(&dir).unwrap().len(), 2);
         assert_eq!(fs::read_to_string(&token).unwrap(), "two");
+        let kept = fs::metadata(disk.join("data")).unwrap();
+        assert_eq!(kept.mode() & 0o7777, 0o600);
 
         // A power cut takes the mounts and leaves the directories.
         mounts::unmount_below(&dir).unwrap();

@@ -21,6 +21,7 @@ mod main_job;
 mod power;
 mod probes;
 mod rbac;
+mod resize;
 mod runtime;
 mod sample;
 mod status_alike;

@@ -11,6 +11,7 @@ use crate::memory::{ImageFound, Memory};
 use crate::observed::{ContainerState, ContainerView, Observed, SandboxView, VolumesState};
 use crate::pod::{GRACE_MIN_S, PodView, RestartPolicy};
 use crate::probe::{self, ProbeKind};
+use crate::resize;
 use crate::translate::container_hash;
 
 /// What a container should do next.
@@ -64,6 +65,7 @@ pub(super) fn converge(pod: &PodView, observed: &Observed, now: Timestamp, plan:
             pursue(pod, container, wish, &step, plan);
         }
     }
+    resize::actuate(pod, observed, now, plan);
     clean_up(pod, sandbox, observed, plan);
 }
 
@@ -85,7 +87,11 @@ fn start_ephemeral(pod: &PodView, step: &Step<'_>, plan: &mut Plan) {
 }
 
 fn set_up_volumes(observed: &Observed, now: Timestamp, plan: &mut Plan) {
-    if observed.volumes == VolumesState::Ready || !observed.missing.is_empty() {
+    if observed.volumes == VolumesState::Ready {
+        return;
+    }
+    if !observed.missing.is_empty() {
+        tell_missing(observed, plan);
         return;
     }
     let failure = plan.memory.transient.volumes_failure.as_ref();
@@ -95,8 +101,29 @@ fn set_up_volumes(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     }
 }
 
+/// Says what the volumes lack. Tokens come a moment after their pod.
+fn tell_missing(observed: &Observed, plan: &mut Plan) {
+    let named = observed.missing.iter().filter(|missing| missing.ends_with("not found"));
+    let missing = named.cloned().collect::<Vec<_>>().join(", ");
+    if !missing.is_empty() && plan.tell_once("Missing", &missing, 0) {
+        plan.warn("FailedMount", format!("MountVolume.SetUp failed: {missing}"));
+    }
+}
+
+/// Whether containers can start: volumes that were in place and cannot be brought up to date serve as
+/// they are, as with the kubelet.
+fn has_volumes(observed: &Observed, memory: &Memory) -> bool {
+    match observed.volumes {
+        VolumesState::Ready => true,
+        VolumesState::Stale => {
+            !observed.missing.is_empty() || memory.transient.volumes_failure.is_some()
+        }
+        VolumesState::Unknown | VolumesState::Gone => false,
+    }
+}
+
 fn create_sandbox(observed: &Observed, now: Timestamp, plan: &mut Plan) {
-    if !observed.missing.is_empty() {
+    if !observed.missing.is_empty() && observed.volumes != VolumesState::Stale {
         return;
     }
     let attempt = plan.memory.sandbox_attempt.map_or(0, |attempt| attempt.saturating_add(1));
@@ -143,6 +170,11 @@ pub(super) fn wish(pod: &PodView, container: &Container, step: &Step<'_>, memory
         && view.spec_hash.as_ref().is_some_and(|hash| *hash != container_hash(container));
     if is_changed {
         let why = format!("Container {} definition changed, will be restarted", container.name);
+        let (id, replaces) = (view.id.clone(), Some(view.attempt));
+        return Wish::Stop { id, why, replaces, grace_s: None };
+    }
+    if resize::needs_restart(container, view, memory) {
+        let why = format!("Container {} resize requires restart", container.name);
         let (id, replaces) = (view.id.clone(), Some(view.attempt));
         return Wish::Stop { id, why, replaces, grace_s: None };
     }
@@ -290,7 +322,7 @@ fn back_off_event(pod: &PodView, container: &Container, attempt: u32, plan: &mut
 /// True if it starts.
 fn start(container: &Container, attempt: u32, step: &Step<'_>, plan: &mut Plan) -> bool {
     let image_ref = ensure_image(container, attempt, step.now, plan);
-    let Some(image_ref) = image_ref.filter(|_| step.observed.volumes == VolumesState::Ready) else {
+    let Some(image_ref) = image_ref.filter(|_| has_volumes(step.observed, &plan.memory)) else {
         return false;
     };
     if step.observed.containers.iter().any(|c| c.name == container.name && c.may_run()) {

@@ -6,6 +6,7 @@ use crate::backoff;
 use crate::hook::{self, Hooked};
 use crate::memory::{ImageFound, ImageNote, Memory};
 use crate::probe::ProbeKind;
+use crate::resize::{Actual, Resources};
 
 /// The result of an [`super::Action`]. Successes that show in the next look need no outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +58,20 @@ pub enum Outcome {
         container: String,
         /// Its attempt.
         attempt: u32,
+        /// The image that it runs, as the spec names it.
+        image: String,
+        /// What it was given.
+        resources: Resources,
+    },
+    /// Running containers have other resources.
+    Resized {
+        /// Name, attempt and what it has.
+        containers: Vec<(String, u32, Resources)>,
+    },
+    /// They could not be given them.
+    ResizeFailed {
+        /// What happened.
+        message: String,
     },
     /// The hook after a start has run.
     Hooked {
@@ -127,10 +142,24 @@ impl Memory {
                 let found = ImageFound::Failed(failure);
                 self.transient.images.insert(container, ImageNote { image, found });
             }
-            Outcome::ContainerStarted { container, attempt } => {
+            Outcome::ContainerStarted { container, attempt, image, resources } => {
                 let kept = self.container(&container);
                 kept.attempt = kept.attempt.max(Some(attempt));
+                kept.actual = Some(Actual { attempt, image, resources });
                 self.transient.start_failures.remove(&container);
+            }
+            Outcome::Resized { containers } => {
+                for (container, attempt, resources) in containers {
+                    let kept = self.container(&container);
+                    let image = kept.actual.take().map(|before| before.image).unwrap_or_default();
+                    kept.actual = Some(Actual { attempt, image, resources });
+                }
+                self.transient.resize_failure = None;
+            }
+            Outcome::ResizeFailed { message } => {
+                let before = self.transient.resize_failure.as_ref();
+                let failure = backoff::failure(before, "Error", message, now);
+                self.transient.resize_failure = Some(failure);
             }
             Outcome::Hooked { container, attempt, failure } => {
                 let failed = failure.is_some();

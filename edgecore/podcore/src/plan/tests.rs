@@ -7,6 +7,7 @@ mod images;
 mod init;
 mod probes;
 mod random;
+mod resize;
 mod restart;
 mod rules;
 mod sandbox;

@@ -3,6 +3,7 @@
 use super::World;
 use crate::observed::{ContainerState, ContainerView, SandboxView, VolumesState};
 use crate::plan::{Action, Outcome};
+use crate::resize::{Resources, granted};
 use crate::translate::container_hash;
 
 /// What a fault of this action is called.
@@ -14,6 +15,7 @@ fn kind(action: &Action) -> String {
         Action::StartContainer { container, .. } => format!("start {container}"),
         Action::StopContainer { container, .. } => format!("stop {container}"),
         Action::PostStart { container, .. } => format!("hook:{container}"),
+        Action::Resize { .. } => "resize".to_owned(),
         Action::Probe { container, kind, .. } => {
             format!("{}:{container}", kind.name().to_ascii_lowercase())
         }
@@ -79,6 +81,16 @@ impl World {
                 };
                 self.note(Outcome::Probed { container, id, kind: *kind, number: *number, passed });
             }
+            Action::Resize { containers } => {
+                if let Some((_, message)) = fault {
+                    return self.note(Outcome::ResizeFailed { message });
+                }
+                let containers = containers
+                    .iter()
+                    .map(|(name, _, attempt)| (name.clone(), *attempt, self.resources(name)));
+                let containers = containers.collect();
+                self.note(Outcome::Resized { containers });
+            }
             Action::RemoveContainer { id } => self.observed.containers.retain(|c| c.id != *id),
             Action::StopSandbox { id } => {
                 for sandbox in self.observed.sandboxes.iter_mut().filter(|s| s.id == *id) {
@@ -120,6 +132,7 @@ impl World {
                 .unwrap_or_else(|| ("CreateContainerError".to_owned(), "no sandbox".to_owned()));
             return self.note(Outcome::StartFailed { container, attempt, reason, message });
         }
+        let resources = self.resources(name);
         let spec = self.pod.all_containers().find(|c| c.name == name).unwrap();
         let image = spec.image.clone().unwrap();
         let spec_hash = Some(container_hash(spec));
@@ -133,15 +146,23 @@ impl World {
             attempt,
             sandbox_id: sandbox.to_owned(),
             state,
-            image,
+            image: image.clone(),
             image_ref: image_ref.to_owned(),
             spec_hash,
         };
         self.observed.containers.push(view);
         self.note(match fault {
             Some((reason, message)) => Outcome::StartFailed { container, attempt, reason, message },
-            None => Outcome::ContainerStarted { container, attempt },
+            None => Outcome::ContainerStarted { container, attempt, image, resources },
         });
+    }
+
+    /// What the container is granted.
+    fn resources(&self, name: &str) -> Resources {
+        let granted = granted(&self.pod, &self.memory);
+        let pod = granted.as_ref().unwrap_or(&self.pod);
+
+        Resources::of(pod.all_containers().find(|c| c.name == name).unwrap())
     }
 
     fn id(&mut self, prefix: &str) -> String {

@@ -1,10 +1,14 @@
 //! Scripts: what happens to a pod, step by step, and what the agent does about it.
 
+use std::collections::BTreeMap;
+
 use jiff::SignedDuration;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::{Value, json};
 
 use super::{World, show_status};
 use crate::observed::ContainerState;
+use crate::resize::{Amount, Room};
 use crate::status::{StatusContext, status};
 
 /// Plays steps on a new pod and compares what was done after each. Steps:
@@ -14,8 +18,9 @@ use crate::status::{StatusContext, status};
 /// - `sandbox lost`, `sandbox gone` (with all in it), `wiped` (the runtime knows nothing),
 ///   `power loss`, `agent restart`, `agent crash` (what was under way is done, but not noted);
 /// - `break WHAT REASON MESSAGE`, `mend WHAT`, `slow WHAT`, `release`;
+/// - `resize NAME CPU` (asks for that much), `room CPU USED` (of the node, in thousandths);
 /// - `image NAME IMAGE`, `debug NAME` (adds an ephemeral container), `delete S`, `missing WHAT`, `found`;
-/// - `status` (does nothing, shows the PodStatus), `ready` (which containers are ready, or only started), `events` (shows and forgets them).
+/// - `status` (does nothing, shows the PodStatus), `sizes` (CPU granted and had, and what is to come), `ready` (which containers are ready, or only started), `events` (shows and forgets them).
 pub(crate) fn check(spec: &Value, steps: &[(&str, &str)]) -> World {
     let mut world = World::new(spec);
     play(&mut world, steps);
@@ -37,6 +42,7 @@ impl World {
         match words.as_slice() {
             ["status"] => return self.shown_status(),
             ["events"] => return std::mem::take(&mut self.events).join("; "),
+            ["sizes"] => return self.shown_sizes(),
             ["ready"] => return self.shown_ready(),
             ["finished"] => return self.finished.to_string(),
             ["wait", seconds] => self.wait(seconds.parse().unwrap()),
@@ -120,6 +126,8 @@ impl World {
             ["release"] => self.release(),
             ["image", name, image] => self.set_image(name, image),
             ["debug", name] => self.debug(name),
+            ["resize", name, cpu] => self.resize(name, cpu),
+            ["room", capacity, used] => self.room(capacity, used),
             ["delete", grace] => {
                 let grace: i64 = grace.parse().unwrap();
                 self.object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:05Z");
@@ -133,6 +141,41 @@ impl World {
             ["found"] => self.observed.missing.clear(),
             other => panic!("no such step: {other:?}"),
         }
+    }
+
+    /// Of each container the CPU that it is granted, and that it has; then the conditions of a resize.
+    fn shown_sizes(&self) -> String {
+        let context = StatusContext::default();
+        let status = status(&self.pod, &self.memory, &self.observed, &context, self.now);
+        let cpu = |all: Option<&BTreeMap<String, Quantity>>| {
+            all.and_then(|all| all.get("cpu")).map_or_else(|| "-".to_owned(), |cpu| cpu.0.clone())
+        };
+        let containers = status.container_statuses.iter().flatten().map(|c| {
+            let has = c.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+            format!("{}={}/{}", c.name, cpu(c.allocated_resources.as_ref()), cpu(has))
+        });
+        let conditions = status.conditions.iter().flatten().filter_map(|condition| {
+            let name = condition.type_.strip_prefix("PodResize")?;
+            Some(format!("{name}:{}", condition.reason.clone().unwrap_or_default()))
+        });
+
+        containers.chain(conditions).collect::<Vec<_>>().join(" ")
+    }
+
+    fn room(&mut self, capacity: &str, used: &str) {
+        let (capacity, used) = (capacity.parse().unwrap(), used.parse().unwrap());
+        let memory = Amount { capacity: 1 << 30, used: 0 };
+        self.observed.room = Some(Room { cpu: Amount { capacity, used }, memory });
+    }
+
+    fn resize(&mut self, name: &str, cpu: &str) {
+        let containers = self.object["spec"]["containers"].as_array_mut().into_iter().flatten();
+        for container in containers.filter(|c| c["name"] == name) {
+            container["resources"]["requests"]["cpu"] = json!(cpu);
+        }
+        let generation = self.object["metadata"]["generation"].as_i64().unwrap();
+        self.object["metadata"]["generation"] = json!(generation + 1);
+        self.apply();
     }
 
     fn debug(&mut self, name: &str) {

@@ -16,6 +16,10 @@ pub(crate) fn show_action(action: &Action) -> String {
         Action::StartContainer { container, attempt, .. } => format!("start:{container}:{attempt}"),
         Action::StopContainer { container, grace_s, .. } => format!("stop:{container}:{grace_s}s"),
         Action::PostStart { container, .. } => format!("hook:{container}"),
+        Action::Resize { containers } => {
+            let names: Vec<_> = containers.iter().map(|(name, ..)| name.as_str()).collect();
+            format!("resize:{}", names.join(","))
+        }
         Action::Probe { container, kind, .. } => {
             format!("{}:{container}", kind.name().to_ascii_lowercase())
         }

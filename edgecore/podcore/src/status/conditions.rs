@@ -88,21 +88,42 @@ pub fn update(memory: &mut Memory, facts: &Facts, now: Timestamp) {
 pub(super) fn conditions(pod: &PodView, memory: &Memory, observed: &Observed) -> Vec<PodCondition> {
     let facts = facts(pod, memory, observed);
 
-    values(memory, &facts)
-        .into_iter()
-        .map(|(name, status)| {
-            let (reason, message) = why(name, status, &facts, memory);
-            PodCondition {
-                type_: name.to_owned(),
-                status: if status { "True" } else { "False" }.to_owned(),
-                reason,
-                message,
-                observed_generation: pod.generation(),
-                last_transition_time: memory.conditions.get(name).map(|kept| Time(kept.since)),
-                ..PodCondition::default()
-            }
+    let own = values(memory, &facts).into_iter().map(|(name, status)| {
+        let (reason, message) = why(name, status, &facts, memory);
+        PodCondition {
+            type_: name.to_owned(),
+            status: if status { "True" } else { "False" }.to_owned(),
+            reason,
+            message,
+            observed_generation: pod.generation(),
+            last_transition_time: memory.conditions.get(name).map(|kept| Time(kept.since)),
+            ..PodCondition::default()
+        }
+    });
+
+    own.chain(resizing(memory)).collect()
+}
+
+/// Conditions that are there while a resize waits or goes on.
+fn resizing(memory: &Memory) -> impl Iterator<Item = PodCondition> {
+    let text = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let stages = [
+        ("PodResizePending", &memory.resize.pending),
+        ("PodResizeInProgress", &memory.resize.in_progress),
+    ];
+    stages.into_iter().filter_map(move |(name, stage)| {
+        let stage = stage.as_ref()?;
+
+        Some(PodCondition {
+            type_: name.to_owned(),
+            status: "True".to_owned(),
+            reason: text(&stage.reason),
+            message: text(&stage.message),
+            observed_generation: stage.generation,
+            last_transition_time: Some(Time(stage.since)),
+            ..PodCondition::default()
         })
-        .collect()
+    })
 }
 
 fn why(

@@ -14,6 +14,7 @@ use crate::observed::{ContainerState, ContainerView, Observed};
 use crate::plan::{UNKNOWN_END, UNKNOWN_EXIT_CODE, is_followed, termination};
 use crate::pod::{PodView, is_sidecar};
 use crate::probe;
+use crate::resize;
 use crate::translate::container_hash;
 
 /// Init containers.
@@ -124,7 +125,10 @@ impl Look<'_> {
             allocated_resources: was_made
                 .then(|| container.resources.as_ref()?.requests.clone())
                 .flatten(),
-            resources: was_made.then(|| container.resources.clone().unwrap_or_default()),
+            resources: was_made.then(|| match running {
+                Some(view) => resize::told(container, view, self.memory),
+                None => container.resources.clone().unwrap_or_default(),
+            }),
             volume_mounts: volume_mounts(container),
             ..ContainerStatus::default()
         }

@@ -92,7 +92,7 @@ pub fn container_config(
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
         linux: Some(LinuxContainerConfig {
-            resources: Some(resources_of(pod, container, context.node)),
+            resources: Some(container_resources(pod, container, context.node)),
             security_context: Some(security::container(pod, container, context.target)),
         }),
         envs: envs
@@ -197,7 +197,8 @@ fn is_written_by_us(pod: &PodView, volume: &str) -> bool {
     })
 }
 
-fn resources_of(
+/// What the runtime is told of the container's CPU and memory.
+pub fn container_resources(
     pod: &PodView,
     container: &Container,
     node: &NodeFields,

@@ -13,6 +13,7 @@ use podcore::hosts;
 use podcore::memory::CONFIG_ERROR;
 use podcore::observed::{ContainerState, ContainerView};
 use podcore::plan::Outcome;
+use podcore::resize::Resources;
 use podcore::sub_path::{SubPath, sub_paths};
 use podcore::support::refuse_container;
 use podcore::translate::{
@@ -74,7 +75,13 @@ impl Job {
                 let look = seen.is_none();
                 let assumed = || self.assumed(&name, attempt, id.clone(), sandbox, image_ref);
                 let seen = seen.unwrap_or_else(assumed);
-                let outcome = Outcome::ContainerStarted { container: name.clone(), attempt };
+                let spec = self.container(&name);
+                let outcome = Outcome::ContainerStarted {
+                    container: name.clone(),
+                    attempt,
+                    image: spec.and_then(|spec| spec.image.clone()).unwrap_or_default(),
+                    resources: spec.map(Resources::of).unwrap_or_default(),
+                };
                 Done::Noted { outcome, sandbox: None, container: Some(seen), look }
             }
         }

@@ -50,8 +50,9 @@ impl Job {
         Ok(observe::sandbox_view(&status))
     }
 
-    /// The pod's cgroup with the limits of the pod as a whole, before anything runs in it.
-    async fn make_cgroup(&self) -> Result<(), String> {
+    /// The pod's cgroup with the limits of the pod as a whole: made before anything runs in it, and set
+    /// again when the pod gets others.
+    pub(super) async fn make_cgroup(&self) -> Result<(), String> {
         let Self { context, pod, .. } = self;
         let limits = pod_limits(pod);
         let limits = Limits {

@@ -54,7 +54,6 @@ impl Job {
             });
         }
         let security = pod.spec().security_context.as_ref();
-        let policy = security.and_then(|security| security.fs_group_change_policy.as_deref());
 
         Ok(PodVolumes {
             pod_dir: context.layout.pod(&pod.uid),
@@ -63,7 +62,6 @@ impl Job {
             fs_group: security
                 .and_then(|security| security.fs_group)
                 .and_then(|gid| u32::try_from(gid).ok()),
-            root_only: policy == Some("OnRootMismatch"),
         })
     }
 

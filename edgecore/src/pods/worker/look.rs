@@ -41,7 +41,7 @@ impl Worker {
         if !self.look {
             return None;
         }
-        if let Some(retry) = self.look_retry.filter(|retry| now < retry.at) {
+        if let Some(retry) = self.look_retry.filter(|retry| retry.holds(now)) {
             return Some(retry.at);
         }
         if self.under_way.keys().any(changes_holding) {

@@ -27,7 +27,7 @@ impl Worker {
         if bytes == self.stored {
             return None;
         }
-        if let Some(retry) = self.store_retry.filter(|retry| now < retry.at) {
+        if let Some(retry) = self.store_retry.filter(|retry| retry.holds(now)) {
             return Some(retry.at);
         }
         let write = Write::Memory { pod: self.uid.clone(), bytes: bytes.clone() };

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use podcore::pod::PodView;
-use podcore::resources::{QosClass, cpu_request, qos_class};
+use podcore::resize::{Amount, Room};
+use podcore::resources::{QosClass, cpu_request, memory_request, pod_request, qos_class};
 use podcore::status::{StatusContext, status};
 use proto::wire::{Report, ReportKey};
 
@@ -30,9 +31,30 @@ impl Worker {
             name: (pod.namespace.clone(), pod.name.clone()),
             held,
             burstable_milli: burstable_milli(pod),
+            requests: self.requests(pod),
             pod: Some(pod_ref(pod, &self.observed, &self.memory, status, logs)),
         };
         self.context.registry.update(&self.uid, entry);
+    }
+
+    /// What the pod takes from the others.
+    fn requests(&self, pod: &PodView) -> (i64, i64) {
+        if self.memory.ended.as_ref().is_some_and(|ended| ended.stopped) {
+            return (0, 0);
+        }
+
+        (pod_request(pod, cpu_request), pod_request(pod, memory_request))
+    }
+
+    /// What the node has for the pod.
+    pub(super) fn room(&self) -> Room {
+        let (cpu, memory) = self.context.registry.requested_beside(&self.uid);
+        let node = self.context.node_fields(Vec::new());
+
+        Room {
+            cpu: Amount { capacity: node.cpu_milli, used: cpu },
+            memory: Amount { capacity: node.memory_bytes, used: memory },
+        }
     }
 
     pub(super) fn status(&self, pod: &PodView, now: Timestamp) -> PodStatus {

@@ -40,6 +40,11 @@ impl Retry {
 
         Self { wait, at: now + wait }
     }
+
+    /// Whether it is not yet time. Further away than the wait means that the clock was set back.
+    pub(super) fn holds(&self, now: Timestamp) -> bool {
+        now < self.at && self.at <= now + self.wait
+    }
 }
 
 impl Worker {
@@ -53,7 +58,7 @@ impl Worker {
     ) -> Option<Timestamp> {
         if next.memory.ended.is_some() || pod.is_deleted() {
             for (action, handle) in &self.under_way {
-                if matches!(action, Action::EnsureImage { .. }) {
+                if is_vain(action) && !next.actions.contains(action) {
                     handle.abort();
                 }
             }
@@ -69,7 +74,7 @@ impl Worker {
             if self.under_way.contains_key(action) {
                 continue;
             }
-            if let Some(retry) = self.retries.get(action).filter(|retry| now < retry.at) {
+            if let Some(retry) = self.retries.get(action).filter(|retry| retry.holds(now)) {
                 wake_at = earlier(wake_at, Some(retry.at));
                 continue;
             }
@@ -128,9 +133,11 @@ impl Worker {
         }
         match done {
             Done::Noted { outcome, sandbox, container, look } => {
-                // What changed meanwhile may have been read before that.
-                if outcome == Outcome::VolumesReady && !self.volumes_outdated {
-                    self.observed.volumes = VolumesState::Ready;
+                if outcome == Outcome::VolumesReady {
+                    // What changed meanwhile may have been read before that.
+                    let is_stale = self.volumes_outdated;
+                    self.observed.volumes =
+                        if is_stale { VolumesState::Stale } else { VolumesState::Ready };
                 }
                 self.memory.note(outcome, now);
                 if let Some(view) = sandbox {
@@ -150,6 +157,26 @@ impl Worker {
     }
 }
 
+/// Actions that need not be waited for once nobody wants them any more: a stop with a longer grace, a
+/// hook, a question.
+fn is_vain(action: &Action) -> bool {
+    match action {
+        Action::EnsureImage { .. }
+        | Action::StopContainer { .. }
+        | Action::PostStart { .. }
+        | Action::Probe { .. } => true,
+        Action::CreateSandbox { .. }
+        | Action::StartContainer { .. }
+        | Action::SetUpVolumes
+        | Action::Resize { .. }
+        | Action::RemoveContainer { .. }
+        | Action::StopSandbox { .. }
+        | Action::RemoveSandbox { .. }
+        | Action::TearDownVolumes
+        | Action::Event { .. } => false,
+    }
+}
+
 /// Actions after which the runtime holds more or less than before.
 pub(super) fn changes_holding(action: &Action) -> bool {
     match action {
@@ -157,6 +184,7 @@ pub(super) fn changes_holding(action: &Action) -> bool {
         Action::EnsureImage { .. }
         | Action::StopContainer { .. }
         | Action::PostStart { .. }
+        | Action::Resize { .. }
         | Action::Probe { .. }
         | Action::RemoveContainer { .. }
         | Action::StopSandbox { .. }
@@ -176,6 +204,7 @@ fn takes_away(action: &Action) -> bool {
         | Action::EnsureImage { .. }
         | Action::StopContainer { .. }
         | Action::PostStart { .. }
+        | Action::Resize { .. }
         | Action::Probe { .. }
         | Action::RemoveContainer { .. }
         | Action::Event { .. } => false,

@@ -93,6 +93,9 @@ fn step() -> impl Strategy<Value = String> {
         1 => Just("missing secret".to_owned()),
         1 => Just("found".to_owned()),
         1 => Just("debug e".to_owned()),
+        1 => (prop_oneof![Just("a"), Just("b")], prop_oneof![Just("100m"), Just("2")])
+            .prop_map(|(name, cpu)| format!("resize {name} {cpu}")),
+        1 => prop_oneof![Just("room 1000 0"), Just("room 4000 0")].prop_map(str::to_owned),
         1 => prop_oneof![Just("delete 30"), Just("delete 0")].prop_map(str::to_owned),
     ]
 }

@@ -89,6 +89,7 @@ fn observed() -> impl Strategy<Value = Observed> {
                 containers: containers.into_iter().enumerate().map(container).collect(),
                 volumes,
                 missing,
+                room: None,
                 clock_set_s,
             }
         },
@@ -135,6 +136,8 @@ fn container_memory() -> impl Strategy<Value = ContainerMemory> {
                 backoff: Backoff { delay_s, since, hash: None },
                 backoff_attempt,
                 replaced,
+                allocated: None,
+                actual: None,
                 probed,
                 hooked: None,
             }
@@ -202,11 +205,13 @@ fn memory() -> impl Strategy<Value = Memory> {
                         "Ready".to_owned(),
                         ConditionMemory { status: true, since },
                     )]),
+                    resize: crate::resize::Resize::default(),
                     sandbox_attempt,
                     ips: Vec::new(),
                     transient: Transient {
                         sandbox_failure: transient.0,
                         volumes_failure: transient.1,
+                        resize_failure: None,
                         images: transient.2,
                         start_failures: transient.3,
                         told: Vec::new(),
@@ -273,7 +278,7 @@ proptest! {
 /// A field that is added here has to be thought about.
 #[test]
 fn nothing_of_the_link_enters_a_plan() {
-    let Observed { sandboxes: _, containers: _, volumes: _, missing: _, clock_set_s: _ } =
+    let Observed { sandboxes: _, containers: _, volumes: _, missing: _, room: _, clock_set_s: _ } =
         Observed::default();
     let StatusContext { host_ips: _, runtime: _ } = StatusContext::default();
     let Memory {
@@ -282,12 +287,14 @@ fn nothing_of_the_link_enters_a_plan() {
         ended: _,
         containers: _,
         conditions: _,
+        resize: _,
         sandbox_attempt: _,
         ips: _,
         transient:
             Transient {
                 sandbox_failure: _,
                 volumes_failure: _,
+                resize_failure: _,
                 images: _,
                 start_failures: _,
                 told: _,
