@@ -314,7 +314,7 @@ mod tests {
     fn what_a_full_disk_refuses_is_taken_once_there_is_room() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().canonicalize().unwrap();
-        crate::volumes::mounts::ensure_tmpfs(&path, Some(1 << 20)).unwrap();
+        crate::volumes::mounts::ensure_tmpfs(&path, Some(2 << 20)).unwrap();
         refused_then_taken(&path);
         crate::volumes::mounts::unmount_below(&path).unwrap();
     }
@@ -324,11 +324,17 @@ mod tests {
         let desired = Desired::default();
         let key = ObjectKey::named(Kind::ConfigMap, "ns", "large");
         let change = || put(&key, "a", 0, 1, vec![7; 200_000]);
-        std::fs::write(path.join("filler"), vec![0; 850_000]).unwrap();
+        let full = std::fs::write(path.join("filler"), vec![0; 4 << 20]).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
 
         let refusal = runtime().block_on(deliver(&desired, &store, vec![change()])).unwrap_err();
         assert!(refusal.reason.contains("full"), "{refusal}");
         assert!(desired.get(&key).is_none());
+        // What takes a pod away may be what makes room.
+        let small = ObjectKey::pod(&uid("ends"));
+        let ends = put(&small, "ends", 0, 2, vec![7; 10_000]);
+        runtime().block_on(deliver(&desired, &store, vec![ends])).unwrap();
+        assert!(desired.get(&small).is_some());
 
         std::fs::remove_file(path.join("filler")).unwrap();
         runtime().block_on(deliver(&desired, &store, vec![change()])).unwrap();

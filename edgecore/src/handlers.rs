@@ -91,7 +91,11 @@ async fn exec(runtime: &Runtime, id: &str, command: &[String], limit: Duration) 
 
 async fn dial(host: &str, port: u16) -> Result<TcpStream, String> {
     let address = join(host, port);
-    let dialled = TcpStream::connect(&address).await;
+    let resolved = crate::blocking::resolve(&address).await;
+    let dialled = match resolved {
+        Ok(addresses) => TcpStream::connect(&*addresses).await,
+        Err(error) => Err(error),
+    };
 
     dialled.map_err(|error| format!("dial tcp {address}: connect: {}", reason(&error)))
 }

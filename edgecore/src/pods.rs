@@ -12,6 +12,7 @@ pub mod lookup;
 pub mod materials;
 pub mod observe;
 pub mod registry;
+pub mod rotate;
 pub mod sweep;
 pub mod tokens;
 pub mod wake;
@@ -27,6 +28,7 @@ use proto::ids::{Kind, ObjectKey, Uid};
 use store::Write;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use self::context::Context;
@@ -88,6 +90,9 @@ pub async fn run(
     };
     let mut relist = tokio::time::interval(RELIST_PERIOD);
     let mut turn = tokio::time::interval(BEAT_PERIOD);
+    let mut rotation = tokio::time::interval(rotate::PERIOD);
+    rotation.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut rotating = JoinSet::new();
     let mut addresses = context.addresses.clone();
     let mut rest = Rest::new(clock::instant());
     relist.reset();
@@ -115,6 +120,10 @@ pub async fn run(
             }
             Ok(()) = addresses.changed() => pods.wake_all(),
             _ = relist.tick() => pods.relist().await,
+            _ = rotation.tick(), if rotating.is_empty() => {
+                rotating.spawn(rotate::rotate(Arc::clone(&context)));
+            }
+            Some(_rotated) = rotating.join_next() => {}
             _ = turn.tick() => {
                 if rest.begins(clock::instant()) {
                     memory::release();

@@ -14,7 +14,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use proto::codec::FRAME_BYTES_MAX;
 use proto::session::DIAL_MAX;
 use socket2::SockRef;
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -25,6 +25,8 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
+
+use crate::blocking::resolve;
 
 /// The name in cloudcore's certificate, whatever its address.
 pub const SERVER_NAME: &str = "cloudcore.holdfast.internal";
@@ -114,10 +116,10 @@ async fn connect_by(
     address: &str,
     tls: Arc<ClientConfig>,
 ) -> Result<TlsStream<TcpStream>, DialError> {
-    let resolved = until(by, lookup_host(address))
+    let resolved = until(by, resolve(address))
         .await
         .map_err(|source| DialError::Resolve { address: address.to_owned(), source })?;
-    let socket = until(by, first_to_answer(in_turn(resolved.collect())))
+    let socket = until(by, first_to_answer(in_turn(resolved)))
         .await
         .and_then(prepared)
         .map_err(|source| DialError::Connect { address: address.to_owned(), source })?;

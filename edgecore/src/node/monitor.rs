@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::facts::Facts;
-use super::pressure;
+use super::pressure::{self, Pressure};
 use super::status::{Condition, Image, Live, NodeReport, Wanted, report};
 use crate::clock;
 use crate::link::Upstream;
@@ -162,11 +162,16 @@ impl Monitor {
     async fn report(
         &self,
         images: &[Image],
-        not_ready: Vec<String>,
+        mut not_ready: Vec<String>,
         before: &[Condition],
     ) -> NodeReport {
         let (root, pid_max) = (self.root_dir.clone(), self.facts.pid_max);
-        let pressure = crate::blocking::run(move || pressure::read(&root, pid_max)).await;
+        let read = crate::blocking::run(move || pressure::read(&root, pid_max));
+        let pressure =
+            tokio::time::timeout(STATUS_DEADLINE, read).await.unwrap_or_else(|_elapsed| {
+                not_ready.push(format!("the disk of {} does not answer", self.root_dir.display()));
+                Pressure::default()
+            });
         let live = Live {
             runtime_version: self.runtime_version(),
             not_ready,

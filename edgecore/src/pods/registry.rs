@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use proto::ids::{ObjectKey, Uid};
 
 use super::wake::Wake;
-use crate::kubelet_api::{PodLookup, PodRef};
+use crate::kubelet_api::{ContainerState, Incarnation, PodLookup, PodRef};
 
 /// One pod as its task last saw it.
 #[derive(Clone, Debug, Default)]
@@ -117,6 +117,18 @@ impl Registry {
         let pods = state.by_reference.get(key).into_iter().flatten();
 
         pods.filter_map(|pod| state.pods.get(pod)).map(|(wake, _)| Arc::clone(wake)).collect()
+    }
+
+    /// The instances that run, and where their logs are.
+    pub fn running(&self) -> Vec<Incarnation> {
+        let state = self.state();
+        let pods = state.pods.values().filter_map(|(_, entry)| entry.pod.as_ref());
+        let running = pods.flat_map(|pod| &pod.containers).filter_map(|container| {
+            let ContainerState::Running(instance) = &container.state else { return None };
+            Some(instance.clone())
+        });
+
+        running.collect()
     }
 
     /// What the task of the pod believes the runtime to hold.

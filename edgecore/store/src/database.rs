@@ -11,9 +11,10 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 use crate::error::StoreError;
+use crate::reserve::Reserve;
 use crate::schema::PAGE_BYTES;
 
 /// Jobs that wait for the thread; more are refused as busy. The link has one batch in flight and a
@@ -114,6 +115,7 @@ impl Database {
         path: &Path,
         connection: Connection,
         limit_bytes: u64,
+        reserve: Option<Reserve>,
     ) -> Result<Self, StoreError> {
         let (jobs, waiting) = sync_channel(QUEUE_LEN);
         let queued = Arc::new(AtomicUsize::new(0));
@@ -125,6 +127,7 @@ impl Database {
             limit_bytes,
             queued: Arc::clone(&queued),
             unchecked_bytes: 0,
+            reserve,
         };
         let thread = thread::Builder::new()
             .name(name.to_owned())
@@ -216,6 +219,8 @@ struct Worker {
     queued: Arc<AtomicUsize>,
     /// Written since the last checkpoint.
     unchecked_bytes: usize,
+    /// `None` for what may be lost.
+    reserve: Option<Reserve>,
 }
 
 impl Worker {
@@ -275,9 +280,19 @@ impl Worker {
     }
 
     fn transact(&mut self, group: &mut [Commit]) -> Result<(), StoreError> {
-        let outcome = self.try_transact(group);
+        let bytes = group.iter().map(|commit| commit.bytes).sum::<usize>();
+        let mut outcome = self.try_transact(group);
+        let is_full = outcome
+            .as_ref()
+            .is_err_and(|error| error.sqlite_error_code() == Some(ErrorCode::DiskFull));
+        if is_full && self.reserve.as_ref().is_some_and(|reserve| reserve.give_up(bytes)) {
+            outcome = self.try_transact(group);
+        }
         outcome.map_err(|error| self.named(error))?;
-        self.unchecked_bytes += group.iter().map(|commit| commit.bytes).sum::<usize>();
+        self.unchecked_bytes += bytes;
+        if let Some(reserve) = &mut self.reserve {
+            reserve.committed();
+        }
 
         Ok(())
     }
@@ -357,7 +372,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("test.db");
         let connection = schema::open(&path, &SCHEMA, |_| Ok(())).unwrap().connection;
-        let database = Database::start("test", &path, connection, LIMIT_BYTES).unwrap();
+        let database = Database::start("test", &path, connection, LIMIT_BYTES, None).unwrap();
         let insert = "INSERT INTO t VALUES (zeroblob(20000))";
         let refused = (0..20).find_map(|_| commit(&database, insert)).unwrap();
 
@@ -371,7 +386,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("test.db");
         let connection = schema::open(&path, &SCHEMA, |_| Ok(())).unwrap().connection;
-        let database = Database::start("test", &path, connection, LIMIT_BYTES).unwrap();
+        let database = Database::start("test", &path, connection, LIMIT_BYTES, None).unwrap();
         let (release, held) = mpsc::channel::<()>();
         let hold = move |_: &Connection, _: &Path| assert!(held.recv().is_err());
         database.read(hold).unwrap();

@@ -11,6 +11,7 @@ mod database;
 mod error;
 mod key;
 mod outbox;
+mod reserve;
 mod schema;
 mod seal;
 mod state;

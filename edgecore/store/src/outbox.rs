@@ -86,7 +86,7 @@ impl Outbox {
             }
             Err(error) => return Err(error),
         };
-        let database = Database::start("outbox", &path, connection, LIMIT_BYTES)?;
+        let database = Database::start("outbox", &path, connection, LIMIT_BYTES, None)?;
 
         Ok((Self { database, sealer }, damage))
     }

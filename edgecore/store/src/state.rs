@@ -17,6 +17,7 @@ use rusqlite::Connection;
 use crate::database::{self, Commit, Database};
 use crate::error::StoreError;
 use crate::key;
+use crate::reserve::Reserve;
 use crate::schema::{self, Ready, Schema};
 use crate::seal::Sealer;
 use rows::Rows;
@@ -151,7 +152,8 @@ impl Store {
         let sealer = Arc::new(key.sealer);
 
         let (connection, opened) = load(&path, &options.key_file, &sealer, key_lost)?;
-        let database = Database::start("store", &path, connection, LIMIT_BYTES)?;
+        let database =
+            Database::start("store", &path, connection, LIMIT_BYTES, Some(Reserve::of(&path)))?;
 
         Ok((Self { database, rows: Arc::new(Rows::new(sealer)) }, opened))
     }

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use system_tests::api;
 use system_tests::cluster::{Cluster, unique};
 use system_tests::node::EdgeNode;
-use system_tests::pods;
+use system_tests::process::Daemon;
 use system_tests::stock::StockNode;
+use system_tests::{pods, wait};
 use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_mins(2);
@@ -171,4 +172,59 @@ async fn logs_are_those_of_a_stock_kubelet() -> Result<()> {
     ensure!(differ.is_empty(), "{}", differ.join("\n"));
 
     Ok(())
+}
+
+/// Writes 11 MB whenever it is told to, and says so.
+const WRITES: &str = "trap 'exit 0' TERM; n=0; echo ready; while :; do \
+    if [ -e /shared/go ]; then rm /shared/go; n=$((n + 1)); \
+    head -c 11000000 /dev/zero | tr '\\0' x | fold -w 1000; echo; echo wrote $n; fi; sleep 0.1; done";
+
+/// Names and sizes of the log files of the container.
+fn files(dir: &std::path::Path) -> Result<Vec<(String, u64)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        found.push((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.len()));
+    }
+    found.sort();
+
+    Ok(found)
+}
+
+#[tokio::test]
+async fn a_log_that_grows_is_set_aside_and_followed_on() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let name = format!("writes-{}", unique());
+    let mut pod = pods::script_pod(&name, node.name(), WRITES);
+    pod["spec"]["volumes"] = json!([{ "name": "shared", "emptyDir": {} }]);
+    pod["spec"]["containers"][0]["volumeMounts"] =
+        json!([{ "name": "shared", "mountPath": "/shared" }]);
+    cluster.apply(&[pod]).await?;
+    let path = pods::path(&name);
+    let pod = cluster.until(&client, &path, "Ready", LIMIT, pods::is_ready).await?;
+    let uid = pod["metadata"]["uid"].as_str().context("a pod has a UID")?;
+    let go = format!("pods/{uid}/volumes/kubernetes.io~empty-dir/shared/go");
+    let go = node.site().path("KUBELET_ROOT")?.join(go);
+    let dir = node.site().path("POD_LOGS")?.join(format!("default_{name}_{uid}/main"));
+    let follow = cluster.kubectl_command(&["logs", "-f", "--tail=1", &name])?;
+    let follow = Daemon::start(follow, std::env::temp_dir().join(&name))?;
+    wait::until("the first line", LIMIT, async || Ok(follow.log()), |log| !log.is_empty()).await?;
+
+    for set_aside in 1..=2 {
+        std::fs::write(&go, "")?;
+        let is_aside = |found: &Vec<(String, u64)>| {
+            found.len() == set_aside + 1 && found[0].0 == "0.log" && found[0].1 < 11_000_000
+        };
+        let what = format!("{set_aside} files set aside");
+        wait::until(&what, LIMIT, async || files(&dir), is_aside).await?;
+        let said = format!("wrote {set_aside}");
+        let log = async || Ok(follow.log());
+        wait::until(&said, LIMIT, log, |log| log.lines().any(|line| line == said)).await?;
+    }
+    drop(follow);
+    std::fs::remove_file(std::env::temp_dir().join(&name))?;
+
+    api::delete(&client, &path, Some(0)).await
 }

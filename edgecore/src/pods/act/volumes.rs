@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Volume;
 use podcore::plan::Outcome;
 use podcore::resources::cgroup_parent;
 use podcore::volumes::{plugin, setup};
@@ -22,10 +23,13 @@ const CGROUP_REMOVAL_WAIT: Duration = Duration::from_millis(10);
 impl Job {
     pub(super) async fn set_up_volumes(self) -> Done {
         let volumes = self.volumes();
+        let looks_at_host = self.pod.spec().volumes.iter().flatten().any(asks_for_type);
+        let lane = if looks_at_host { &blocking::HOST_PATHS } else { &blocking::FILES };
         let made = match volumes {
             Ok(volumes) => {
                 let set_up = move || volumes.set_up(clock::now());
-                blocking::run(set_up).await.map_err(|error| chain(&error))
+                let set_up = blocking::run_in(lane, set_up).await;
+                set_up.map_err(|error| chain(&error))
             }
             Err(message) => Err(message),
         };
@@ -81,6 +85,13 @@ impl Job {
             Err(message) => Done::Failed { message },
         }
     }
+}
+
+/// Whether a path of the host is looked at before it is mounted.
+fn asks_for_type(volume: &Volume) -> bool {
+    let kind = volume.host_path.as_ref().and_then(|host_path| host_path.type_.as_deref());
+
+    kind.is_some_and(|kind| !kind.is_empty())
 }
 
 /// Removes a pod's cgroup, giving its last processes a moment to leave.
