@@ -15,6 +15,8 @@ use proto::ids::NodeName;
 use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
 
+use crate::pods::image_gc::Policy;
+
 /// Why a config file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -108,6 +110,12 @@ struct File {
     system_reserved: BTreeMap<String, String>,
     #[serde(default = "defaults::max_parallel_pulls")]
     max_parallel_pulls: u32,
+    #[serde(default = "defaults::image_high_percent", rename = "imageGCHighThresholdPercent")]
+    image_high_percent: u32,
+    #[serde(default = "defaults::image_low_percent", rename = "imageGCLowThresholdPercent")]
+    image_low_percent: u32,
+    #[serde(default = "defaults::image_age_seconds", rename = "imageMinimumGCAgeSeconds")]
+    image_age_seconds: u64,
     #[serde(default = "defaults::shutdown_grace_seconds")]
     shutdown_grace_seconds: u64,
     #[serde(default = "defaults::log_level")]
@@ -165,6 +173,15 @@ mod defaults {
     }
     pub(super) fn max_parallel_pulls() -> u32 {
         2
+    }
+    pub(super) fn image_high_percent() -> u32 {
+        85
+    }
+    pub(super) fn image_low_percent() -> u32 {
+        80
+    }
+    pub(super) fn image_age_seconds() -> u64 {
+        120
     }
     pub(super) fn shutdown_grace_seconds() -> u64 {
         5
@@ -267,6 +284,8 @@ pub struct Config {
     pub system_reserved: Reserved,
     /// Images pulled at once.
     pub parallel_pulls_max: usize,
+    /// When images are removed.
+    pub image_policy: Policy,
     /// What tasks get to finish on SIGTERM.
     pub shutdown_grace: Duration,
     /// What is logged.

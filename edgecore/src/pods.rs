@@ -6,6 +6,7 @@
 pub mod act;
 pub mod context;
 pub mod credentials;
+pub mod image_gc;
 pub mod images;
 pub mod logs;
 pub mod lookup;
@@ -93,6 +94,8 @@ pub async fn run(
     let mut rotation = tokio::time::interval(rotate::PERIOD);
     rotation.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut rotating = JoinSet::new();
+    let mut collecting = JoinSet::new();
+    collecting.spawn(image_gc::run(Arc::clone(&context)));
     let mut addresses = context.addresses.clone();
     let mut rest = Rest::new(clock::instant());
     relist.reset();

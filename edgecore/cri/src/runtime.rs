@@ -117,6 +117,19 @@ impl Runtime {
         self.answered(answer, || "ask the runtime for its status".to_owned())
     }
 
+    /// The image that sandboxes are made of; `None` from runtimes that do not say. containerd says it in
+    /// its own words (`info.config` of a verbose status), CRI-O and containerd 2 pin the image instead.
+    pub async fn sandbox_image(&self) -> Result<Option<String>, CriError> {
+        let request = v1::StatusRequest { verbose: true };
+        let answer = Box::pin(self.runtime().status(within(READ_DEADLINE, request))).await;
+        let answer =
+            self.answered(answer, || "ask the runtime for its configuration".to_owned())?;
+        let config = answer.info.get("config");
+        let config = config.and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+
+        Ok(config.and_then(|config| config["sandboxImage"].as_str().map(str::to_owned)))
+    }
+
     /// The cgroup driver the runtime is configured for; `None` from runtimes that cannot say
     /// (containerd before 2.0).
     pub async fn cgroup_driver(&self) -> Result<Option<v1::CgroupDriver>, CriError> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodCondition, PodSpec};
 use proto::ids::{NameError, Uid};
 use serde_json::Value;
 
@@ -36,7 +36,8 @@ pub struct PodView {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
-    /// The object without status and managed fields, which the node does not read.
+    /// The object without managed fields and status, of which the node reads only the conditions of
+    /// readiness gates.
     pub pod: Pod,
     /// Paths of spec fields that this build does not know, for one Warning Event.
     pub unknown_fields: Vec<String>,
@@ -44,6 +45,8 @@ pub struct PodView {
     ephemeral: Vec<Container>,
     /// By name of the ephemeral container.
     targets: BTreeMap<String, String>,
+    /// Readiness gates and the status of their conditions.
+    gates: Vec<(String, Option<String>)>,
 }
 
 impl PodView {
@@ -51,12 +54,13 @@ impl PodView {
     pub fn parse(bytes: &[u8]) -> Result<Self, PodError> {
         let raw: Value = serde_json::from_slice(bytes).map_err(PodError::Json)?;
         let mut pod: Pod = serde_json::from_slice(bytes).map_err(PodError::Json)?;
-        pod.status = None;
+        let conditions = pod.status.take().and_then(|status| status.conditions);
         pod.metadata.managed_fields = None;
         let spec = pod.spec.take().ok_or(PodError::Missing("spec"))?;
         let known = serde_json::to_value(&spec).map_err(PodError::Json)?;
         let mut unknown_fields = Vec::new();
         find_unknown("spec", &raw["spec"], &known, &mut unknown_fields);
+        let gates = gates(&spec, &conditions.unwrap_or_default());
         let (mut ephemeral, mut targets) = (Vec::new(), BTreeMap::new());
         for container in spec.ephemeral_containers.iter().flatten() {
             ephemeral.push(as_container(container).map_err(PodError::Json)?);
@@ -80,6 +84,7 @@ impl PodView {
             spec,
             ephemeral,
             targets,
+            gates,
         })
     }
 
@@ -143,6 +148,11 @@ impl PodView {
         &self.ephemeral
     }
 
+    /// Conditions that others set and that the pod is not Ready without: type, and status if there is one.
+    pub fn readiness_gates(&self) -> &[(String, Option<String>)] {
+        &self.gates
+    }
+
     /// The container whose processes an ephemeral container sees.
     pub fn target_of(&self, ephemeral: &str) -> Option<&str> {
         self.targets.get(ephemeral).map(String::as_str)
@@ -202,6 +212,15 @@ fn restart_rule_says(container: &Container, exit_code: i32) -> bool {
 
         matches && rule.action == "Restart"
     })
+}
+
+fn gates(spec: &PodSpec, conditions: &[PodCondition]) -> Vec<(String, Option<String>)> {
+    let gates = spec.readiness_gates.iter().flatten().map(|gate| {
+        let found = conditions.iter().find(|condition| condition.type_ == gate.condition_type);
+        (gate.condition_type.clone(), found.map(|condition| condition.status.clone()))
+    });
+
+    gates.collect()
 }
 
 /// An ephemeral container as one of the others, which never restarts.

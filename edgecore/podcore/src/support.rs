@@ -55,7 +55,6 @@ fn said(refused: &[String]) -> Option<String> {
 
 fn of_spec(spec: &PodSpec, refused: &mut Vec<String>) {
     let asked = [
-        ("readinessGates", spec.readiness_gates.as_ref().is_some_and(|v| !v.is_empty())),
         ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|v| !v.is_empty())),
         ("resources", spec.resources.is_some()),
         ("runtimeClassName", spec.runtime_class_name.as_ref().is_some_and(|v| !v.is_empty())),

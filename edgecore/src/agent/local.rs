@@ -231,6 +231,7 @@ impl Parts {
             fields: self.fields,
             addresses: self.addresses,
             link: self.link,
+            image_policy: config.image_policy,
             starts: Semaphore::new(STARTS_MAX),
         }
     }

@@ -8,6 +8,7 @@ use proto::ids::NodeName;
 use tracing::level_filters::LevelFilter;
 
 use super::{CgroupDriver, CloudAddress, Config, File, Problem, Reserved, Taint, TaintFile};
+use crate::pods::image_gc::Policy;
 
 /// Longest time a stop may take; systemd's own patience is 90 s.
 const SHUTDOWN_GRACE_SECONDS_MAX: u64 = 60;
@@ -48,6 +49,7 @@ impl Problems {
 pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
     let mut problems = Problems::default();
     let p = &mut problems;
+    let image_policy = image_policy(p, &file);
     let node = match NodeName::new(file.node_name) {
         Ok(node) => Some(node),
         Err(error) => {
@@ -87,6 +89,7 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
             p.within("maxParallelPulls", file.max_parallel_pulls.into(), 1, most);
             file.max_parallel_pulls as usize
         },
+        image_policy,
         shutdown_grace: Duration::from_secs(p.within(
             "shutdownGraceSeconds",
             file.shutdown_grace_seconds,
@@ -101,6 +104,18 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
     let config = config(node.unwrap_or_else(spare_node), cloudcore.unwrap_or_else(spare_cloud), p);
 
     if problems.0.is_empty() { Ok(config) } else { Err(problems.0) }
+}
+
+fn image_policy(p: &mut Problems, file: &File) -> Policy {
+    let (high, low) = (file.image_high_percent, file.image_low_percent);
+    p.within("imageGCHighThresholdPercent", high.into(), 0, 100);
+    if low > high {
+        let message = format!("{low} is above imageGCHighThresholdPercent, which is {high}");
+        p.add("imageGCLowThresholdPercent", message);
+    }
+    let age_min = Duration::from_secs(file.image_age_seconds);
+
+    Policy { high_percent: high, low_percent: low, age_min }
 }
 
 fn cloud_address(p: &mut Problems, text: &str) -> Option<CloudAddress> {

@@ -14,6 +14,7 @@ use proto::ids::NodeName;
 use store::Store;
 use tokio::sync::{Semaphore, watch};
 
+use super::image_gc::Policy;
 use super::images::Images;
 use super::registry::Registry;
 use crate::blocking::read_trimmed;
@@ -67,6 +68,8 @@ pub struct Context {
     pub addresses: watch::Receiver<Vec<String>>,
     /// Whether the cloud is in reach.
     pub link: watch::Receiver<LinkState>,
+    /// When images are removed.
+    pub image_policy: Policy,
     /// Bounds starts (backpressure: the others wait).
     pub starts: Semaphore,
 }

@@ -180,7 +180,7 @@ impl Images {
         };
         let failed = match outcome {
             Ok(Ok(image_ref)) => {
-                self.pulled.notify_one();
+                self.changed();
                 let image = self.look_up(&image_ref).await.ok().flatten();
                 let size_bytes = image.map_or(0, |image| image.size);
                 let (took, waited) = (since(started), since(began));
@@ -202,6 +202,11 @@ impl Images {
                 message: failed.message(),
             }),
         }
+    }
+
+    /// The node has other images than before.
+    pub fn changed(&self) {
+        self.pulled.notify_one();
     }
 
     fn is_away(&self, image: &str) -> bool {

@@ -44,12 +44,29 @@ pub(crate) type Alarm = Box<dyn FnOnce(StoreError) + Send>;
 
 /// Remembers damage for the next start, which repairs it, and tells who waits to be told.
 #[derive(Clone, Default)]
-pub(crate) struct Watch(Arc<Mutex<Option<Alarm>>>);
+pub(crate) struct Watch(Arc<Mutex<Watched>>);
+
+#[derive(Default)]
+enum Watched {
+    /// Nobody waits to be told.
+    #[default]
+    Alone,
+    Waited(Alarm),
+    /// Found before somebody waited.
+    Damaged(StoreError),
+    Told,
+}
 
 impl Watch {
-    /// Tells `alarm` from now on.
+    /// Tells `alarm` from now on, and of what was found before.
     fn set(&self, alarm: Alarm) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(alarm);
+        let mut watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *watched, Watched::Told) {
+            Watched::Damaged(error) => alarm(error),
+            Watched::Alone | Watched::Waited(_) | Watched::Told => {
+                *watched = Watched::Waited(alarm);
+            }
+        }
     }
 
     /// Looks at an error of the database at `path`.
@@ -58,11 +75,15 @@ impl Watch {
         if let Err(error) = File::create(suspicion(path)) {
             tracing::warn!(path = %path.display(), %error, "cannot note the damage");
         }
-        let alarm = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(alarm) = alarm {
-            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
-            let source = rusqlite::Error::SqliteFailure(code, Some(source.to_string()));
-            alarm(StoreError::Damaged { path: path.to_owned(), source });
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        let source = rusqlite::Error::SqliteFailure(code, Some(source.to_string()));
+        let found = StoreError::Damaged { path: path.to_owned(), source };
+        let mut watched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *watched, Watched::Told) {
+            Watched::Alone => *watched = Watched::Damaged(found),
+            Watched::Waited(alarm) => alarm(found),
+            Watched::Damaged(first) => *watched = Watched::Damaged(first),
+            Watched::Told => {}
         }
     }
 }
@@ -379,6 +400,27 @@ mod tests {
         assert!(matches!(refused, StoreError::LimitReached { .. }), "{refused:?}");
         assert!(commit(&database, "DELETE FROM t WHERE rowid < 3").is_none());
         assert!(commit(&database, insert).is_none());
+    }
+
+    #[test]
+    fn damage_that_nobody_waited_for_is_told_to_who_asks() {
+        let (tell, told) = mpsc::channel();
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.db");
+        let source = rusqlite::Error::SqliteFailure(code, None);
+        let error = StoreError::Damaged { path: path.clone(), source };
+        let watch = Watch::default();
+        watch.look_at(&path, &error);
+        for _ in 0..2 {
+            let tell = tell.clone();
+            watch.set(Box::new(move |found| tell.send(found.to_string()).unwrap()));
+            watch.look_at(&path, &error);
+        }
+        drop((tell, watch));
+
+        assert_eq!(told.iter().count(), 2, "each is told once");
+        assert!(is_suspect(&path));
     }
 
     #[test]

@@ -198,3 +198,33 @@ async fn a_container_whose_hook_fails_is_tried_again() -> Result<()> {
     api::delete(&client, &path, Some(0)).await?;
     cluster.until_gone(&client, &path, LIMIT).await
 }
+
+#[tokio::test]
+async fn a_pod_is_not_ready_before_its_gates_are_open() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let name = format!("gated-{}", unique());
+    let path = pods::path(&name);
+    let mut pod = pods::sleeper(&name, node.name());
+    pod["spec"]["readinessGates"] = json!([{ "conditionType": "example.com/gate" }]);
+    cluster.apply(&[pod]).await?;
+    let closed = |pod: &Value, word: &str| {
+        let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+        let ready = conditions.find(|condition| condition["type"] == "Ready");
+        pods::condition(pod, "ContainersReady") == Some("True")
+            && ready.is_some_and(|ready| {
+                ready["reason"] == "ReadinessGatesNotReady"
+                    && ready["message"].as_str().is_some_and(|message| message.contains(word))
+            })
+    };
+    cluster.until(&client, &path, "no gate", LIMIT, |pod| closed(pod, "does not exist")).await?;
+    let status = format!("{path}/status");
+    let set = |value: &str| json!({ "status": { "conditions": [{ "type": "example.com/gate", "status": value }] } });
+    api::strategic_merge(&client, &status, &set("False")).await?;
+    cluster.until(&client, &path, "a closed gate", LIMIT, |pod| closed(pod, "but False")).await?;
+    api::strategic_merge(&client, &status, &set("True")).await?;
+    cluster.until(&client, &path, "an open gate", LIMIT, pods::is_ready).await?;
+
+    api::delete(&client, &path, None).await
+}

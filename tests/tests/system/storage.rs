@@ -1,5 +1,6 @@
 //! T8 and T24: the disk under the agent's store is full. Nothing is acknowledged that is not durable,
-//! what runs goes on, and what could not be stored arrives by itself once there is room.
+//! what runs goes on, and what could not be stored arrives by itself once there is room. And images that
+//! nobody needs make room.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use cri::Runtime;
 use serde_json::json;
 use system_tests::cluster::{Cluster, unique};
 use system_tests::node::EdgeNode;
@@ -99,4 +101,47 @@ async fn what_a_full_disk_refused_arrives_once_there_is_room() -> Result<()> {
     }
 
     cluster.kubectl(&["delete", "configmap", &name]).await.map(drop)
+}
+
+/// Names of the images that the runtime has.
+async fn images(node: &EdgeNode) -> Result<Vec<String>> {
+    let listed = Runtime::new(node.site().fact("RUNTIME")?)?.list_images().await?;
+
+    Ok(listed.into_iter().flat_map(|image| image.repo_tags).collect())
+}
+
+#[tokio::test]
+async fn images_that_no_pod_needs_make_room() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let name = format!("needs-{}", unique());
+    cluster.apply(&[pods::sleeper(&name, node.name())]).await?;
+    let path = pods::path(&name);
+    let before = cluster.until(&client, &path, "Ready", LIMIT, pods::is_ready).await?;
+    let has = |images: &[String], name: &str| images.iter().any(|image| image.contains(name));
+    let found = images(&node).await?;
+    ensure!(has(&found, "video-analyzer") && has(&found, "pause"), "{found:?}");
+
+    // Every disk is too full for this.
+    let config = node.site().path("STATE")?.join("holdfast/edgecore.yaml");
+    let strict = "imageGCHighThresholdPercent: 0\nimageGCLowThresholdPercent: 0\nimageMinimumGCAgeSeconds: 0\n";
+    fs::write(&config, fs::read_to_string(&config)? + strict)?;
+    node.kill_agent().await?;
+    node.start_agent().await?;
+    let gone = |found: &Vec<String>| !has(found, "video-analyzer");
+    let left = wait::until("the image to go", LIMIT, || images(&node), gone).await?;
+    ensure!(has(&left, "busybox") && has(&left, "pause"), "{left:?}");
+
+    // What runs goes on, and more can be started.
+    let after = cluster.until(&client, &path, "Ready still", LIMIT, pods::is_ready).await?;
+    ensure!(Incarnation::of(&after) == Incarnation::of(&before), "{after}");
+    let next = format!("{name}-too");
+    cluster.apply(&[pods::sleeper(&next, node.name())]).await?;
+    cluster.until(&client, &pods::path(&next), "Ready", LIMIT, pods::is_ready).await?;
+    for name in [&name, &next] {
+        cluster.kubectl(&["delete", "pod", name, "--wait=false"]).await?;
+    }
+
+    Ok(())
 }

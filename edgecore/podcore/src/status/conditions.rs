@@ -16,6 +16,8 @@ pub struct Facts {
     pub incomplete: Vec<String>,
     /// Containers that do not run, or that their probes do not find ready.
     pub unready: Vec<String>,
+    /// What readiness gates keep the pod from being ready, in the kubelet's words.
+    pub closed: Vec<String>,
     /// Whether there is a sandbox with a network.
     pub has_sandbox: bool,
 }
@@ -56,8 +58,24 @@ pub fn facts(pod: &PodView, memory: &Memory, observed: &Observed) -> Facts {
     Facts {
         incomplete: names(pod.init_containers(), &|c| !any_main && !initialized(c)),
         unready,
+        closed: closed_gates(pod),
         has_sandbox: observed.sandbox().is_some(),
     }
+}
+
+fn closed_gates(pod: &PodView) -> Vec<String> {
+    let closed =
+        pod.readiness_gates().iter().filter_map(|(name, status)| match status.as_deref() {
+            Some("True") => None,
+            Some(status) => Some(format!(
+                "the status of pod readiness gate \"{name}\" is not \"True\", but {status}"
+            )),
+            None => Some(format!(
+                "corresponding condition of pod readiness gate \"{name}\" does not exist."
+            )),
+        });
+
+    closed.collect()
 }
 
 /// The value of each condition.
@@ -68,7 +86,7 @@ fn values(memory: &Memory, facts: &Facts) -> [(&'static str, bool); 5] {
     [
         (SANDBOX, facts.has_sandbox),
         (INITIALIZED, facts.incomplete.is_empty() || succeeded),
-        (READY, ready),
+        (READY, ready && facts.closed.is_empty()),
         (CONTAINERS_READY, ready),
         (SCHEDULED, true),
     ]
@@ -145,6 +163,9 @@ fn why(
         READY | CONTAINERS_READY if succeeded.is_some() => {
             let reason = if succeeded == Some(true) { "PodCompleted" } else { "PodFailed" };
             (Some(reason.to_owned()), None)
+        }
+        READY if facts.unready.is_empty() => {
+            (Some("ReadinessGatesNotReady".to_owned()), Some(facts.closed.join(", ")))
         }
         READY | CONTAINERS_READY => {
             (Some("ContainersNotReady".to_owned()), list("unready", &facts.unready))

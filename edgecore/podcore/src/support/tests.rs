@@ -66,10 +66,10 @@ fn every_field_of_the_pod_spec_has_a_fate() {
     check::<PodSpec>(
         "activeDeadlineSeconds automountServiceAccountToken containers dnsConfig dnsPolicy
          enableServiceLinks ephemeralContainers hostAliases hostIPC hostNetwork hostPID hostname hostnameOverride
-         imagePullSecrets initContainers nodeName overhead priority priorityClassName restartPolicy securityContext
+         imagePullSecrets initContainers nodeName overhead priority priorityClassName readinessGates restartPolicy securityContext
          serviceAccount serviceAccountName shareProcessNamespace subdomain
          terminationGracePeriodSeconds volumes",
-        "hostUsers os readinessGates resourceClaims resources runtimeClassName
+        "hostUsers os resourceClaims resources runtimeClassName
          setHostnameAsFQDN",
         "affinity evictionResponders nodeSelector preemptionPolicy schedulerName schedulingGates
          schedulingGroup tolerations topologySpreadConstraints",
@@ -192,7 +192,6 @@ fn check_refused(in_spec: &Value, in_container: &Value, expected: &str) {
 #[test]
 fn what_a_pod_may_not_ask_for() {
     for (spec, expected) in [
-        (json!({ "readinessGates": [{ "conditionType": "g" }] }), "readinessGates"),
         (json!({ "resourceClaims": [{ "name": "c" }] }), "resourceClaims"),
         (json!({ "resources": { "limits": { "cpu": "1" } } }), "resources"),
         (json!({ "runtimeClassName": "kata" }), "runtimeClassName"),
