@@ -335,6 +335,7 @@ mod tests {
         let ends = put(&small, "ends", 0, 2, vec![7; 10_000]);
         runtime().block_on(deliver(&desired, &store, vec![ends])).unwrap();
         assert!(desired.get(&small).is_some());
+        runtime().block_on(deliver(&desired, &store, vec![change()])).unwrap_err();
 
         std::fs::remove_file(path.join("filler")).unwrap();
         runtime().block_on(deliver(&desired, &store, vec![change()])).unwrap();

@@ -302,6 +302,9 @@ impl Worker {
 
     fn transact(&mut self, group: &mut [Commit]) -> Result<(), StoreError> {
         let bytes = group.iter().map(|commit| commit.bytes).sum::<usize>();
+        if self.reserve.as_ref().is_some_and(|reserve| !reserve.admits(bytes)) {
+            return Err(StoreError::DiskFull { path: self.path.clone() });
+        }
         let mut outcome = self.try_transact(group);
         let is_full = outcome
             .as_ref()

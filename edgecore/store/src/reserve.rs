@@ -30,6 +30,11 @@ impl Reserve {
         reserve
     }
 
+    /// Whether a commit may be tried: one that is not small only when the space is not needed for others.
+    pub(crate) fn admits(&self, bytes: usize) -> bool {
+        bytes <= SMALL_BYTES || self.take()
+    }
+
     /// Gives the space to a commit that found none; whether there was any, and it may have it.
     pub(crate) fn give_up(&self, bytes: usize) -> bool {
         bytes <= SMALL_BYTES && fs::remove_file(&self.path).is_ok()
@@ -44,15 +49,17 @@ impl Reserve {
         }
     }
 
-    fn take(&self) {
+    /// Takes the space if it is not held; false if the disk is too full for it.
+    fn take(&self) -> bool {
         if self.path.exists() {
-            return;
+            return true;
         }
-        if let Err(error) = self.fill() {
-            tracing::debug!(path = %self.path.display(), %error, "no space is kept in reserve");
-            // Half of it would fill the disk for nothing.
-            drop(fs::remove_file(&self.path));
-        }
+        let Err(error) = self.fill() else { return true };
+        tracing::debug!(path = %self.path.display(), %error, "no space is kept in reserve");
+        // Half of it would fill the disk for nothing.
+        drop(fs::remove_file(&self.path));
+
+        error.kind() != io::ErrorKind::StorageFull
     }
 
     fn fill(&self) -> io::Result<()> {
