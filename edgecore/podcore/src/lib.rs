@@ -3,7 +3,8 @@
 //! No async, no sockets, no clock, no files: everything comes in as an argument and goes out as a
 //! value.
 //!
-//! - [`pod`]: a pod as the API server wrote it; [`support`]: what of it this build refuses.
+//! - [`pod`]: a pod as the API server wrote it; [`support`]: what of it is refused here, by the
+//!   [`abilities`] of the node.
 //! - [`materials`]: the ConfigMaps, Secrets, tokens and Services it needs.
 //! - [`plan`]: from pod, [`memory`] and what is [`observed`] to the next actions.
 //! - [`probe`]: when to ask a container how it is, and what the answers come to.
@@ -12,6 +13,7 @@
 //! - [`translate`]: the CRI messages; with [`env`], [`dns`], [`hosts`], [`volumes`], [`sub_path`],
 //!   [`resources`].
 
+pub mod abilities;
 pub mod backoff;
 pub mod dns;
 pub mod env;

@@ -1,7 +1,10 @@
 //! What the runtime and the node say now about one pod. Holds nothing that is not true at this moment.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
+use crate::abilities::Abilities;
 use crate::resize::Room;
 
 /// One look at a pod.
@@ -16,6 +19,8 @@ pub struct Observed {
     /// ConfigMaps, Secrets and tokens that the pod needs and the node does not hold (not the
     /// optional ones), for example `configmap "web" not found`.
     pub missing: Vec<String>,
+    /// What machine and runtime can do.
+    pub abilities: Arc<Abilities>,
     /// What the node has for the pod; `None` if nobody counts.
     pub room: Option<Room>,
     /// By how many seconds the wall clock was set, all in all, since the agent started: what it

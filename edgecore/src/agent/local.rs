@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cri::{CriError, Runtime, RuntimeVersion};
+use podcore::abilities::Abilities;
 use podcore::env::NodeFields;
 use podcore::resources::CgroupDriver;
 use proto::ids::Uid;
@@ -21,6 +22,7 @@ use crate::events::{self, EventType, Subject};
 use crate::layout::Layout;
 use crate::link::addresses::{self, Addresses};
 use crate::link::{Delivery, LinkState, Upstream};
+use crate::node::abilities;
 use crate::node::cgroups::{Cgroups, Limits};
 use crate::node::facts::{self, Facts};
 use crate::node::monitor::{self, Beat, Monitor};
@@ -80,6 +82,7 @@ impl Local {
         let (health_told, health) = watch::channel(Health::default());
         let (watched, addresses) = Addresses::new(config.node_ip);
         let (version_told, version) = watch::channel(None);
+        let (abilities_told, abilities) = watch::channel(Arc::new(abilities::of_machine()));
         let (deliveries, delivered) = mpsc::channel(DELIVERIES_MAX);
         let Held { desired, memories, settings } = Held::of(opened);
         let upstream = Upstream::default();
@@ -92,6 +95,7 @@ impl Local {
             facts: facts.clone(),
             runtime_version: version,
             runtime: runtime.clone(),
+            abilities: abilities_told.clone(),
             pod_loop: beat.clone(),
             pulled: Arc::clone(&pulled),
             health: health_told,
@@ -109,6 +113,7 @@ impl Local {
             fields: node_fields(config, &facts),
             layout,
             runtime: runtime.clone(),
+            abilities,
             images: Images::new(runtime.clone(), config.parallel_pulls_max, pulled),
             store: store.clone(),
             desired: desired.clone(),
@@ -119,7 +124,8 @@ impl Local {
             link: link_seen,
         };
         let config = config.clone();
-        tasks.spawn("pods", |stop| run_pods(config, parts, memories, version_told, beat, stop));
+        let told = Told { version: version_told, abilities: abilities_told };
+        tasks.spawn("pods", |stop| run_pods(config, parts, memories, told, beat, stop));
 
         Ok(Self {
             deliveries,
@@ -200,6 +206,7 @@ struct Parts {
     fields: NodeFields,
     layout: Layout,
     runtime: Runtime,
+    abilities: watch::Receiver<Arc<Abilities>>,
     images: Images,
     store: Store,
     desired: Desired,
@@ -216,6 +223,7 @@ impl Parts {
             node: config.node.clone(),
             layout: self.layout,
             runtime: self.runtime,
+            abilities: self.abilities,
             runtime_name: runtime.name.clone(),
             images: self.images,
             store: self.store,
@@ -237,21 +245,28 @@ impl Parts {
     }
 }
 
+/// What is told of the runtime once it answers.
+struct Told {
+    version: watch::Sender<Option<RuntimeVersion>>,
+    abilities: watch::Sender<Arc<Abilities>>,
+}
+
 /// Waits for a runtime, then runs pods on it.
 async fn run_pods(
     config: Config,
     parts: Parts,
     memories: Vec<(Uid, Vec<u8>)>,
-    version_told: watch::Sender<Option<RuntimeVersion>>,
+    told_of: Told,
     beat: Beat,
     stop: CancellationToken,
 ) -> Result<(), BoxError> {
-    let Some(version) = find_runtime(&parts.runtime, &beat, &stop).await? else { return Ok(()) };
+    let found = find_runtime(&parts.runtime, &told_of.abilities, &beat, &stop).await?;
+    let Some(version) = found else { return Ok(()) };
     tracing::info!(name = %version.name, version = %version.version, "found the container runtime");
     let driver = driver(config.cgroup_driver, &parts.runtime).await;
     make_class_cgroups(&config, &parts.cgroups, driver)?;
     // Without a receiver the node's task has ended, and the process is about to.
-    let _node_ended = version_told.send(Some(version.clone()));
+    let _node_ended = told_of.version.send(Some(version.clone()));
 
     let (events, told) = mpsc::channel(pods::RUNTIME_EVENTS_MAX);
     let runtime = parts.runtime.clone();
@@ -265,9 +280,11 @@ async fn run_pods(
     Ok(())
 }
 
-/// Asks for the version until there is an answer. A runtime that cannot be used is an error.
+/// Asks for the version and what it can do until there is an answer. A runtime that cannot be used is an
+/// error.
 async fn find_runtime(
     runtime: &Runtime,
+    abilities: &watch::Sender<Arc<Abilities>>,
     beat: &Beat,
     stop: &CancellationToken,
 ) -> Result<Option<RuntimeVersion>, CriError> {
@@ -275,8 +292,15 @@ async fn find_runtime(
     let mut told = String::new();
     loop {
         beat.beat();
-        match runtime.version().await {
-            Ok(version) => return Ok(Some(version)),
+        let found = match runtime.version().await {
+            Ok(version) => runtime.status().await.map(|status| (version, status)),
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok((version, status)) => {
+                monitor::tell_abilities(abilities, &status);
+                return Ok(Some(version));
+            }
             Err(error) if error.is_unusable() => return Err(error),
             Err(error) => {
                 let text = error.to_string();

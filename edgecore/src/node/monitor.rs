@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cri::{Runtime, RuntimeVersion};
+use podcore::abilities::Abilities;
 use proto::wire::{Health, Report, ReportKey};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::abilities::abilities;
 use super::facts::Facts;
 use super::pressure::{self, Pressure};
 use super::status::{Condition, Image, Live, NodeReport, Wanted, report};
@@ -74,6 +76,8 @@ pub struct Monitor {
     pub runtime_version: watch::Receiver<Option<RuntimeVersion>>,
     /// The container runtime.
     pub runtime: Runtime,
+    /// What it and the machine can do.
+    pub abilities: watch::Sender<Arc<Abilities>>,
     /// Of the pod loop.
     pub pod_loop: Beat,
     /// Told after an image was pulled.
@@ -125,6 +129,7 @@ impl Monitor {
         match tokio::time::timeout(STATUS_DEADLINE, self.runtime.status()).await {
             Ok(Ok(answer)) => {
                 beat.beat();
+                tell_abilities(&self.abilities, &answer);
                 let conditions = answer.status.map(|status| status.conditions);
                 not_ready(&conditions.unwrap_or_default())
             }
@@ -194,6 +199,18 @@ impl Monitor {
             Err(error) => tracing::error!(%error, "the node's status cannot be written as JSON"),
         }
     }
+}
+
+/// Tells what the runtime can do, if that is news: another may have been started.
+pub fn tell_abilities(told: &watch::Sender<Arc<Abilities>>, status: &cri_api::v1::StatusResponse) {
+    told.send_if_modified(|before| {
+        let now = abilities(status, before.app_armor);
+        let is_news = **before != now;
+        if is_news {
+            *before = Arc::new(now);
+        }
+        is_news
+    });
 }
 
 /// The runtime's own conditions, in the kubelet's words.

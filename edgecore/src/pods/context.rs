@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cri::Runtime;
 use k8s_openapi::api::core::v1::Container;
+use podcore::abilities::Abilities;
 use podcore::dns::{ResolvConf, Resolvers};
 use podcore::env::NodeFields;
 use podcore::pod::PodView;
@@ -38,6 +39,8 @@ pub struct Context {
     pub layout: Layout,
     /// The container runtime.
     pub runtime: Runtime,
+    /// What it and the machine can do.
+    pub abilities: watch::Receiver<Arc<Abilities>>,
     /// Its name, the scheme of container ids in a status.
     pub runtime_name: String,
     /// Finds and pulls images.

@@ -201,6 +201,7 @@ impl Worker {
         let (pod, gathered) = self.view()?;
         self.observed.missing.clone_from(&gathered.missing);
         self.observed.room = Some(self.room());
+        self.observed.abilities = Arc::clone(&self.context.abilities.borrow());
         self.observed.clock_set_s = clock::set_s();
         let before = self.memory.clone();
         let next = plan(&pod, &before, &self.observed, now);

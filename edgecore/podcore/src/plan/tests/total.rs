@@ -1,6 +1,7 @@
 //! Plans for looks and memories that no life leads to: a plan is made, without doing harm.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use proptest::collection::{btree_map, vec};
@@ -90,6 +91,7 @@ fn observed() -> impl Strategy<Value = Observed> {
                 volumes,
                 missing,
                 room: None,
+                abilities: Arc::default(),
                 clock_set_s,
             }
         },
@@ -278,8 +280,15 @@ proptest! {
 /// A field that is added here has to be thought about.
 #[test]
 fn nothing_of_the_link_enters_a_plan() {
-    let Observed { sandboxes: _, containers: _, volumes: _, missing: _, room: _, clock_set_s: _ } =
-        Observed::default();
+    let Observed {
+        sandboxes: _,
+        containers: _,
+        volumes: _,
+        missing: _,
+        room: _,
+        abilities: _,
+        clock_set_s: _,
+    } = Observed::default();
     let StatusContext { host_ips: _, runtime: _ } = StatusContext::default();
     let Memory {
         start_time: _,
