@@ -106,6 +106,8 @@ struct File {
     taints: Vec<TaintFile>,
     #[serde(default = "defaults::max_pods")]
     max_pods: u32,
+    #[serde(default = "defaults::pod_pids_limit")]
+    pod_pids_limit: i64,
     #[serde(default)]
     system_reserved: BTreeMap<String, String>,
     #[serde(default = "defaults::max_parallel_pulls")]
@@ -170,6 +172,9 @@ mod defaults {
     }
     pub(super) fn max_pods() -> u32 {
         110
+    }
+    pub(super) fn pod_pids_limit() -> i64 {
+        -1
     }
     pub(super) fn max_parallel_pulls() -> u32 {
         2
@@ -280,6 +285,8 @@ pub struct Config {
     pub taints: Vec<Taint>,
     /// Most pods this node takes.
     pub pods_max: u32,
+    /// Most processes of one pod; as many as the machine has if `None`.
+    pub pod_pids_max: Option<i64>,
     /// Kept back from pods.
     pub system_reserved: Reserved,
     /// Images pulled at once.

@@ -12,7 +12,7 @@ use cri::{Code, Runtime};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-pub use self::http::{Get, deliver, scheme_is_https};
+pub use self::http::{Delivered, Get, LIFECYCLE, PROBE, deliver, scheme_is_https};
 
 /// Longest part of an answer that is told (kubelet: `maxRespBodyLength`).
 const OUTPUT_BYTES_MAX: usize = 10 * 1024;

@@ -16,6 +16,7 @@ pub mod registry;
 pub mod rotate;
 pub mod sweep;
 pub mod tokens;
+pub mod users;
 pub mod wake;
 pub mod worker;
 

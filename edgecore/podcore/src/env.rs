@@ -3,14 +3,16 @@
 //! The rules are the kubelet's (`pkg/kubelet/kubelet_pods.go`, `pkg/kubelet/envvars`).
 
 mod fields;
+mod file;
 mod services;
 
 use std::collections::BTreeMap;
 
 use cri_api::v1::KeyValue;
-use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVarSource};
+use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVarSource, FileKeySelector};
 
 pub use self::fields::{FieldError, NodeFields, pod_field, resource_field};
+pub use self::file::EnvFile;
 use crate::materials::Materials;
 use crate::pod::PodView;
 
@@ -52,6 +54,23 @@ pub enum EnvError {
         variable: String,
         /// Why.
         source: FieldError,
+    },
+    /// A volume that a file of variables shall be in.
+    #[error("cannot find the volume \"{volume}\" referenced by FileKeyRef")]
+    NoVolume {
+        /// The volume.
+        volume: String,
+    },
+    /// A file of variables that is not there, or not understood.
+    #[error("couldn't parse env file")]
+    File,
+    /// A file of variables without the variable.
+    #[error("environment variable key \"{key}\" not found in file \"{path}\"")]
+    NotInFile {
+        /// The variable in the file.
+        key: String,
+        /// The file.
+        path: String,
     },
     /// A source this build does not know.
     #[error("environment variable {variable} has a source that this node does not support")]
@@ -200,7 +219,32 @@ fn value_of(
         };
     }
 
+    if let Some(key) = &source.file_key_ref {
+        return from_file(key, materials);
+    }
+
     Err(EnvError::Unsupported { variable: variable.to_owned() })
+}
+
+fn from_file(key: &FileKeySelector, materials: &Materials) -> Result<Option<String>, EnvError> {
+    let place = (key.volume_name.clone(), key.path.clone());
+    let file = materials.env_files.get(&place);
+    let file = file.ok_or_else(|| EnvError::NoVolume { volume: key.volume_name.clone() })?;
+    let text = file.text.as_ref().ok_or(EnvError::File)?;
+    let value = file::value(text, &key.key).map_err(|_| EnvError::File)?;
+    match (value.is_empty(), key.optional) {
+        (false, _) => Ok(Some(value)),
+        (true, Some(true)) => Ok(None),
+        (true, _) => Err(EnvError::NotInFile { key: key.key.clone(), path: file.path.clone() }),
+    }
+}
+
+/// The files of variables that a container needs: volume and path in it.
+pub fn env_files(container: &Container) -> impl Iterator<Item = (&str, &str)> {
+    let sources = container.env.iter().flatten().filter_map(|env| env.value_from.as_ref());
+    let keys = sources.filter_map(|source| source.file_key_ref.as_ref());
+
+    keys.map(|key| (key.volume_name.as_str(), key.path.as_str()))
 }
 
 fn no_key(kind: &'static str, pod: &PodView, name: &str, key: &str) -> EnvError {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::pod::PodView;
-use crate::translate::hostname;
+use crate::translate::{host_domain, hostname};
 
 /// The file for a pod with a network of its own.
 pub fn own(pod: &PodView, ips: &[String], domain: &str) -> String {
@@ -17,12 +17,7 @@ pub fn own(pod: &PodView, ips: &[String], domain: &str) -> String {
          fe00::2\tip6-allrouters\n",
     );
     let host = hostname(pod);
-    let full = pod
-        .spec()
-        .subdomain
-        .as_ref()
-        .filter(|subdomain| !subdomain.is_empty())
-        .map(|subdomain| format!("{host}.{subdomain}.{}.svc.{domain}", pod.namespace));
+    let full = host_domain(pod, domain).map(|domain| format!("{host}.{domain}"));
     for ip in ips {
         // Writing to a String cannot fail.
         let _ = match &full {

@@ -7,6 +7,7 @@ use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Secret, Service, Volume};
 use proto::object::{ContentHash, hex};
 
+use crate::env::EnvFile;
 use crate::pod::PodView;
 
 /// Lifetime of a token whose source does not say (API: `ServiceAccountTokenProjection`).
@@ -48,6 +49,9 @@ pub struct Materials {
     pub secrets: BTreeMap<String, Secret>,
     /// By [`TokenAsk::source`].
     pub tokens: BTreeMap<String, TokenRequest>,
+    /// Files of variables that the container at hand needs, by volume and path in it; only while it is
+    /// made.
+    pub env_files: BTreeMap<(String, String), EnvFile>,
     /// Services of the pod's namespace, and `default/kubernetes`.
     pub services: Vec<Service>,
 }

@@ -7,6 +7,11 @@ pub fn milli(quantity: &Quantity) -> Option<i64> {
     scaled(&quantity.0, 1000)
 }
 
+/// The value of a text in whole units, rounded up; `None` if it is no quantity or too large.
+pub fn read_units(text: &str) -> Option<i64> {
+    scaled(text, 1)
+}
+
 /// The value in whole units, rounded up; `None` if it is no quantity or too large.
 pub fn units(quantity: &Quantity) -> Option<i64> {
     scaled(&quantity.0, 1)

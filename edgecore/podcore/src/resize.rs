@@ -15,7 +15,7 @@ use crate::observed::{ContainerView, Observed};
 use crate::plan::{Action, Plan};
 use crate::pod::{PodView, is_sidecar};
 use crate::quantity;
-use crate::resources::{cpu_request, memory_request, pod_request};
+use crate::resources::pod_request;
 
 /// When a resize that does not fit is looked at again: somebody else may have gone.
 const RETRY: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
@@ -210,8 +210,8 @@ pub(crate) fn grant(pod: &PodView, observed: &Observed, now: Timestamp, plan: &m
 /// Why the pod cannot have what it asks for, never or not now (kubelet: `canResizePod`).
 fn refusal(pod: &PodView, room: &Room) -> Option<(&'static str, String)> {
     let asked = [
-        ("memory", pod_request(pod, memory_request), room.memory),
-        ("cpu", pod_request(pod, cpu_request), room.cpu),
+        ("memory", pod_request(pod, "memory"), room.memory),
+        ("cpu", pod_request(pod, "cpu"), room.cpu),
     ];
     for (name, asked, amount) in asked {
         if asked > amount.capacity {

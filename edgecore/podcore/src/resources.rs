@@ -1,13 +1,17 @@
 //! From requests and limits to QoS class and cgroup values, with the kubelet's arithmetic
 //! (`pkg/kubelet/cm/helpers_linux.go`, `pkg/kubelet/qos/policy.go`, `pkg/apis/core/v1/helper/qos`).
 
-use std::collections::BTreeMap;
+mod whole;
 
 use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use self::whole::spare_memory_share;
+pub(crate) use self::whole::{HUGE_PAGES, Side, amount};
+pub use self::whole::{
+    PodLimits, container_amounts, huge_page_limits, overhead_amounts, pod_limits, pod_request,
+    sandbox_amounts, whole_limit,
+};
 use crate::pod::{PodView, is_sidecar};
-use crate::quantity;
 
 /// Fewest shares the kernel takes.
 const SHARES_MIN: i64 = 2;
@@ -56,47 +60,41 @@ pub struct Amounts {
     pub memory_limit: i64,
 }
 
-/// A request or limit of a container: `field` is chosen from its resources.
-fn amount(container: &Container, limits: bool, name: &str) -> Option<i64> {
-    let resources: &ResourceRequirements = container.resources.as_ref()?;
-    let amounts: &BTreeMap<String, Quantity> =
-        if limits { resources.limits.as_ref()? } else { resources.requests.as_ref()? };
-    let quantity = amounts.get(name)?;
-
-    if name == "cpu" { quantity::milli(quantity) } else { quantity::units(quantity) }
-}
-
 /// CPU request in thousandths.
 pub fn cpu_request(container: &Container) -> Option<i64> {
-    amount(container, false, "cpu")
+    amount(container.resources.as_ref()?, Side::Requests, "cpu")
 }
 
 /// CPU limit in thousandths.
 pub fn cpu_limit(container: &Container) -> Option<i64> {
-    amount(container, true, "cpu")
+    amount(container.resources.as_ref()?, Side::Limits, "cpu")
 }
 
 /// Memory request in bytes.
 pub fn memory_request(container: &Container) -> Option<i64> {
-    amount(container, false, "memory")
+    amount(container.resources.as_ref()?, Side::Requests, "memory")
 }
 
 /// Memory limit in bytes.
 pub fn memory_limit(container: &Container) -> Option<i64> {
-    amount(container, true, "memory")
+    amount(container.resources.as_ref()?, Side::Limits, "memory")
 }
 
-/// The QoS class of a pod.
+/// The QoS class of a pod: what it asks for as a whole counts, else what its containers do.
 pub fn qos_class(pod: &PodView) -> QosClass {
-    let positive = |amount: Option<i64>| amount.filter(|amount| *amount > 0);
+    match &pod.spec().resources {
+        Some(whole) => class_of(std::iter::once(Some(whole))),
+        None => class_of(pod.admitted_containers().map(|container| container.resources.as_ref())),
+    }
+}
+
+fn class_of<'a>(all: impl Iterator<Item = Option<&'a ResourceRequirements>>) -> QosClass {
     let mut any = false;
     let mut guaranteed = true;
-    for container in pod.admitted_containers() {
-        let pairs = [
-            (positive(cpu_request(container)), positive(cpu_limit(container))),
-            (positive(memory_request(container)), positive(memory_limit(container))),
-        ];
-        for (request, limit) in pairs {
+    for resources in all {
+        for name in ["cpu", "memory"] {
+            let positive = |side| amount(resources?, side, name).filter(|amount| *amount > 0);
+            let (request, limit) = (positive(Side::Requests), positive(Side::Limits));
             any |= request.is_some() || limit.is_some();
             guaranteed &= limit.is_some() && request.is_none_or(|request| Some(request) == limit);
         }
@@ -140,7 +138,8 @@ pub fn oom_score_adj(pod: &PodView, container: &Container, node_memory: i64) -> 
         QosClass::Guaranteed => GUARANTEED,
         QosClass::BestEffort => BEST_EFFORT,
         QosClass::Burstable => {
-            let request = |container| memory_request(container).unwrap_or(0);
+            let share = spare_memory_share(pod);
+            let request = |container| memory_request(container).unwrap_or(0).saturating_add(share);
             let mut init = pod.init_containers().iter();
             // A sidecar is not killed before the containers that it serves.
             let request = match init.find(|init| init.name == container.name && is_sidecar(init)) {
@@ -156,84 +155,33 @@ pub fn oom_score_adj(pod: &PodView, container: &Container, node_memory: i64) -> 
     }
 }
 
-/// Limits of the pod as a whole, for its cgroup.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PodLimits {
-    /// Relative weight, in the unit of cgroup v1.
-    pub cpu_shares: i64,
-    /// Microseconds for each [`QUOTA_PERIOD_US`], if every container has a limit.
-    pub cpu_quota: Option<i64>,
-    /// In bytes, if every container has a limit.
-    pub memory: Option<i64>,
+/// What of the machine decides what the runtime is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// All its memory.
+    pub memory_bytes: i64,
+    /// Sizes of its huge pages in bytes.
+    pub huge_pages: Vec<i64>,
+    /// Its controllers are all on cgroup v2.
+    pub unified: bool,
+    /// Swap can be limited.
+    pub swap: bool,
+    /// Directory of the seccomp profiles that pods name.
+    pub seccomp_root: String,
+    /// What containers must not read besides what no machine lets them.
+    pub masked_paths: Vec<String>,
 }
 
-/// What is needed at the same time at most: all containers with the sidecars, or one init container with
-/// the sidecars before it (`resourcehelper.PodRequests`).
-fn total(pod: &PodView, get: fn(&Container) -> Option<i64>) -> i64 {
-    let (mut sidecars, mut peak) = (0_i64, 0);
-    for init in pod.init_containers() {
-        let own = get(init).unwrap_or(0);
-        if is_sidecar(init) {
-            sidecars = sidecars.saturating_add(own);
-        }
-        peak = peak.max(if is_sidecar(init) { sidecars } else { sidecars.saturating_add(own) });
+/// The size of huge pages as the kernel names it in cgroups: `2MB`.
+pub fn page_size_name(bytes: i64) -> String {
+    const UNITS: [&str; 6] = ["B", "KB", "MB", "GB", "TB", "PB"];
+    let (mut size, mut unit) = (bytes, 0);
+    while size > 0 && size % 1024 == 0 && unit + 1 < UNITS.len() {
+        size /= 1024;
+        unit += 1;
     }
-    let sum = pod.containers().iter().filter_map(get).fold(sidecars, i64::saturating_add);
 
-    sum.max(peak)
-}
-
-/// What the pod requests of a resource.
-pub fn pod_request(pod: &PodView, get: fn(&Container) -> Option<i64>) -> i64 {
-    total(pod, get)
-}
-
-/// What the runtime is told of the pod as a whole, its overhead apart (kubelet:
-/// `calculateSandboxResources`).
-pub fn sandbox_amounts(pod: &PodView) -> Amounts {
-    let has_request = pod.admitted_containers().any(|c| cpu_request(c).is_some());
-
-    Amounts {
-        cpu_request: has_request.then(|| total(pod, cpu_request)),
-        cpu_limit: total(pod, cpu_limit),
-        memory_limit: total(pod, memory_limit),
-    }
-}
-
-/// `spec.overhead`, if there is one.
-pub fn overhead_amounts(pod: &PodView) -> Option<Amounts> {
-    let overhead = pod.spec().overhead.as_ref()?;
-    let cpu = overhead.get("cpu").and_then(quantity::milli).unwrap_or(0);
-    let memory_limit = overhead.get("memory").and_then(quantity::units).unwrap_or(0);
-
-    Some(Amounts { cpu_request: Some(cpu), cpu_limit: cpu, memory_limit })
-}
-
-/// The limits of the pod's cgroup.
-pub fn pod_limits(pod: &PodView) -> PodLimits {
-    let overhead = pod.spec().overhead.as_ref();
-    let of = |name: &str| overhead.and_then(|amounts| amounts.get(name));
-    let cpu_overhead = of("cpu").and_then(quantity::milli).unwrap_or(0);
-    let memory_overhead = of("memory").and_then(quantity::units).unwrap_or(0);
-    let of_all = |get: fn(&Container) -> Option<i64>| -> (i64, bool) {
-        let all = pod.admitted_containers().all(|c| get(c).is_some_and(|amount| amount > 0));
-        (total(pod, get), all)
-    };
-    let (cpu_request, _) = of_all(cpu_request);
-    let (cpu_limit, cpu_limited) = of_all(cpu_limit);
-    let (memory_limit, memory_limited) = of_all(memory_limit);
-    let with = i64::saturating_add;
-    let best_effort = qos_class(pod) == QosClass::BestEffort;
-
-    PodLimits {
-        cpu_shares: if best_effort {
-            SHARES_MIN
-        } else {
-            cpu_shares(with(cpu_request, cpu_overhead))
-        },
-        cpu_quota: cpu_limited.then(|| cpu_quota(with(cpu_limit, cpu_overhead))),
-        memory: memory_limited.then_some(with(memory_limit, memory_overhead)),
-    }
+    format!("{size}{}", UNITS[unit])
 }
 
 /// How the runtime names cgroups.
@@ -310,6 +258,15 @@ mod tests {
             [(0, 2, 0), (1, 2, 1000), (100, 102, 10_000), (1000, 1024, 100_000)]
         {
             assert_eq!((cpu_shares(milli), cpu_quota(milli)), (shares, quota), "{milli}");
+        }
+    }
+
+    #[test]
+    fn huge_pages_are_named_by_the_largest_unit() {
+        for (bytes, name) in
+            [(64 << 10, "64KB"), (2 << 20, "2MB"), (1 << 30, "1GB"), (1000, "1000B")]
+        {
+            assert_eq!(page_size_name(bytes), name);
         }
     }
 

@@ -6,6 +6,7 @@ mod volumes;
 use k8s_openapi::api::core::v1::{Container, PodSecurityContext, PodSpec, SecurityContext};
 
 use crate::pod::PodView;
+use crate::resources::HUGE_PAGES;
 
 /// Sysctls that are namespaced and cannot hurt other pods (kubelet: `sysctl.SafeSysctlAllowlist`).
 const SAFE_SYSCTLS: [&str; 11] = [
@@ -56,10 +57,7 @@ fn said(refused: &[String]) -> Option<String> {
 fn of_spec(spec: &PodSpec, refused: &mut Vec<String>) {
     let asked = [
         ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|v| !v.is_empty())),
-        ("resources", spec.resources.is_some()),
         ("runtimeClassName", spec.runtime_class_name.as_ref().is_some_and(|v| !v.is_empty())),
-        ("hostUsers=false", spec.host_users == Some(false)),
-        ("setHostnameAsFQDN", spec.set_hostname_as_fqdn == Some(true)),
         ("os.name=windows", spec.os.as_ref().is_some_and(|os| os.name != "linux")),
     ];
     push_asked("", &asked, refused);
@@ -109,16 +107,12 @@ fn of_container(container: &Container, refused: &mut Vec<String>) {
         let asked = [("stopSignal", lifecycle.stop_signal.is_some()), ("tcpSocket", tcp)];
         push_asked(&format!("{prefix}lifecycle."), &asked, refused);
     }
-    let sources = container.env.iter().flatten().filter_map(|env| env.value_from.as_ref());
-    for source in sources {
-        push_asked(&prefix, &[("fileKeyRef", source.file_key_ref.is_some())], refused);
-    }
     if let Some(resources) = &container.resources {
         if resources.claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
             refused.push(format!("{prefix}resources.claims"));
         }
         for name in resources.limits.iter().flatten().map(|(name, _)| name.as_str()) {
-            if !matches!(name, "cpu" | "memory") {
+            if !matches!(name, "cpu" | "memory") && !name.starts_with(HUGE_PAGES) {
                 refused.push(format!("{prefix}a limit of {name}"));
             }
         }
@@ -141,7 +135,6 @@ fn of_security(prefix: &str, context: &SecurityContext, refused: &mut Vec<String
             "appArmorProfile",
             context.app_armor_profile.as_ref().is_some_and(|p| p.type_ == "Localhost"),
         ),
-        ("procMount", context.proc_mount.as_ref().is_some_and(|mode| mode != "Default")),
     ];
     push_asked(&format!("{prefix}securityContext."), &asked, refused);
 }

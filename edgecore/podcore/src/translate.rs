@@ -12,9 +12,10 @@ use cri_api::v1::{
 };
 
 pub use self::container::{
-    ContainerContext, ContainerPaths, container_config, container_hash, container_resources,
+    ContainerContext, ContainerPaths, MountedImage, container_config, container_hash,
+    container_resources,
 };
-pub use self::security::{ImageUser, NonRootError, asks_for_image_user, check_user};
+pub use self::security::{ImageUser, NonRootError, UserRange, asks_for_image_user, check_user};
 use crate::dns::{Resolvers, resolver};
 use crate::pod::{PodView, is_sidecar};
 use crate::resources::{self, Amounts, CgroupDriver};
@@ -42,6 +43,8 @@ pub const GRACE_ANNOTATION: &str = "io.kubernetes.pod.terminationGracePeriod";
 
 /// Longest host name the kernel takes.
 const HOSTNAME_LEN_MAX: usize = 63;
+/// The same with its domain.
+const FQDN_LEN_MAX: usize = 64;
 
 /// What of a node matters for a sandbox.
 #[derive(Clone, Debug)]
@@ -56,6 +59,8 @@ pub struct SandboxContext {
     pub cgroup_root: String,
     /// How the runtime names cgroups.
     pub cgroup_driver: CgroupDriver,
+    /// The users of the node that those of the pod are, if it has its own.
+    pub users: Option<UserRange>,
 }
 
 /// The pod's host name: `spec.hostname`, else its name, cut to what the kernel takes.
@@ -67,23 +72,70 @@ pub fn hostname(pod: &PodView) -> String {
     name.chars().take(HOSTNAME_LEN_MAX).collect::<String>().trim_end_matches(['-', '.']).to_owned()
 }
 
+/// The domain of the pod's host name, if it has one.
+pub fn host_domain(pod: &PodView, cluster_domain: &str) -> Option<String> {
+    let spec = pod.spec();
+    if spec.hostname_override.is_some() {
+        return None;
+    }
+    let subdomain = spec.subdomain.as_ref().filter(|subdomain| !subdomain.is_empty())?;
+
+    Some(format!("{subdomain}.{}.svc.{cluster_domain}", pod.namespace))
+}
+
+/// Why there can be no sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// `setHostnameAsFQDN` with too long a name.
+    #[error(
+        "failed to construct FQDN from pod hostname and cluster domain, FQDN {fqdn} is too long ({FQDN_LEN_MAX} characters is the max, {} characters requested)",
+        fqdn.len()
+    )]
+    LongName {
+        /// The whole name.
+        fqdn: String,
+    },
+}
+
+/// The host name that the kernel is told (kubelet: `GetNodenameForKernel`).
+fn kernel_hostname(pod: &PodView, cluster_domain: &str) -> Result<String, SandboxError> {
+    let name = hostname(pod);
+    let domain = host_domain(pod, cluster_domain);
+    let Some(domain) = domain.filter(|_| pod.spec().set_hostname_as_fqdn == Some(true)) else {
+        return Ok(name);
+    };
+    let fqdn = format!("{name}.{domain}");
+
+    if fqdn.len() > FQDN_LEN_MAX { Err(SandboxError::LongName { fqdn }) } else { Ok(fqdn) }
+}
+
 /// The sandbox of an attempt.
-pub fn sandbox_config(pod: &PodView, attempt: u32, context: &SandboxContext) -> PodSandboxConfig {
+pub fn sandbox_config(
+    pod: &PodView,
+    attempt: u32,
+    context: &SandboxContext,
+) -> Result<PodSandboxConfig, SandboxError> {
     let (dns, _) = resolver(pod, &context.resolvers);
     // Ours last: a pod must not pass for another by its own labels.
     let mut labels = pod.pod.metadata.labels.clone().unwrap_or_default();
     labels.extend(pod_labels(pod));
     labels.insert(NODE_LABEL.to_owned(), context.node.clone());
 
-    PodSandboxConfig {
+    // In the node's network the runtime takes the node's name.
+    let hostname = if pod.host_network() {
+        String::new()
+    } else {
+        kernel_hostname(pod, &context.resolvers.domain)?
+    };
+
+    Ok(PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
             name: pod.name.clone(),
             uid: pod.uid.to_string(),
             namespace: pod.namespace.clone(),
             attempt,
         }),
-        // In the node's network the runtime takes the node's name.
-        hostname: if pod.host_network() { String::new() } else { hostname(pod) },
+        hostname,
         log_directory: context.log_directory.clone(),
         dns_config: Some(dns),
         port_mappings: if pod.host_network() { Vec::new() } else { port_mappings(pod) },
@@ -95,12 +147,12 @@ pub fn sandbox_config(pod: &PodView, attempt: u32, context: &SandboxContext) -> 
                 &context.cgroup_root,
                 context.cgroup_driver,
             ),
-            security_context: Some(security::sandbox(pod)),
+            security_context: Some(security::sandbox(pod, context.users)),
             sysctls: sysctls(pod),
             overhead: Some(overhead(pod)),
             resources: Some(linux_resources(&resources::sandbox_amounts(pod))),
         }),
-    }
+    })
 }
 
 /// The labels by which containers and sandboxes are found again.

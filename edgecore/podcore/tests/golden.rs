@@ -1,5 +1,5 @@
 //! What the runtime is told of pods: each `tests/golden/NAME.pod.json` gives `NAME.cri.json`, with
-//! what is empty or zero left out.
+//! what is empty or zero left out. Its field `node` says what is special of the node.
 //!
 //! `UPDATE_GOLDEN=1 cargo test -p podcore --test golden` writes the files anew; the difference is to
 //! be read before it is kept.
@@ -11,15 +11,17 @@ use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use k8s_openapi::api::core::v1::{Container, VolumeMount};
 use podcore::dns::{ResolvConf, Resolvers};
 use podcore::env::NodeFields;
 use podcore::hosts;
 use podcore::materials::Materials;
 use podcore::pod::PodView;
-use podcore::resources::{CgroupDriver, pod_limits};
+use podcore::resources::{CgroupDriver, Machine, page_size_name, pod_limits};
 use podcore::support::refuse;
 use podcore::translate::{
-    ContainerContext, ContainerPaths, SandboxContext, container_config, sandbox_config,
+    ContainerContext, ContainerPaths, ImageUser, MountedImage, SandboxContext, UserRange,
+    container_config, sandbox_config,
 };
 use podcore::volumes::{VolumeSetup, plugin, setup};
 use serde_json::{Map, Value, json};
@@ -27,7 +29,19 @@ use serde_json::{Map, Value, json};
 /// The attempt that everything is translated for.
 const ATTEMPT: u32 = 2;
 
-fn node() -> NodeFields {
+/// A node of which the pod's object says this.
+fn node(special: &Value) -> NodeFields {
+    let is = |name: &str| special[name].as_bool().unwrap_or(false);
+    let huge_pages = special["hugePages"].as_array().into_iter().flatten();
+    let machine = Machine {
+        memory_bytes: 8 << 30,
+        huge_pages: huge_pages.filter_map(Value::as_i64).collect(),
+        unified: is("unified"),
+        swap: is("swap"),
+        seccomp_root: "/kubelet/seccomp".to_owned(),
+        masked_paths: Vec::new(),
+    };
+
     NodeFields {
         name: "edge-1".to_owned(),
         ips: vec!["192.0.2.5".to_owned()],
@@ -35,6 +49,7 @@ fn node() -> NodeFields {
         cpu_milli: 4000,
         memory_bytes: 8 << 30,
         storage_bytes: 32 << 30,
+        machine: machine.into(),
     }
 }
 
@@ -58,8 +73,9 @@ fn materials() -> Materials {
     materials
 }
 
-fn sandbox_context() -> SandboxContext {
+fn sandbox_context(users: Option<UserRange>) -> SandboxContext {
     SandboxContext {
+        users,
         node: "edge-1".to_owned(),
         resolvers: Resolvers {
             cluster: vec!["10.96.0.10".to_owned()],
@@ -73,10 +89,17 @@ fn sandbox_context() -> SandboxContext {
 }
 
 /// Everything that is told of a pod.
-fn translated(pod: &PodView) -> Value {
+fn translated(pod: &PodView, special: &Value) -> Value {
     assert_eq!(refuse(pod), None);
     assert!(pod.unknown_fields.is_empty(), "{:?}", pod.unknown_fields);
-    let (materials, node) = (materials(), node());
+    let (materials, node) = (materials(), node(special));
+    let image_user = special["imageUser"].as_str().map(|user| match user.parse() {
+        Ok(id) => ImageUser::Id(id),
+        Err(_) => ImageUser::Name(user.to_owned()),
+    });
+    let users = special["users"]
+        .as_u64()
+        .map(|first| UserRange { first: first.try_into().unwrap(), length: 65_536 });
     let volumes = pod.spec().volumes.iter().flatten();
     let path = |volume: &k8s_openapi::api::core::v1::Volume| match &volume.host_path {
         Some(host) => host.path.clone(),
@@ -87,13 +110,20 @@ fn translated(pod: &PodView) -> Value {
         let paths = ContainerPaths {
             volumes: volumes.clone().map(|volume| (volume.name.clone(), path(volume))).collect(),
             sub_paths: BTreeMap::new(),
+            images: images(pod, container),
             etc_hosts: Some("/pods/u-1/etc-hosts".to_owned()),
             termination_log: format!("/pods/u-1/containers/{}/00000002", container.name),
         };
         // Its name in the place of its id.
         let target = pod.target_of(&container.name);
-        let context =
-            ContainerContext { materials: &materials, node: &node, paths: &paths, target };
+        let context = ContainerContext {
+            materials: &materials,
+            node: &node,
+            paths: &paths,
+            target,
+            image_user: image_user.as_ref(),
+            users,
+        };
         let made = container_config(pod, container, ATTEMPT, "sha256:0123", &context);
         let told = match made {
             Ok(config) => value_of(&config),
@@ -101,7 +131,7 @@ fn translated(pod: &PodView) -> Value {
         };
         containers.insert(container.name.clone(), told);
     }
-    let volumes = volumes.map(|volume| {
+    let volumes = volumes.filter(|volume| volume.image.is_none()).map(|volume| {
         let told = setup(pod, volume, &materials, &node);
         (volume.name.clone(), told.map_or_else(|error| json!(error.to_string()), of_volume))
     });
@@ -111,15 +141,34 @@ fn translated(pod: &PodView) -> Value {
         hosts::own(pod, &node.pod_ips, "cluster.local")
     };
     let limits = pod_limits(pod);
+    let mut cgroup = json!({ "cpuShares": limits.cpu_shares, "cpuQuota": limits.cpu_quota,
+        "memory": limits.memory });
+    for (size, limit) in &limits.huge_pages {
+        cgroup[page_size_name(*size)] = json!(limit);
+    }
+    let sandbox = sandbox_config(pod, ATTEMPT, &sandbox_context(users));
 
     json!({
-        "sandbox": value_of(&sandbox_config(pod, ATTEMPT, &sandbox_context())),
+        "sandbox": sandbox.map_or_else(|error| json!(error.to_string()), |made| value_of(&made)),
         "containers": containers,
         "volumes": volumes.collect::<Map<_, _>>(),
         "hosts": hosts.lines().collect::<Vec<_>>(),
-        "cgroup": { "cpuShares": limits.cpu_shares, "cpuQuota": limits.cpu_quota,
-            "memory": limits.memory },
+        "cgroup": cgroup,
     })
+}
+
+/// The images that a container mounts, found under names of their own.
+fn images(pod: &PodView, container: &Container) -> BTreeMap<usize, MountedImage> {
+    let image = |(at, mount): (usize, &VolumeMount)| {
+        let mut volumes = pod.spec().volumes.iter().flatten();
+        let reference =
+            volumes.find(|v| v.name == mount.name)?.image.as_ref()?.reference.clone()?;
+        let image_ref = format!("sha256:{}", mount.name);
+        let sub_path = mount.sub_path.clone().unwrap_or_default();
+        Some((at, MountedImage { reference, image_ref, sub_path }))
+    };
+
+    container.volume_mounts.iter().flatten().enumerate().filter_map(image).collect()
 }
 
 fn of_volume(volume: VolumeSetup) -> Value {
@@ -307,8 +356,9 @@ fn every_golden_pod_is_translated_as_written_down() {
         metadata.insert("uid".to_owned(), json!("u-1"));
         metadata.insert("namespace".to_owned(), json!("shop"));
         metadata.entry("name").or_insert_with(|| json!("web"));
+        let special = object["node"].take();
         let pod = PodView::parse(object.to_string().as_bytes()).unwrap();
-        let told = serde_json::to_string_pretty(&translated(&pod)).unwrap() + "\n";
+        let told = serde_json::to_string_pretty(&translated(&pod, &special)).unwrap() + "\n";
         let file = directory().join(format!("{name}.cri.json"));
         if is_update {
             fs::write(&file, &told).unwrap();

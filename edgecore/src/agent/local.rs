@@ -7,7 +7,7 @@ use std::time::Duration;
 use cri::{CriError, Runtime, RuntimeVersion};
 use podcore::abilities::Abilities;
 use podcore::env::NodeFields;
-use podcore::resources::CgroupDriver;
+use podcore::resources::{CgroupDriver, cpu_shares};
 use proto::ids::Uid;
 use proto::wire::Health;
 use store::{Opened, Options, Store};
@@ -25,6 +25,7 @@ use crate::link::{Delivery, LinkState, Upstream};
 use crate::node::abilities;
 use crate::node::cgroups::{Cgroups, Limits};
 use crate::node::facts::{self, Facts};
+use crate::node::machine;
 use crate::node::monitor::{self, Beat, Monitor};
 use crate::node::status::Wanted;
 use crate::pods;
@@ -110,7 +111,7 @@ impl Local {
             ends_well(desired::run(held, durable, delivered, changes, stop))
         });
         let parts = Parts {
-            fields: node_fields(config, &facts),
+            fields: node_fields(config, &facts, &cgroups),
             layout,
             runtime: runtime.clone(),
             abilities,
@@ -233,6 +234,7 @@ impl Parts {
             cgroups: self.cgroups,
             cgroup_root: config.cgroup_root.clone(),
             cgroup_driver: driver,
+            pod_pids_max: config.pod_pids_max,
             cluster_dns: config.cluster_dns.iter().map(ToString::to_string).collect(),
             cluster_domain: config.cluster_domain.clone(),
             resolv_conf: config.resolv_conf.clone(),
@@ -264,7 +266,7 @@ async fn run_pods(
     let Some(version) = found else { return Ok(()) };
     tracing::info!(name = %version.name, version = %version.version, "found the container runtime");
     let driver = driver(config.cgroup_driver, &parts.runtime).await;
-    make_class_cgroups(&config, &parts.cgroups, driver)?;
+    make_class_cgroups(&config, &parts, driver)?;
     // Without a receiver the node's task has ended, and the process is about to.
     let _node_ended = told_of.version.send(Some(version.clone()));
 
@@ -332,21 +334,35 @@ async fn driver(configured: config::CgroupDriver, runtime: &Runtime) -> CgroupDr
     }
 }
 
-/// `kubepods` and its QoS classes; best-effort pods get what others leave.
+/// `kubepods`, which has what pods may request in all, and its QoS classes; best-effort pods get what
+/// others leave.
 fn make_class_cgroups(
     config: &Config,
-    cgroups: &Cgroups,
+    parts: &Parts,
     driver: CgroupDriver,
 ) -> Result<(), crate::node::cgroups::CgroupError> {
-    for (class, shares) in [("", None), ("burstable", Some(2)), ("besteffort", Some(2))] {
+    let ensure = |class, limits| {
         let parent = class_cgroup(&config.cgroup_root, driver, class);
-        cgroups.ensure(&parent, &Limits { cpu_shares: shares, ..Limits::default() })?;
+        parts.cgroups.ensure(&parent, &limits)
+    };
+    ensure("", Limits::default())?;
+    let all = Limits {
+        cpu_shares: u64::try_from(cpu_shares(parts.fields.cpu_milli)).ok(),
+        memory_bytes: Some(parts.fields.memory_bytes),
+        ..Limits::default()
+    };
+    if let Err(error) = ensure("", all) {
+        // They may have more than that now.
+        tracing::warn!(error = %chain(&error), "pods are not kept within what is allocatable");
+    }
+    for class in ["burstable", "besteffort"] {
+        ensure(class, Limits { cpu_shares: Some(2), ..Limits::default() })?;
     }
 
     Ok(())
 }
 
-fn node_fields(config: &Config, facts: &Facts) -> NodeFields {
+fn node_fields(config: &Config, facts: &Facts, cgroups: &Cgroups) -> NodeFields {
     let reserved = config.system_reserved;
     let left = |all: u64, kept: u64| i64::try_from(all.saturating_sub(kept)).unwrap_or(i64::MAX);
 
@@ -357,6 +373,7 @@ fn node_fields(config: &Config, facts: &Facts) -> NodeFields {
         cpu_milli: left(facts.cpus * 1000, reserved.cpu_millis),
         memory_bytes: left(facts.memory_bytes, reserved.memory_bytes),
         storage_bytes: left(facts.ephemeral_storage_bytes, reserved.ephemeral_storage_bytes),
+        machine: Arc::new(machine::read(facts, cgroups, &config.root_dir)),
     }
 }
 

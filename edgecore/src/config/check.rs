@@ -83,6 +83,7 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
             p.within("maxPods", file.max_pods.into(), 1, PODS_MAX.into());
             file.max_pods
         },
+        pod_pids_max: pod_pids_max(p, file.pod_pids_limit),
         system_reserved: reserved(p, &file.system_reserved),
         parallel_pulls_max: {
             let most = PARALLEL_PULLS_MAX.into();
@@ -116,6 +117,15 @@ fn image_policy(p: &mut Problems, file: &File) -> Policy {
     let age_min = Duration::from_secs(file.image_age_seconds);
 
     Policy { high_percent: high, low_percent: low, age_min }
+}
+
+fn pod_pids_max(p: &mut Problems, limit: i64) -> Option<i64> {
+    if limit == 0 || limit < -1 {
+        let message = format!("{limit} is neither a number of processes nor -1, for no limit");
+        p.add("podPidsLimit", message);
+    }
+
+    (limit > 0).then_some(limit)
 }
 
 fn cloud_address(p: &mut Problems, text: &str) -> Option<CloudAddress> {

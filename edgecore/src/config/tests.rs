@@ -62,6 +62,8 @@ fn bad_values_are_named() {
         &["nodeIP: \"127.0.0.1\" is neither auto nor a non-loopback IP address"],
     );
     check("maxPods: 0", &["maxPods: 0 is not between 1 and 1000"]);
+    let asked = "is neither a number of processes nor -1, for no limit";
+    check("podPidsLimit: 0", &[&format!("podPidsLimit: 0 {asked}")]);
     check("logLevel: loud", &["logLevel: \"loud\" is not off, error, warn, info, debug or trace"]);
     check(
         "systemReserved: {gpu: 1}",

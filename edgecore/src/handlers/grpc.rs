@@ -12,7 +12,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::timeout;
 
-use super::{Answer, OUTPUT_BYTES_MAX, dial, join};
+use super::{Answer, OUTPUT_BYTES_MAX, PROBE, dial, join};
 
 /// A message's flag (not compressed) and length.
 const PREFIX_BYTES: usize = 5;
@@ -26,7 +26,7 @@ const UNIMPLEMENTED: &str = "12";
 
 /// Asks whether the service is serving.
 pub(super) async fn check(host: &str, port: u16, service: &str, limit: Duration) -> Answer {
-    match timeout(limit, call(host, port, service)).await {
+    match timeout(limit, call(host, port, service, limit)).await {
         Ok(answer) => answer.unwrap_or_else(Answer::Failure),
         Err(_late) => {
             Answer::Failure(format!("timeout: health rpc did not complete within {limit:?}"))
@@ -34,10 +34,16 @@ pub(super) async fn check(host: &str, port: u16, service: &str, limit: Duration)
     }
 }
 
-async fn call(host: &str, port: u16, service: &str) -> Result<Answer, String> {
+async fn call(host: &str, port: u16, service: &str, limit: Duration) -> Result<Answer, String> {
     let request = request(&join(host, port), service)?;
     let connecting = |text: String| format!("error: health rpc probe failed: {text}");
-    let stream = dial(host, port).await.map_err(connecting)?;
+    // The kubelet waits for a listener until the time is over; that there is none is known before.
+    let stream = dial(host, port).await.map_err(|_refused| {
+        let address = join(host, port);
+        format!(
+            "timeout: failed to connect service {address:?} within {limit:?}: context deadline exceeded"
+        )
+    })?;
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
         .await
         .map_err(|error| connecting(error.to_string()))?;
@@ -61,7 +67,7 @@ fn request(authority: &str, service: &str) -> Result<Request<Full<Bytes>>, Strin
     Request::post(uri)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
-        .header("user-agent", "kube-probe/1.35")
+        .header("user-agent", PROBE)
         .body(Full::new(message(service)?))
         .map_err(|error| format!("error: {error}"))
 }
@@ -105,10 +111,37 @@ async fn read(head: HeaderMap, mut body: Incoming) -> Result<Answer, String> {
             text("grpc-message")
         )),
         code => Answer::Failure(format!(
-            "error: health rpc probe failed: rpc error: code = {code} desc = {}",
+            "error: health rpc probe failed: rpc error: code = {} desc = {}",
+            code_name(code),
             text("grpc-message")
         )),
     })
+}
+
+/// A code as Go's gRPC names it.
+fn code_name(code: &str) -> String {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "Canceled",
+        "Unknown",
+        "InvalidArgument",
+        "DeadlineExceeded",
+        "NotFound",
+        "AlreadyExists",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "FailedPrecondition",
+        "Aborted",
+        "OutOfRange",
+        "Unimplemented",
+        "Internal",
+        "Unavailable",
+        "DataLoss",
+        "Unauthenticated",
+    ];
+    let named = code.parse().ok().and_then(|code: usize| NAMES.get(code));
+
+    named.map_or_else(|| format!("Code({code})"), |name| (*name).to_owned())
 }
 
 /// `HealthCheckResponse { status }`.

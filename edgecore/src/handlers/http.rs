@@ -18,8 +18,10 @@ use super::{Answer, OUTPUT_BYTES_MAX, dial, join, shortened, tls};
 
 /// Redirects that are followed (Go's `net/http`).
 const REDIRECTS_MAX: usize = 10;
-/// As the kubelet names itself: by the version of Kubernetes whose words these are.
-const AGENT: HeaderValue = HeaderValue::from_static("kube-probe/1.35");
+/// Who asks, as the kubelet names itself: by the version of Kubernetes whose words these are.
+pub const PROBE: &str = "kube-probe/1.35";
+/// The same for hooks.
+pub const LIFECYCLE: &str = "kube-lifecycle/1.35";
 /// Any kind of answer.
 const ANY: HeaderValue = HeaderValue::from_static("*/*");
 /// Read buffer of a connection: heads are short.
@@ -38,6 +40,8 @@ pub struct Get {
     pub path: String,
     /// In the order of the pod.
     pub headers: Vec<(String, String)>,
+    /// Who asks, unless a header says: [`PROBE`] or [`LIFECYCLE`].
+    pub agent: &'static str,
 }
 
 /// Whether a scheme of HTTPGetAction is HTTPS.
@@ -78,7 +82,7 @@ pub(super) async fn get(get: &Get, limit: Duration) -> Answer {
     let asked = timeout(limit, follow(get.clone())).await;
     match asked {
         Ok(Ok(answer)) => answer,
-        Ok(Err(text)) => Answer::Failure(format!("Get \"{}\": {text}", get.url())),
+        Ok(Err(error)) => Answer::Failure(format!("Get \"{}\": {error}", get.url())),
         Err(_late) => Answer::Failure(format!(
             "Get \"{}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
             get.url()
@@ -93,15 +97,53 @@ struct Told {
     body: String,
 }
 
-/// Asks once; whatever the server answers is well.
-pub async fn deliver(get: &Get, limit: Duration) -> Result<(), String> {
-    match timeout(limit, send(get)).await {
-        Ok(told) => told.map(drop),
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum SendError {
+    /// No TLS.
+    #[error("http: server gave HTTP response to HTTPS client")]
+    Plain,
+    /// Something else.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<String> for SendError {
+    fn from(text: String) -> Self {
+        Self::Other(text)
+    }
+}
+
+/// How a request came to its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivered {
+    /// As was asked.
+    AsAsked,
+    /// Without TLS, which the server does not speak.
+    WithoutTls,
+}
+
+/// Asks once, without TLS if the server speaks none (kubelet: `runHTTPHandler`); whatever the server
+/// answers is well.
+pub async fn deliver(get: &Get, limit: Duration) -> Result<Delivered, String> {
+    let sent = async {
+        match send(get).await {
+            Ok(_told) => Ok(Delivered::AsAsked),
+            Err(SendError::Plain) => {
+                let mut plain = Get { https: false, ..get.clone() };
+                plain.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("authorization"));
+                send(&plain).await.map(|_told| Delivered::WithoutTls)
+            }
+            Err(error) => Err(error),
+        }
+    };
+    match timeout(limit, sent).await {
+        Ok(sent) => sent.map_err(|error| error.to_string()),
         Err(_late) => Err(format!("{}: no answer within {limit:?}", get.url())),
     }
 }
 
-async fn follow(mut get: Get) -> Result<Answer, String> {
+async fn follow(mut get: Get) -> Result<Answer, SendError> {
     for _ in 0..=REDIRECTS_MAX {
         let Told { status, location, body } = send(&get).await?;
         let location = location.filter(|_| (300..400).contains(&status));
@@ -119,19 +161,21 @@ async fn follow(mut get: Get) -> Result<Answer, String> {
         });
     }
 
-    Err(format!("stopped after {REDIRECTS_MAX} redirects"))
+    Err(SendError::Other(format!("stopped after {REDIRECTS_MAX} redirects")))
 }
 
-async fn send(get: &Get) -> Result<Told, String> {
+async fn send(get: &Get) -> Result<Told, SendError> {
     let stream = dial(&get.host, get.port).await?;
     if !get.https {
-        return exchange(stream, get).await;
+        return Ok(exchange(stream, get).await?);
     }
     let connector = tls::connector().map_err(|error| error.to_string())?;
     let name = ServerName::try_from(get.host.clone()).map_err(|error| error.to_string())?;
-    let stream = connector.connect(name, stream).await.map_err(|error| error.to_string())?;
+    let stream = connector.connect(name, stream).await.map_err(|error| {
+        if tls::is_no_tls(&error) { SendError::Plain } else { SendError::Other(error.to_string()) }
+    })?;
 
-    exchange(stream, get).await
+    Ok(exchange(stream, get).await?)
 }
 
 async fn exchange<S>(stream: S, get: &Get) -> Result<Told, String>
@@ -180,7 +224,9 @@ pub(super) fn headers(get: &Get) -> Result<HeaderMap, String> {
         headers.append(name, value(text)?);
     }
     let host = join(&get.host, get.port);
-    for (name, default) in [(USER_AGENT, AGENT), (ACCEPT, ANY), (HOST, value(&host)?)] {
+    for (name, default) in
+        [(USER_AGENT, HeaderValue::from_static(get.agent)), (ACCEPT, ANY), (HOST, value(&host)?)]
+    {
         match headers.get(&name) {
             None => drop(headers.insert(name, default)),
             Some(own) if own.is_empty() => drop(headers.remove(name)),

@@ -56,7 +56,7 @@ async fn server(answers: &'static [(&str, &str)]) -> (u16, JoinSet<()>) {
 fn get(port: u16, path: &str) -> Get {
     let (host, path) = (HOST.to_owned(), path.to_owned());
 
-    Get { https: false, host, port, path, headers: Vec::new() }
+    Get { https: false, host, port, path, headers: Vec::new(), agent: PROBE }
 }
 
 #[test]
@@ -90,6 +90,34 @@ fn http_answers_are_told_as_the_kubelet_tells_them() {
 }
 
 #[test]
+fn a_hook_is_delivered_without_tls_to_whom_speaks_none() {
+    run(async {
+        let (port, _tasks) = server(&[("/hook", "500 x")]).await;
+        let hook = Get { agent: LIFECYCLE, ..get(port, "/hook") };
+        assert_eq!(deliver(&hook, LIMIT).await, Ok(Delivered::AsAsked));
+
+        // Speaks without being asked: it cannot read what TLS begins with.
+        let listener = TcpListener::bind((HOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _begun = stream.read_u8().await;
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                let mut rest = Vec::new();
+                let _gone = stream.read_to_end(&mut rest).await;
+            }
+        });
+        let hook = Get { https: true, agent: LIFECYCLE, ..get(port, "/hook") };
+        assert_eq!(deliver(&hook, LIMIT).await, Ok(Delivered::WithoutTls));
+        let told = http::get(&hook, LIMIT).await;
+        let why = "http: server gave HTTP response to HTTPS client";
+        assert_eq!(told, Answer::Failure(format!("Get \"https://{HOST}:{port}/hook\": {why}")));
+    });
+}
+
+#[test]
 fn what_does_not_listen_is_refused() {
     run(async {
         let port = {
@@ -98,6 +126,10 @@ fn what_does_not_listen_is_refused() {
         };
         let expected = format!("dial tcp {HOST}:{port}: connect: connection refused");
         assert_eq!(dial(HOST, port).await.unwrap_err(), expected);
+        let told = grpc::check(HOST, port, "", Duration::from_secs(1)).await;
+        let late = format!("failed to connect service \"{HOST}:{port}\" within 1s");
+        let late = format!("timeout: {late}: context deadline exceeded");
+        assert_eq!(told, Answer::Failure(late));
         let told = http::get(&get(port, "/"), LIMIT).await;
         assert_eq!(told, Answer::Failure(format!("Get \"http://{HOST}:{port}/\": {expected}")));
     });
@@ -185,7 +217,8 @@ fn grpc_health_is_asked_by_service() {
         };
         check("", "well").await;
         check("ill", "service unhealthy (responded with \"NOT_SERVING\")").await;
-        check("unknown", "error: health rpc probe failed: rpc error: code = 5 desc = m").await;
+        check("unknown", "error: health rpc probe failed: rpc error: code = NotFound desc = m")
+            .await;
         check(
             "none",
             "error: this server does not implement the grpc health protocol \

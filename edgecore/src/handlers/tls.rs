@@ -9,7 +9,9 @@ use tokio_rustls::rustls::client::danger::{
 };
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use tokio_rustls::rustls::{
+    ClientConfig, DigitallySignedStruct, Error, InvalidMessage, SignatureScheme,
+};
 
 #[derive(Debug)]
 struct AnyCertificate;
@@ -47,6 +49,13 @@ impl ServerCertVerifier for AnyCertificate {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         ring::default_provider().signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// Whether the other side answered with something else than TLS.
+pub(super) fn is_no_tls(error: &std::io::Error) -> bool {
+    let error = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+
+    matches!(error, Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)))
 }
 
 /// Makes connections to servers with any certificate.

@@ -8,6 +8,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use podcore::resources::page_size_name;
+
 use crate::blocking::read_trimmed;
 use crate::volumes::remove::gone_is_done;
 
@@ -18,7 +20,7 @@ const SHARES_MIN: u64 = 2;
 /// Most `cpu.shares` the kernel takes.
 const SHARES_MAX: u64 = 262_144;
 /// Controllers whose hierarchies get limits. The runtime makes the cgroups of the others itself.
-const LIMITED: [&str; 3] = ["cpu", "memory", "pids"];
+const LIMITED: [&str; 4] = ["cpu", "memory", "pids", "hugetlb"];
 
 /// Why a cgroup could not be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +62,7 @@ pub enum CgroupError {
 }
 
 /// Limits of one cgroup; what is `None` is not limited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Relative weight, in the unit of v1.
     pub cpu_shares: Option<u64>,
@@ -70,15 +72,23 @@ pub struct Limits {
     pub memory_bytes: Option<i64>,
     /// Processes.
     pub pids: Option<i64>,
+    /// Bytes in huge pages of each size.
+    pub huge_pages: Vec<(i64, i64)>,
 }
 
 /// Where the kernel shows cgroups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Hierarchy {
     mount: PathBuf,
-    /// v1 controllers, for example `cpu`, `cpuacct`; empty for v2.
+    /// For example `cpu`, `cpuacct`.
     controllers: Vec<String>,
     unified: bool,
+}
+
+impl Hierarchy {
+    fn has(&self, name: &str) -> bool {
+        self.controllers.iter().any(|controller| controller == name)
+    }
 }
 
 /// The cgroup file systems of this machine.
@@ -91,7 +101,12 @@ impl Cgroups {
     /// Finds the hierarchies of this machine.
     pub fn detect() -> Result<Self, CgroupError> {
         let table = fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::NotMounted)?;
-        let hierarchies = hierarchies(&table);
+        let mut hierarchies = hierarchies(&table);
+        for hierarchy in hierarchies.iter_mut().filter(|hierarchy| hierarchy.unified) {
+            let there = read_trimmed(hierarchy.mount.join("cgroup.controllers"));
+            let there = there.unwrap_or_default();
+            hierarchy.controllers = there.split_whitespace().map(str::to_owned).collect();
+        }
         if hierarchies.is_empty() {
             return Err(CgroupError::NotMounted(io::ErrorKind::NotFound.into()));
         }
@@ -99,8 +114,21 @@ impl Cgroups {
         Ok(Self { hierarchies })
     }
 
+    /// Whether swap can be limited.
+    pub fn has_swap(&self) -> bool {
+        if self.is_unified() {
+            // The root has no such file: the agent's own cgroup is looked at.
+            let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+            let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+            let mut mounts = self.hierarchies.iter().map(|hierarchy| &hierarchy.mount);
+            return mounts.any(|mount| mount.join(own).join("memory.swap.max").exists());
+        }
+
+        self.hierarchies.iter().any(|one| one.mount.join("memory.memsw.limit_in_bytes").exists())
+    }
+
     /// Whether all controllers are on v2.
-    fn is_unified(&self) -> bool {
+    pub fn is_unified(&self) -> bool {
         self.hierarchies.iter().all(|hierarchy| hierarchy.unified)
     }
 
@@ -156,7 +184,8 @@ impl Cgroups {
     }
 }
 
-/// Reads the mounts of mountinfo (proc(5)): the file system type follows ` - `.
+/// Reads the mounts of mountinfo (proc(5)): the file system type follows ` - `. Which controllers are on v2
+/// does not stand there.
 fn hierarchies(table: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in table.lines() {
@@ -225,18 +254,34 @@ fn hand_down(dir: &Path) {
 }
 
 /// Which file gets which value.
-fn files(hierarchy: &Hierarchy, limits: &Limits) -> Vec<(&'static str, String)> {
+fn files(hierarchy: &Hierarchy, limits: &Limits) -> Vec<(String, String)> {
+    let (files, huge_file) = if hierarchy.unified {
+        (unified_files(limits), "max")
+    } else {
+        (v1_files(hierarchy, limits), "limit_in_bytes")
+    };
+    let huge = limits.huge_pages.iter().filter(|_| hierarchy.has("hugetlb"));
+    let huge = huge.map(|(size, limit)| {
+        (format!("hugetlb.{}.{huge_file}", page_size_name(*size)), limit.to_string())
+    });
+
+    files.into_iter().map(|(file, value)| (file.to_owned(), value)).chain(huge).collect()
+}
+
+fn unified_files(limits: &Limits) -> Vec<(&'static str, String)> {
     let mut files = Vec::new();
-    let has = |name: &str| hierarchy.controllers.iter().any(|controller| controller == name);
-    if hierarchy.unified {
-        let quota = |us| format!("{} {CPU_PERIOD_US}", most(us));
-        files.extend(limits.cpu_shares.map(|shares| ("cpu.weight", weight(shares).to_string())));
-        files.extend(limits.cpu_quota_us.map(|us| ("cpu.max", quota(us))));
-        files.extend(limits.memory_bytes.map(|bytes| ("memory.max", most(bytes))));
-        files.extend(limits.pids.map(|pids| ("pids.max", most(pids))));
-        return files;
-    }
-    if has("cpu") {
+    let quota = |us| format!("{} {CPU_PERIOD_US}", most(us));
+    files.extend(limits.cpu_shares.map(|shares| ("cpu.weight", weight(shares).to_string())));
+    files.extend(limits.cpu_quota_us.map(|us| ("cpu.max", quota(us))));
+    files.extend(limits.memory_bytes.map(|bytes| ("memory.max", most(bytes))));
+    files.extend(limits.pids.map(|pids| ("pids.max", most(pids))));
+
+    files
+}
+
+fn v1_files(hierarchy: &Hierarchy, limits: &Limits) -> Vec<(&'static str, String)> {
+    let mut files = Vec::new();
+    if hierarchy.has("cpu") {
         let shares = limits.cpu_shares.map(|shares| shares.clamp(SHARES_MIN, SHARES_MAX));
         files.extend(shares.map(|shares| ("cpu.shares", shares.to_string())));
         if let Some(us) = limits.cpu_quota_us {
@@ -244,11 +289,11 @@ fn files(hierarchy: &Hierarchy, limits: &Limits) -> Vec<(&'static str, String)> 
             files.push(("cpu.cfs_quota_us", if us > 0 { us } else { -1 }.to_string()));
         }
     }
-    if has("memory") {
+    if hierarchy.has("memory") {
         let bytes = limits.memory_bytes.map(|bytes| if bytes > 0 { bytes } else { -1 });
         files.extend(bytes.map(|bytes| ("memory.limit_in_bytes", bytes.to_string())));
     }
-    if has("pids") {
+    if hierarchy.has("pids") {
         files.extend(limits.pids.map(|pids| ("pids.max", most(pids))));
     }
 
@@ -260,7 +305,7 @@ fn most(value: i64) -> String {
     if value > 0 { value.to_string() } else { "max".to_owned() }
 }
 
-/// v1 shares to the v2 weight that the kubelet writes.
+/// v1 shares to the v2 weight as the kubelet converts them; runtimes have other ways for containers.
 fn weight(shares: u64) -> u64 {
     if shares >= SHARES_MAX {
         return 10_000;

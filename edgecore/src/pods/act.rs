@@ -8,6 +8,7 @@ mod image;
 mod probe;
 mod resize;
 mod sandbox;
+mod surroundings;
 mod volumes;
 
 use std::sync::Arc;

@@ -59,6 +59,8 @@ pub struct Context {
     pub cgroup_root: String,
     /// How the runtime names cgroups.
     pub cgroup_driver: CgroupDriver,
+    /// Most processes of one pod; as many as the machine has if `None`.
+    pub pod_pids_max: Option<i64>,
     /// Addresses of the cluster DNS.
     pub cluster_dns: Vec<String>,
     /// `cluster.local`.
@@ -98,6 +100,7 @@ impl Context {
             log_directory: logs.to_string_lossy().into_owned(),
             cgroup_root: self.cgroup_root.clone(),
             cgroup_driver: self.cgroup_driver,
+            users: None,
         }
     }
 

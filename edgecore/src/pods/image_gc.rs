@@ -144,6 +144,8 @@ async fn needed(context: &Context) -> Result<BTreeSet<String>, CriError> {
         let Some(object) = context.desired.get(&ObjectKey::pod(&uid)) else { continue };
         if let Ok(pod) = PodView::parse(&object.bytes) {
             names.extend(pod.all_containers().filter_map(|container| container.image.clone()));
+            let volumes = pod.spec().volumes.iter().flatten();
+            names.extend(volumes.filter_map(|volume| volume.image.as_ref()?.reference.clone()));
         }
     }
     for name in names {

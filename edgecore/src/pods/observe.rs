@@ -17,8 +17,10 @@ use proto::ids::Uid;
 /// Longest termination message taken, as the kubelet's.
 const MESSAGE_BYTES_MAX: u64 = 4096;
 /// Most of a log taken in place of a message, as the kubelet's.
-const LOG_BYTES_MAX: u64 = 2048;
+const LOG_BYTES_MAX: usize = 2048;
 const LOG_LINES_MAX: usize = 80;
+/// How much of a log is read for that: runtimes write a line in parts of 16 KiB at most.
+const LOG_READ_BYTES: u64 = 36 * 1024;
 
 /// Everything the runtime holds of one pod.
 #[derive(Clone, Debug, Default)]
@@ -218,66 +220,62 @@ fn time(nanos: i64) -> Option<Timestamp> {
     (nanos > 0).then(|| Timestamp::from_nanosecond(nanos.into()).ok()).flatten()
 }
 
-/// What the container left to say: its termination file, else its log if the policy wants that,
-/// else what the runtime says.
+/// What the runtime says of the end, then what the container left to say: its termination file, or its
+/// log if the policy wants that (kubelet: `getTerminationMessage`).
 fn termination_message(status: &v1::ContainerStatus) -> String {
     let note = |name: &str| status.annotations.get(name).map(String::as_str);
     let host_path = note(MESSAGE_PATH_ANNOTATION).and_then(|path| {
         let mount = status.mounts.iter().find(|mount| mount.container_path == path);
         mount.map(|mount| PathBuf::from(&mount.host_path))
     });
-    let written = host_path.and_then(|path| head(&path).ok()).unwrap_or_default();
-    if !written.is_empty() {
-        return written;
+    let mut left = host_path.and_then(|path| end_of(&path).ok()).unwrap_or_default();
+    // One that could not even start has no log.
+    let falls_back = note(MESSAGE_POLICY_ANNOTATION) == Some("FallbackToLogsOnError")
+        && status.exit_code != 0
+        && status.reason != "ContainerCannotRun";
+    if left.is_empty() && falls_back {
+        left = log_tail(Path::new(&status.log_path)).unwrap_or_default();
     }
-    if note(MESSAGE_POLICY_ANNOTATION) == Some("FallbackToLogsOnError") && status.exit_code != 0 {
-        let tail = log_tail(Path::new(&status.log_path)).unwrap_or_default();
-        if !tail.is_empty() {
-            return tail;
-        }
+    match (status.message.as_str(), left.as_str()) {
+        ("", left) => left.to_owned(),
+        (told, "") => told.to_owned(),
+        (told, left) => format!("{told}: {left}"),
     }
-
-    status.message.clone()
 }
 
-/// The start of a file that a container could write: only if it is a plain file.
-fn head(path: &Path) -> io::Result<String> {
+/// The end of a file that a container could write: only if it is a plain file.
+fn end_of(path: &Path) -> io::Result<String> {
     if !std::fs::symlink_metadata(path)?.is_file() {
         return Ok(String::new());
     }
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MESSAGE_BYTES_MAX).read_to_end(&mut bytes)?;
 
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(String::from_utf8_lossy(&last_bytes(path, MESSAGE_BYTES_MAX)?.0).into_owned())
 }
 
-/// The last lines of a log, without the runtime's time and stream columns.
-fn log_tail(path: &Path) -> io::Result<String> {
+/// The last bytes of a file, and whether there are others before them.
+fn last_bytes(path: &Path, most: u64) -> io::Result<(Vec<u8>, bool)> {
     let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    // Each line carries about 40 bytes of columns; twice the message leaves room for them.
-    let start = length.saturating_sub(LOG_BYTES_MAX * 4);
+    let start = file.metadata()?.len().saturating_sub(most);
     file.seek(SeekFrom::Start(start))?;
     let mut bytes = Vec::new();
-    file.take(LOG_BYTES_MAX * 4).read_to_end(&mut bytes)?;
+    file.take(most).read_to_end(&mut bytes)?;
 
-    Ok(last_lines(&String::from_utf8_lossy(&bytes), start > 0))
+    Ok((bytes, start > 0))
+}
+
+/// The end of what the container wrote, without the runtime's time and stream columns.
+fn log_tail(path: &Path) -> io::Result<String> {
+    let (bytes, cut) = last_bytes(path, LOG_READ_BYTES)?;
+
+    Ok(last_lines(&String::from_utf8_lossy(&bytes), cut))
 }
 
 fn last_lines(text: &str, cut: bool) -> String {
     let lines: Vec<_> = text.lines().skip(usize::from(cut)).filter_map(written).collect();
-    let mut kept: Vec<&str> = Vec::new();
-    let mut bytes = 0;
-    for line in lines.iter().rev().take(LOG_LINES_MAX) {
-        bytes += line.len();
-        if bytes as u64 > LOG_BYTES_MAX {
-            break;
-        }
-        kept.push(line);
-    }
-    kept.reverse();
+    let kept = lines[lines.len().saturating_sub(LOG_LINES_MAX)..].concat();
+    let start = kept.ceil_char_boundary(kept.len().saturating_sub(LOG_BYTES_MAX));
 
-    kept.concat()
+    kept[start..].to_owned()
 }
 
 /// What the container wrote, of a line `TIME STREAM TAG TEXT` (CRI's log format): tag P is of a part of
@@ -318,9 +316,11 @@ mod tests {
         let log = "t1 stdout F first\nt2 stderr P second line\nt3 stdout F \n";
         assert_eq!(last_lines(log, false), "first\nsecond line\n");
         assert_eq!(last_lines(log, true), "second line\n");
-        let long: String = "t stdout F line\n".repeat(300);
+        let many: String = "t stdout F line\n".repeat(300);
+        assert_eq!(last_lines(&many, false), "line\n".repeat(LOG_LINES_MAX));
+        let long = format!("t stdout F {}ß\n", "x".repeat(3000));
         let tail = last_lines(&long, false);
-        assert!(tail.ends_with("line\n") && tail.lines().count() <= LOG_LINES_MAX);
+        assert!(tail.len() == LOG_BYTES_MAX && tail.ends_with("xß\n"), "{tail}");
     }
 
     #[test]
@@ -339,7 +339,11 @@ mod tests {
             message: "oops".into(),
             ..v1::ContainerStatus::default()
         };
-        assert_eq!(termination_message(&status(&file)), "why");
+        assert_eq!(termination_message(&status(&file)), "oops: why");
+        std::fs::write(&file, format!("{}end", "x".repeat(5000))).unwrap();
+        let plain = v1::ContainerStatus { message: String::new(), ..status(&file) };
+        let told = termination_message(&plain);
+        assert!(told.len() == 4096 && told.ends_with("xend"), "{}", told.len());
         assert_eq!(termination_message(&status(dir.path())), "oops");
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("/etc/hostname", &link).unwrap();

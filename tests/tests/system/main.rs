@@ -13,6 +13,7 @@ mod churn;
 mod crash;
 mod deleted_node;
 mod deletes;
+mod granted;
 mod inside;
 mod kubelet_api;
 mod link;

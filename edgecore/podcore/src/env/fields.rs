@@ -1,11 +1,13 @@
 //! The downward API: fields of the pod and resources of its containers, as text.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, ResourceFieldSelector};
 
 use crate::pod::PodView;
-use crate::{quantity, resources};
+use crate::quantity;
+use crate::resources::{HUGE_PAGES, Machine, Side, amount, whole_limit};
 
 /// What only the node knows of a pod's fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub struct NodeFields {
     pub memory_bytes: i64,
     /// Allocatable ephemeral storage in bytes.
     pub storage_bytes: i64,
+    /// The machine that it is.
+    pub machine: Arc<Machine>,
 }
 
 /// Why there is no such field.
@@ -135,24 +139,23 @@ pub fn resource_field(
                 .ok_or_else(|| FieldError::Container(name.to_owned()))?
         }
     };
-    let amount = |limits: bool, name: &str| {
-        let resources = container.resources.as_ref()?;
-        let amounts =
-            if limits { resources.limits.as_ref()? } else { resources.requests.as_ref()? };
-        quantity::units(amounts.get(name)?)
+    let unsupported = || FieldError::Resource(field.resource.clone());
+    let (side, name) = match field.resource.split_once('.').ok_or_else(unsupported)? {
+        ("limits", name) => (Side::Limits, name),
+        ("requests", name) => (Side::Requests, name),
+        _ => return Err(unsupported()),
     };
-    let or = |amount: Option<i64>, other: i64| amount.filter(|a| *a > 0).unwrap_or(other);
-    let (value, milli) = match field.resource.as_str() {
-        "limits.cpu" => (or(resources::cpu_limit(container), node.cpu_milli), true),
-        "requests.cpu" => (resources::cpu_request(container).unwrap_or(0), true),
-        "limits.memory" => (or(resources::memory_limit(container), node.memory_bytes), false),
-        "requests.memory" => (resources::memory_request(container).unwrap_or(0), false),
-        "limits.ephemeral-storage" => {
-            (or(amount(true, "ephemeral-storage"), node.storage_bytes), false)
-        }
-        "requests.ephemeral-storage" => (amount(false, "ephemeral-storage").unwrap_or(0), false),
-        other => return Err(FieldError::Resource(other.to_owned())),
+    // What has no limit may have all of the pod's, or of the node's.
+    let otherwise = match (side, name) {
+        (Side::Limits, "cpu") => whole_limit(pod, name).unwrap_or(node.cpu_milli),
+        (Side::Limits, "memory") => whole_limit(pod, name).unwrap_or(node.memory_bytes),
+        (Side::Limits, "ephemeral-storage") => node.storage_bytes,
+        (Side::Requests, "cpu" | "memory" | "ephemeral-storage") => 0,
+        (_, pages) if pages.starts_with(HUGE_PAGES) => 0,
+        _ => return Err(unsupported()),
     };
+    let own = container.resources.as_ref().and_then(|all| amount(all, side, name));
+    let (value, milli) = (own.filter(|own| *own > 0).unwrap_or(otherwise), name == "cpu");
     let divisor = field.divisor.as_ref().filter(|divisor| divisor.0 != "0");
     let bad = || FieldError::Divisor(divisor.map(|d| d.0.clone()).unwrap_or_default());
     let by = match (divisor, milli) {

@@ -31,7 +31,7 @@ fn check(spec: &Value, expected: &[&str]) {
         pod_ips: vec!["10.1.0.7".to_owned()],
         cpu_milli: 4000,
         memory_bytes: 1 << 30,
-        storage_bytes: 0,
+        ..NodeFields::default()
     };
     let made = match environment(&pod, &pod.containers()[0], &materials, &node) {
         Ok(variables) => variables.into_iter().map(|v| format!("{}={}", v.key, v.value)).collect(),

@@ -8,7 +8,8 @@ pub(super) fn of_volume(volume: &Volume, refused: &mut Vec<String>) {
         || volume.config_map.is_some()
         || volume.secret.is_some()
         || volume.downward_api.is_some()
-        || volume.projected.is_some();
+        || volume.projected.is_some()
+        || volume.image.is_some();
     if !known {
         refused.push(format!("the kind of volume {}", volume.name));
     }

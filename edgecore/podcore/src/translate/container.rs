@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use cri_api::v1::{
-    ContainerConfig, ContainerMetadata, ImageSpec, KeyValue, LinuxContainerConfig,
+    ContainerConfig, ContainerMetadata, HugepageLimit, ImageSpec, KeyValue, LinuxContainerConfig,
     LinuxContainerResources, Mount, MountPropagation,
 };
 use k8s_openapi::api::core::v1::Container;
 use proto::object::{ContentHash, hex};
 
+use super::security::{ImageUser, UserRange};
 use super::{
     CONTAINER_NAME_LABEL, GRACE_ANNOTATION, HASH_ANNOTATION, MESSAGE_PATH_ANNOTATION,
     MESSAGE_POLICY_ANNOTATION, RESTARTS_ANNOTATION, linux_resources, pod_labels, security,
@@ -16,7 +17,7 @@ use super::{
 use crate::env::{EnvError, NodeFields, environment, expand};
 use crate::materials::Materials;
 use crate::pod::PodView;
-use crate::resources::{self, Amounts};
+use crate::resources::{self, Machine};
 
 /// Where the termination message of a container is unless it says otherwise.
 const MESSAGE_PATH: &str = "/dev/termination-log";
@@ -28,10 +29,23 @@ pub struct ContainerPaths {
     pub volumes: BTreeMap<String, String>,
     /// Where the parts of volumes are that it mounts, by the place of the mount in its list.
     pub sub_paths: BTreeMap<usize, String>,
+    /// The images that it mounts, by the place of the mount in its list.
+    pub images: BTreeMap<usize, MountedImage>,
     /// The file for /etc/hosts; `None` leaves the image's.
     pub etc_hosts: Option<String>,
     /// The file for the termination message of this attempt.
     pub termination_log: String,
+}
+
+/// An image whose files are mounted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountedImage {
+    /// As the pod names it.
+    pub reference: String,
+    /// What was found for it.
+    pub image_ref: String,
+    /// The part of it that is mounted; empty for all.
+    pub sub_path: String,
 }
 
 /// Everything besides the pod that a container is made from.
@@ -45,6 +59,10 @@ pub struct ContainerContext<'a> {
     pub paths: &'a ContainerPaths,
     /// Id of the container whose processes it sees.
     pub target: Option<&'a str>,
+    /// The user of its image: who it runs as unless the pod says otherwise.
+    pub image_user: Option<&'a ImageUser>,
+    /// The users of the node that those of the pod are, if it has its own.
+    pub users: Option<UserRange>,
 }
 
 /// Hash of what a change of means a restart of the container: its name and image, as the kubelet
@@ -84,7 +102,7 @@ pub fn container_config(
         command: expanded(&container.command),
         args: expanded(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
-        mounts: mounts(pod, container, context.paths),
+        mounts: mounts(pod, container, context),
         labels,
         annotations: annotations(pod, container, attempt),
         log_path: format!("{}/{attempt}.log", container.name),
@@ -93,7 +111,7 @@ pub fn container_config(
         tty: container.tty.unwrap_or(false),
         linux: Some(LinuxContainerConfig {
             resources: Some(container_resources(pod, container, context.node)),
-            security_context: Some(security::container(pod, container, context.target)),
+            security_context: Some(security::container(pod, container, context)),
         }),
         envs: envs
             .iter()
@@ -131,15 +149,21 @@ fn message_path(container: &Container) -> &str {
     own.filter(|path| !path.is_empty()).unwrap_or(MESSAGE_PATH)
 }
 
-fn mounts(pod: &PodView, container: &Container, paths: &ContainerPaths) -> Vec<Mount> {
+fn mounts(pod: &PodView, container: &Container, context: &ContainerContext<'_>) -> Vec<Mount> {
+    let paths = context.paths;
     let mut mounts: Vec<Mount> = container
         .volume_mounts
         .iter()
         .flatten()
         .enumerate()
         .filter_map(|(at, mount)| {
-            let part = paths.sub_paths.get(&at);
-            let host_path = part.or_else(|| paths.volumes.get(&mount.name))?.clone();
+            let image = paths.images.get(&at);
+            let host_path = match image {
+                Some(_) => String::new(),
+                None => {
+                    paths.sub_paths.get(&at).or_else(|| paths.volumes.get(&mount.name))?.clone()
+                }
+            };
             let propagation = match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
                 Some("Bidirectional") => MountPropagation::PropagationBidirectional,
@@ -148,9 +172,17 @@ fn mounts(pod: &PodView, container: &Container, paths: &ContainerPaths) -> Vec<M
             Some(Mount {
                 container_path: absolute(&mount.mount_path),
                 host_path,
-                readonly: mount.read_only.unwrap_or(false) || is_written_by_us(pod, &mount.name),
+                readonly: mount.read_only.unwrap_or(false)
+                    || image.is_some()
+                    || is_written_by_us(pod, &mount.name),
                 propagation: propagation.into(),
                 selinux_relabel: is_own(pod, &mount.name),
+                image: image.map(|image| ImageSpec {
+                    image: image.image_ref.clone(),
+                    user_specified_image: image.reference.clone(),
+                    ..ImageSpec::default()
+                }),
+                image_sub_path: image.map(|image| image.sub_path.clone()).unwrap_or_default(),
                 ..Mount::default()
             })
         })
@@ -164,6 +196,12 @@ fn mounts(pod: &PodView, container: &Container, paths: &ContainerPaths) -> Vec<M
     }
     if !is_mounted(message_path(container), &mounts) && !paths.termination_log.is_empty() {
         mounts.push(file(message_path(container), &paths.termination_log));
+    }
+    if let Some(users) = context.users {
+        for mount in &mut mounts {
+            mount.uid_mappings = users.mappings();
+            mount.gid_mappings = users.mappings();
+        }
     }
 
     mounts
@@ -197,20 +235,45 @@ fn is_written_by_us(pod: &PodView, volume: &str) -> bool {
     })
 }
 
-/// What the runtime is told of the container's CPU and memory.
+/// What the runtime is told of the container's resources (kubelet: `generateLinuxContainerResources`).
 pub fn container_resources(
     pod: &PodView,
     container: &Container,
     node: &NodeFields,
 ) -> LinuxContainerResources {
-    let amounts = Amounts {
-        cpu_request: resources::cpu_request(container),
-        cpu_limit: resources::cpu_limit(container).unwrap_or(0),
-        memory_limit: resources::memory_limit(container).unwrap_or(0),
-    };
-
-    LinuxContainerResources {
-        oom_score_adj: resources::oom_score_adj(pod, container, node.memory_bytes),
+    let machine = &node.machine;
+    let amounts = resources::container_amounts(pod, container);
+    let mut told = LinuxContainerResources {
+        oom_score_adj: resources::oom_score_adj(pod, container, machine.memory_bytes),
+        hugepage_limits: huge_pages(pod, container, machine),
         ..linux_resources(&amounts)
+    };
+    if machine.unified {
+        // All processes of a container go together when its memory is used up.
+        told.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
     }
+    // No swap beyond the memory limit.
+    match (machine.swap, machine.unified) {
+        (true, true) => {
+            told.unified.insert("memory.swap.max".to_owned(), "0".to_owned());
+        }
+        (true, false) => told.memory_swap_limit_in_bytes = amounts.memory_limit,
+        (false, _) => {}
+    }
+
+    told
+}
+
+/// Of each size that the machine has, none unless asked for.
+fn huge_pages(pod: &PodView, container: &Container, machine: &Machine) -> Vec<HugepageLimit> {
+    let limits = resources::huge_page_limits(pod, container);
+    let limit = |size| limits.get(size).and_then(|limit| u64::try_from(*limit).ok()).unwrap_or(0);
+    let sizes = machine.huge_pages.iter();
+
+    sizes
+        .map(|size| HugepageLimit {
+            page_size: resources::page_size_name(*size),
+            limit: limit(size),
+        })
+        .collect()
 }

@@ -2,13 +2,15 @@
 
 use cri_api::v1::security_profile::ProfileType;
 use cri_api::v1::{
-    Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext,
-    NamespaceMode, NamespaceOption, SeLinuxOption, SecurityProfile,
+    Capability, IdMapping, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext,
+    NamespaceMode, NamespaceOption, SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy,
+    UserNamespace,
 };
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Container, SELinuxOptions, SeccompProfile, SecurityContext,
 };
 
+use super::ContainerContext;
 use crate::pod::PodView;
 
 /// Paths of /proc that containers must not read (kubelet: `defaultMaskedPaths`).
@@ -31,9 +33,24 @@ const MASKED_PATHS: [&str; 12] = [
 const READONLY_PATHS: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// A range of the node's users and groups, which those of a pod are from 0 on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserRange {
+    /// Whom the pod's root is.
+    pub first: u32,
+    /// How many there are.
+    pub length: u32,
+}
+
+impl UserRange {
+    pub(super) fn mappings(self) -> Vec<IdMapping> {
+        vec![IdMapping { host_id: self.first, container_id: 0, length: self.length }]
+    }
+}
+
 /// The namespaces that the containers of the pod share; with a `target`, the id of a container, its
 /// process namespace.
-fn namespaces(pod: &PodView, target: Option<&str>) -> NamespaceOption {
+fn namespaces(pod: &PodView, target: Option<&str>, users: Option<UserRange>) -> NamespaceOption {
     let spec = pod.spec();
     let node_or = |of_node: Option<bool>, otherwise: NamespaceMode| {
         if of_node == Some(true) { NamespaceMode::Node } else { otherwise }
@@ -51,12 +68,25 @@ fn namespaces(pod: &PodView, target: Option<&str>) -> NamespaceOption {
         pid: pid.into(),
         target_id: target.unwrap_or_default().to_owned(),
         ipc: node_or(spec.host_ipc, NamespaceMode::Pod).into(),
-        ..NamespaceOption::default()
+        userns_options: users.map(|users| UserNamespace {
+            mode: NamespaceMode::Pod.into(),
+            uids: users.mappings(),
+            gids: users.mappings(),
+        }),
     }
 }
 
 fn int(value: Option<i64>) -> Option<Int64Value> {
     value.map(|value| Int64Value { value })
+}
+
+/// Whether the groups that the image names for the user are left out.
+fn groups_policy(pod: &PodView) -> SupplementalGroupsPolicy {
+    let context = pod.spec().security_context.as_ref();
+    match context.and_then(|context| context.supplemental_groups_policy.as_deref()) {
+        Some("Strict") => SupplementalGroupsPolicy::Strict,
+        _ => SupplementalGroupsPolicy::Merge,
+    }
 }
 
 fn supplemental_groups(pod: &PodView) -> Vec<i64> {
@@ -67,7 +97,7 @@ fn supplemental_groups(pod: &PodView) -> Vec<i64> {
     fs_group.into_iter().chain(groups.unwrap_or_default()).collect()
 }
 
-fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> SecurityProfile {
+fn seccomp(profile: Option<&SeccompProfile>, privileged: bool, root: &str) -> SecurityProfile {
     let unconfined = || SecurityProfile {
         profile_type: ProfileType::Unconfined.into(),
         localhost_ref: String::new(),
@@ -83,9 +113,8 @@ fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> SecurityProfil
         },
         "Localhost" => SecurityProfile {
             profile_type: ProfileType::Localhost.into(),
-            // Relative to the kubelet's seccomp directory, as everywhere.
             localhost_ref: format!(
-                "/var/lib/kubelet/seccomp/{}",
+                "{root}/{}",
                 profile.localhost_profile.as_deref().unwrap_or_default()
             ),
         },
@@ -93,14 +122,16 @@ fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> SecurityProfil
     }
 }
 
-/// A profile that is asked for; the runtime decides if none is. `Localhost` is refused before.
-fn apparmor(profile: &AppArmorProfile) -> SecurityProfile {
-    let profile_type = match profile.type_.as_str() {
-        "Unconfined" => ProfileType::Unconfined,
-        _ => ProfileType::RuntimeDefault,
+/// A profile that is asked for; the runtime decides if none is. Also as older runtimes read it.
+fn apparmor(profile: &AppArmorProfile) -> (SecurityProfile, String) {
+    let named = profile.localhost_profile.clone().unwrap_or_default();
+    let (profile_type, localhost_ref, text) = match profile.type_.as_str() {
+        "Unconfined" => (ProfileType::Unconfined, String::new(), "unconfined".to_owned()),
+        "Localhost" => (ProfileType::Localhost, named.clone(), format!("localhost/{named}")),
+        _ => (ProfileType::RuntimeDefault, String::new(), "runtime/default".to_owned()),
     };
 
-    SecurityProfile { profile_type: profile_type.into(), localhost_ref: String::new() }
+    (SecurityProfile { profile_type: profile_type.into(), localhost_ref }, text)
 }
 
 /// The user that an image names.
@@ -166,9 +197,23 @@ pub(crate) fn user(pod: &PodView, container: &Container) -> Option<i64> {
     asked_user(pod, container).1
 }
 
-/// Whether [`check_user`] depends on the image.
+/// Whether the user is the image's.
 pub fn asks_for_image_user(pod: &PodView, container: &Container) -> bool {
-    asked_user(pod, container) == (true, None)
+    user(pod, container).is_none()
+}
+
+/// The user that the runtime is told: always one, so that a group can be asked for without.
+fn runs_as(
+    pod: &PodView,
+    container: &Container,
+    of_image: Option<&ImageUser>,
+) -> (Option<Int64Value>, String) {
+    match (user(pod, container), of_image) {
+        (Some(asked), _) => (int(Some(asked)), String::new()),
+        (None, Some(ImageUser::Id(id))) => (int(Some(*id)), String::new()),
+        (None, Some(ImageUser::Name(name))) => (None, name.clone()),
+        (None, None) => (None, String::new()),
+    }
 }
 
 /// Checks `runAsNonRoot` against the user that the container will run as.
@@ -191,17 +236,18 @@ pub fn check_user(
 }
 
 /// Of the sandbox.
-pub(super) fn sandbox(pod: &PodView) -> LinuxSandboxSecurityContext {
+pub(super) fn sandbox(pod: &PodView, users: Option<UserRange>) -> LinuxSandboxSecurityContext {
     let context = pod.spec().security_context.as_ref();
     let privileged = pod.admitted_containers().any(|container| {
         container.security_context.as_ref().and_then(|c| c.privileged) == Some(true)
     });
 
     LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod, None)),
+        namespace_options: Some(namespaces(pod, None, users)),
         run_as_user: int(context.and_then(|context| context.run_as_user)),
         run_as_group: int(context.and_then(|context| context.run_as_group)),
         supplemental_groups: supplemental_groups(pod),
+        supplemental_groups_policy: groups_policy(pod).into(),
         privileged,
         selinux_options: context.and_then(|c| c.se_linux_options.as_ref()).map(selinux),
         // The pause process needs nothing: the runtime's own profile always fits.
@@ -217,7 +263,7 @@ pub(super) fn sandbox(pod: &PodView) -> LinuxSandboxSecurityContext {
 pub(super) fn container(
     pod: &PodView,
     container: &Container,
-    target: Option<&str>,
+    around: &ContainerContext<'_>,
 ) -> LinuxContainerSecurityContext {
     let none = SecurityContext::default();
     let own = container.security_context.as_ref().unwrap_or(&none);
@@ -228,8 +274,12 @@ pub(super) fn container(
         .app_armor_profile
         .as_ref()
         .or_else(|| context.and_then(|c| c.app_armor_profile.as_ref()));
+    let (app_armor, app_armor_text) = app_armor.map(apparmor).unzip();
     let profile =
         own.seccomp_profile.as_ref().or_else(|| context.and_then(|c| c.seccomp_profile.as_ref()));
+    let machine = &around.node.machine;
+    let is_open = privileged || own.proc_mount.as_deref() == Some("Unmasked");
+    let (run_as_user, run_as_username) = runs_as(pod, container, around.image_user);
 
     LinuxContainerSecurityContext {
         capabilities: Some(Capability {
@@ -238,16 +288,19 @@ pub(super) fn container(
             add_ambient_capabilities: Vec::new(),
         }),
         privileged,
-        namespace_options: Some(namespaces(pod, target)),
-        run_as_user: int(own.run_as_user.or_else(|| context.and_then(|c| c.run_as_user))),
+        namespace_options: Some(namespaces(pod, around.target, around.users)),
+        run_as_user,
+        run_as_username,
         run_as_group: int(own.run_as_group.or_else(|| context.and_then(|c| c.run_as_group))),
         readonly_rootfs: own.read_only_root_filesystem.unwrap_or(false),
         supplemental_groups: supplemental_groups(pod),
+        supplemental_groups_policy: groups_policy(pod).into(),
         no_new_privs: own.allow_privilege_escalation == Some(false),
-        masked_paths: paths(&MASKED_PATHS, privileged),
-        readonly_paths: paths(&READONLY_PATHS, privileged),
-        apparmor: app_armor.map(apparmor),
-        seccomp: Some(seccomp(profile, privileged)),
+        masked_paths: paths(&MASKED_PATHS, &machine.masked_paths, is_open),
+        readonly_paths: paths(&READONLY_PATHS, &[], is_open),
+        apparmor: app_armor,
+        apparmor_profile: app_armor_text.unwrap_or_default(),
+        seccomp: Some(seccomp(profile, privileged, &machine.seccomp_root)),
         selinux_options: own
             .se_linux_options
             .as_ref()
@@ -267,8 +320,12 @@ fn selinux(options: &SELinuxOptions) -> SeLinuxOption {
     }
 }
 
-fn paths(paths: &[&str], privileged: bool) -> Vec<String> {
-    if privileged { Vec::new() } else { paths.iter().map(|path| (*path).to_owned()).collect() }
+fn paths(paths: &[&str], more: &[String], is_open: bool) -> Vec<String> {
+    if is_open {
+        return Vec::new();
+    }
+
+    paths.iter().map(|path| (*path).to_owned()).chain(more.iter().cloned()).collect()
 }
 
 #[cfg(test)]

@@ -17,11 +17,15 @@ fn all() -> Limits {
         cpu_quota_us: Some(50_000),
         memory_bytes: Some(64 << 20),
         pids: Some(100),
+        huge_pages: vec![(2 << 20, 4 << 20), (1 << 30, 0)],
     }
 }
 
 fn check(table: &str, limits: &Limits, expected: &[&str]) {
-    let cgroups = Cgroups { hierarchies: hierarchies(table) };
+    let mut cgroups = Cgroups { hierarchies: hierarchies(table) };
+    for unified in cgroups.hierarchies.iter_mut().filter(|hierarchy| hierarchy.unified) {
+        unified.controllers = vec!["memory".to_owned(), "hugetlb".to_owned()];
+    }
     let written: Vec<String> = cgroups
         .limited()
         .flat_map(|hierarchy| files(hierarchy, limits))
@@ -39,6 +43,11 @@ fn v1_limits_go_to_the_hierarchies_of_their_controllers() {
         "memory.limit_in_bytes=67108864",
     ];
     check(HYBRID, &all(), &expected);
+    let huge = "36 31 0:33 / /sys/fs/cgroup/hugetlb rw - cgroup cgroup rw,hugetlb\n\
+        37 31 0:34 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n";
+    let expected =
+        ["hugetlb.2MB.limit_in_bytes=4194304", "hugetlb.1GB.limit_in_bytes=0", "pids.max=100"];
+    check(huge, &all(), &expected);
     check(
         HYBRID,
         &Limits { cpu_quota_us: Some(0), ..Limits::default() },
@@ -48,7 +57,14 @@ fn v1_limits_go_to_the_hierarchies_of_their_controllers() {
 
 #[test]
 fn v2_limits_use_weights_and_max() {
-    let expected = ["cpu.weight=20", "cpu.max=50000 100000", "memory.max=67108864", "pids.max=100"];
+    let expected = [
+        "cpu.weight=20",
+        "cpu.max=50000 100000",
+        "memory.max=67108864",
+        "pids.max=100",
+        "hugetlb.2MB.max=4194304",
+        "hugetlb.1GB.max=0",
+    ];
     check(UNIFIED, &all(), &expected);
     check(UNIFIED, &Limits { memory_bytes: Some(-1), ..Limits::default() }, &["memory.max=max"]);
     for (shares, expected) in [(2, 1), (1024, 39), (262_144, 10_000), (1 << 40, 10_000), (0, 1)] {

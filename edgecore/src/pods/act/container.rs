@@ -10,6 +10,7 @@ use cri_api::v1;
 use k8s_openapi::api::core::v1::Container;
 use podcore::env::{NodeFields, environment};
 use podcore::hosts;
+use podcore::materials::Materials;
 use podcore::memory::CONFIG_ERROR;
 use podcore::observed::{ContainerState, ContainerView};
 use podcore::plan::Outcome;
@@ -17,7 +18,7 @@ use podcore::resize::Resources;
 use podcore::sub_path::{SubPath, sub_paths};
 use podcore::support::refuse_container;
 use podcore::translate::{
-    ContainerContext, ContainerPaths, ImageUser, asks_for_image_user, check_user, container_config,
+    ContainerContext, ContainerPaths, MountedImage, SandboxContext, check_user, container_config,
     container_hash, sandbox_config,
 };
 use podcore::volumes::plugin;
@@ -27,6 +28,7 @@ use crate::blocking;
 use crate::clock;
 use crate::events::EventType::{Normal, Warning};
 use crate::layout::is_file_name;
+use crate::pods::images::Missing;
 use crate::pods::observe::{self, SeenContainer};
 use crate::telemetry::chain;
 use crate::volumes::remove::gone_is_done;
@@ -49,9 +51,14 @@ impl Job {
                 Outcome::StartFailed { container: container_name, attempt, reason, message };
             Done::Noted { outcome, sandbox: None, container, look }
         };
+        // A pull may take long.
+        let images = match self.mounted_images(&name).await {
+            Ok(images) => images,
+            Err(Missing { reason, message }) => return failed(reason, message, None),
+        };
         let _place = self.context.starts.acquire().await;
-        let (config, sandbox_config) = match self.configs(&name, attempt, sandbox, image_ref).await
-        {
+        let configs = self.configs(&name, attempt, sandbox, image_ref, images).await;
+        let (config, sandbox_config) = match configs {
             Ok(configs) => configs,
             Err(message) => return failed(CONFIG_ERROR, message, None),
         };
@@ -119,6 +126,7 @@ impl Job {
         attempt: u32,
         sandbox: &str,
         image_ref: &str,
+        mut images: BTreeMap<usize, MountedImage>,
     ) -> Result<(v1::ContainerConfig, v1::PodSandboxConfig), String> {
         let Self { context, pod, .. } = self;
         let container = self.container(name).ok_or("the pod has no such container")?;
@@ -131,17 +139,33 @@ impl Job {
         let target = self.target(name)?;
         let mut paths = self.paths(name, attempt).await?;
         let fields = context.node_fields(self.pod_ips());
-        paths.sub_paths = self.sub_paths(container, &fields, &paths.volumes).await?;
-        let container_context =
-            ContainerContext { materials: &self.materials, node: &fields, paths: &paths, target };
+        let materials = self.materials_of(container, &paths.volumes).await;
+        let parts = self.sub_paths(container, &materials, &fields)?;
+        for (at, image) in &mut images {
+            image.sub_path = parts.get(at).map(|part| part.path.clone()).unwrap_or_default();
+        }
+        paths.images = images;
+        paths.sub_paths = self.bind(container, parts, &paths.volumes).await?;
+        let user = self.image_user(container, image_ref).await?;
+        let users = self.users().await?;
+        let container_context = ContainerContext {
+            materials: &materials,
+            node: &fields,
+            paths: &paths,
+            target,
+            image_user: Some(&user),
+            users,
+        };
         let config = container_config(pod, container, attempt, image_ref, &container_context)
             .map_err(|error| chain(&error))?;
-        let user = self.image_user(container, image_ref).await?;
         check_user(pod, container, &user).map_err(|error| error.to_string())?;
         let view = self.sandboxes.iter().find(|view| view.id == sandbox);
         let sandbox_attempt = view.map_or(0, |view| view.attempt);
 
-        Ok((config, sandbox_config(pod, sandbox_attempt, &context.sandbox_context(pod))))
+        let around = SandboxContext { users, ..context.sandbox_context(pod) };
+        let sandbox = sandbox_config(pod, sandbox_attempt, &around);
+
+        Ok((config, sandbox.map_err(|error| error.to_string())?))
     }
 
     /// Id of the container whose processes an ephemeral container asks to see.
@@ -155,32 +179,12 @@ impl Job {
         })
     }
 
-    /// The user of the image, looked up only if something depends on it; root if it names none.
-    async fn image_user(
-        &self,
-        container: &Container,
-        image_ref: &str,
-    ) -> Result<ImageUser, String> {
-        let root = ImageUser::Id(0);
-        if !asks_for_image_user(&self.pod, container) {
-            return Ok(root);
-        }
-        let spec = v1::ImageSpec { image: image_ref.to_owned(), ..v1::ImageSpec::default() };
-        let image = self.context.runtime.image_status(spec).await.map_err(|e| e.message())?;
-        let image = image.ok_or_else(|| format!("image {image_ref} is gone"))?;
-
-        Ok(match image.uid {
-            Some(uid) => ImageUser::Id(uid.value),
-            None if image.username.is_empty() => root,
-            None => ImageUser::Name(image.username),
-        })
-    }
-
     async fn paths(&self, name: &str, attempt: u32) -> Result<ContainerPaths, String> {
         let Self { context, pod, .. } = self;
         let layout = &context.layout;
         let mut volumes = BTreeMap::new();
-        for volume in pod.spec().volumes.iter().flatten() {
+        let made = pod.spec().volumes.iter().flatten().filter(|volume| volume.image.is_none());
+        for volume in made {
             let own = || layout.volume(&pod.uid, plugin(volume), &volume.name);
             let path = volume
                 .host_path
@@ -204,25 +208,36 @@ impl Job {
         Ok(ContainerPaths {
             volumes,
             sub_paths: BTreeMap::new(),
+            images: BTreeMap::new(),
             etc_hosts: Some(etc_hosts.to_string_lossy().into_owned()),
             termination_log: termination_log.to_string_lossy().into_owned(),
         })
     }
 
-    /// Binds the parts of volumes that the container mounts.
-    async fn sub_paths(
+    /// The parts of volumes that the container mounts.
+    fn sub_paths(
         &self,
         container: &Container,
+        materials: &Materials,
         fields: &NodeFields,
-        volumes: &BTreeMap<String, String>,
-    ) -> Result<BTreeMap<usize, String>, String> {
+    ) -> Result<BTreeMap<usize, SubPath>, String> {
         let mut mounts = container.volume_mounts.iter().flatten();
         if !mounts.any(|mount| mount.sub_path.is_some() || mount.sub_path_expr.is_some()) {
             return Ok(BTreeMap::new());
         }
-        let environment = environment(&self.pod, container, &self.materials, fields);
+        let environment = environment(&self.pod, container, materials, fields);
         let environment = environment.map_err(|error| chain(&error))?;
-        let parts = sub_paths(container, &environment).map_err(|error| error.to_string())?;
+
+        sub_paths(container, &environment).map_err(|error| error.to_string())
+    }
+
+    /// Binds those parts; of images the runtime mounts them.
+    async fn bind(
+        &self,
+        container: &Container,
+        parts: BTreeMap<usize, SubPath>,
+        volumes: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<usize, String>, String> {
         let mut bound = BTreeMap::new();
         for (at, SubPath { volume, path }) in parts {
             let Some(whole) = volumes.get(&volume).map(PathBuf::from) else { continue };

@@ -10,7 +10,7 @@ use podcore::pod::GRACE_MIN_S;
 use super::{Done, Job, probe};
 use crate::clock;
 use crate::events::EventType::Warning;
-use crate::handlers::{self, Answer};
+use crate::handlers::{self, Answer, Delivered};
 
 /// The API sets no limit to the hook after a start; a container that waits for longer is as well
 /// stopped.
@@ -67,7 +67,15 @@ impl Job {
             };
         }
         if let Some(get) = &hook.http_get {
-            return handlers::deliver(&self.get(container, get)?, limit).await;
+            let get = self.get(container, get, handlers::LIFECYCLE)?;
+            if handlers::deliver(&get, limit).await? == Delivered::WithoutTls {
+                let message = format!(
+                    "request to HTTPS lifecycle hook {}:{} got HTTP response, retry with HTTP succeeded",
+                    get.host, get.port
+                );
+                self.tell(Warning, "LifecycleHTTPFallback", &message, None);
+            }
+            return Ok(());
         }
         if let Some(sleep) = &hook.sleep {
             let asked = Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or_default());

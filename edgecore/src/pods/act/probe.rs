@@ -65,7 +65,7 @@ impl Job {
             return Ok(command(container, id, exec));
         }
         if let Some(get) = http_get {
-            return Ok(Question::Http(self.get(container, get)?));
+            return Ok(Question::Http(self.get(container, get, handlers::PROBE)?));
         }
         if let Some(socket) = tcp_socket {
             return self.tcp(container, socket);
@@ -76,7 +76,12 @@ impl Job {
         }
     }
 
-    pub(super) fn get(&self, container: &Container, get: &HTTPGetAction) -> Result<Get, String> {
+    pub(super) fn get(
+        &self,
+        container: &Container,
+        get: &HTTPGetAction,
+        agent: &'static str,
+    ) -> Result<Get, String> {
         let headers = get.http_headers.iter().flatten();
 
         Ok(Get {
@@ -84,6 +89,7 @@ impl Job {
             host: self.host(get.host.as_deref())?,
             port: port(container, &get.port)?,
             path: get.path.clone().unwrap_or_default(),
+            agent,
             headers: headers.map(|header| (header.name.clone(), header.value.clone())).collect(),
         })
     }

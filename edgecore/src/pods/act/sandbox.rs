@@ -1,10 +1,11 @@
 //! The sandbox of a pod and the cgroup around it.
 
 use cri::CriError;
+use cri_api::v1::PodSandboxConfig;
 use podcore::observed::SandboxView;
 use podcore::plan::Outcome;
 use podcore::resources::{cgroup_parent, pod_limits};
-use podcore::translate::sandbox_config;
+use podcore::translate::{SandboxContext, sandbox_config};
 
 use super::{Done, Job, gone};
 use crate::blocking;
@@ -40,7 +41,9 @@ impl Job {
         let Self { context, pod, .. } = self;
         // The semaphore is never closed; without a place the start would still be right.
         let _place = context.starts.acquire().await;
-        let config = sandbox_config(pod, attempt, &context.sandbox_context(pod));
+        let config = self.config(attempt).await.map_err(|error| {
+            format!("Failed to generate sandbox config for pod {:?}: {error}", pod.described())
+        })?;
         self.make_cgroup().await?;
         let text = |error: CriError| error.message();
         let id = context.runtime.run_pod_sandbox(config, "").await.map_err(text)?;
@@ -50,16 +53,27 @@ impl Job {
         Ok(observe::sandbox_view(&status))
     }
 
+    async fn config(&self, attempt: u32) -> Result<PodSandboxConfig, String> {
+        let users = self.users().await?;
+        let around = SandboxContext { users, ..self.context.sandbox_context(&self.pod) };
+
+        sandbox_config(&self.pod, attempt, &around).map_err(|error| error.to_string())
+    }
+
     /// The pod's cgroup with the limits of the pod as a whole: made before anything runs in it, and set
     /// again when the pod gets others.
     pub(super) async fn make_cgroup(&self) -> Result<(), String> {
         let Self { context, pod, .. } = self;
         let limits = pod_limits(pod);
+        let sizes = context.fields.machine.huge_pages.iter().copied();
         let limits = Limits {
             cpu_shares: u64::try_from(limits.cpu_shares).ok(),
             cpu_quota_us: limits.cpu_quota,
             memory_bytes: limits.memory,
-            pids: None,
+            pids: context.pod_pids_max,
+            huge_pages: sizes
+                .map(|size| (size, limits.huge_pages.get(&size).copied().unwrap_or(0)))
+                .collect(),
         };
         let parent = cgroup_parent(pod, &context.cgroup_root, context.cgroup_driver);
         let cgroups = context.cgroups.clone();

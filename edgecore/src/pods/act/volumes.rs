@@ -47,7 +47,9 @@ impl Job {
         let Self { context, pod, .. } = self;
         let fields = context.node_fields(self.pod_ips());
         let mut volumes = Vec::new();
-        for volume in pod.spec().volumes.iter().flatten() {
+        // An image is mounted by the runtime.
+        let made = pod.spec().volumes.iter().flatten().filter(|volume| volume.image.is_none());
+        for volume in made {
             if !is_file_name(&volume.name) {
                 return Err(format!("volume {:?} has a name that is not one", volume.name));
             }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use podcore::pod::PodView;
 use podcore::resize::{Amount, Room};
-use podcore::resources::{QosClass, cpu_request, memory_request, pod_request, qos_class};
+use podcore::resources::{QosClass, pod_request, qos_class};
 use podcore::status::{StatusContext, status};
 use proto::wire::{Report, ReportKey};
 
@@ -43,7 +43,7 @@ impl Worker {
             return (0, 0);
         }
 
-        (pod_request(pod, cpu_request), pod_request(pod, memory_request))
+        (pod_request(pod, "cpu"), pod_request(pod, "memory"))
     }
 
     /// What the node has for the pod.
@@ -89,7 +89,7 @@ impl Worker {
 /// The CPU request that counts for the cgroup of burstable pods.
 fn burstable_milli(pod: &PodView) -> i64 {
     match qos_class(pod) {
-        QosClass::Burstable => pod.containers().iter().filter_map(cpu_request).sum(),
+        QosClass::Burstable => pod_request(pod, "cpu"),
         QosClass::Guaranteed | QosClass::BestEffort => 0,
     }
 }
