@@ -131,6 +131,7 @@ impl Agent {
             upstream: local.upstream,
             desired: local.desired,
             store: local.store,
+            state_dir: config.state_dir,
             settings: local.settings,
             addresses: local.addresses,
             accepted,

@@ -4,6 +4,7 @@
 pub mod addresses;
 pub mod dial;
 pub mod shell;
+mod ticket;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

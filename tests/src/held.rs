@@ -65,6 +65,8 @@ pub struct Held {
     pub namespaces: usize,
     /// Interfaces of pods in the site.
     pub interfaces: usize,
+    /// Pods whose ports are the node's: chains of the portmap plugin.
+    pub forwards: usize,
 }
 
 impl Held {
@@ -94,6 +96,7 @@ impl Held {
             )))?
             .len(),
             interfaces: interfaces(site.fact("NETNS")?).await?,
+            forwards: forwards(site).await?,
             ..Self::default()
         };
         cgroups(site.fact("CGROUP_ROOT")?, &mut held)?;
@@ -163,6 +166,11 @@ impl Held {
         same("root file systems", &self.root_mounts, &runs, &mut found);
         same("addresses", &self.leases, &ips.collect(), &mut found);
         let ready = self.ready().count();
+        let forwarded = pods.iter().filter(|pod| live.contains(&text(&pod["metadata"]["uid"])));
+        let forwarded = forwarded.filter(|pod| has_host_port(pod)).count();
+        if self.forwards != forwarded {
+            found.push(format!("ports of {} pods for {forwarded}", self.forwards));
+        }
         for (what, count) in
             [("network namespaces", self.namespaces), ("interfaces", self.interfaces)]
         {
@@ -202,10 +210,13 @@ impl Held {
         if !crate::pods::is_ready(pod) {
             found.push(format!("{} is not Ready", name(pod)));
         }
+        let sidecars = pod["status"]["initContainerStatuses"].as_array().into_iter().flatten();
+        let sidecars = sidecars.filter(|status| status["state"]["running"].is_object());
         let told: BTreeMap<String, String> = pod["status"]["containerStatuses"]
             .as_array()
             .into_iter()
             .flatten()
+            .chain(sidecars)
             .map(|status| {
                 let id = text(&status["containerID"]);
                 (text(&status["name"]), id.trim_start_matches("containerd://").to_owned())
@@ -292,6 +303,24 @@ async fn interfaces(netns: &str) -> Result<usize> {
     let listed = output(command).await?;
 
     Ok(listed.lines().filter(|line| !line.starts_with("eth0@")).count())
+}
+
+fn has_host_port(pod: &Value) -> bool {
+    let containers = ["initContainers", "containers"].map(|list| &pod["spec"][list]);
+    let mut ports = containers
+        .into_iter()
+        .filter_map(|list| list.as_array())
+        .flatten()
+        .filter_map(|container| container["ports"].as_array())
+        .flatten();
+
+    pod["spec"]["hostNetwork"] != true && ports.any(|port| port["hostPort"].is_u64())
+}
+
+async fn forwards(site: &Site) -> Result<usize> {
+    let rules = output(site.command(&["iptables-save", "-t", "nat"])).await?;
+
+    Ok(rules.lines().filter(|line| line.starts_with(":CNI-DN-")).count())
 }
 
 /// Reads every hierarchy of version 1, and the one of version 2.

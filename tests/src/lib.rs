@@ -9,6 +9,7 @@
 //! - [`stock`]: a site with a stock kubelet.
 //! - [`process`]: cloudcore and edgecore as child processes that die with the test.
 //! - [`node`]: a site with an agent joined to the cluster.
+//! - [`relay`]: a way to the runtime on which the agent can be killed at any of its calls.
 //! - [`pods`]: pod manifests and what tests ask about them.
 //! - [`wait`]: waiting on conditions, never on time.
 
@@ -21,6 +22,7 @@ pub mod node;
 pub mod own;
 pub mod pods;
 pub mod process;
+pub mod relay;
 pub mod site;
 pub mod stock;
 pub mod wait;

@@ -6,12 +6,12 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, Sink as _, SinkExt as _, StreamExt as _};
-use proto::admission::Ticket;
 use proto::codec;
 use proto::digest::{HeldSet, HighWater};
 use proto::ids::NodeName;
@@ -20,7 +20,7 @@ use proto::session::{
 };
 use proto::stream::StreamInput;
 use proto::wire::{Outcome, Report, ReportKey, StreamKind};
-use store::{Store, StoreError, Write};
+use store::{Store, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
@@ -29,18 +29,11 @@ use tokio_util::sync::CancellationToken;
 use tunnel::{TunnelStream, Tunnels};
 
 use super::dial::{self, Connection, DialError};
-use super::{Delivery, HIGH_WATER_SETTING, LinkState, StoreRefusal, Upstream};
+use super::{Delivery, HIGH_WATER_SETTING, LinkState, StoreRefusal, Upstream, ticket};
 use crate::clock;
 use crate::desired::Desired;
 use crate::identity::Identity;
 use crate::telemetry::chain;
-
-/// The store's setting with the resume ticket.
-const TICKET_SETTING: &str = "link.ticket";
-
-/// The store's setting with the fingerprint of the certificate that the ticket was given to. A node
-/// that has joined anew is a new one to the cloud, and must not show the ticket of the old one.
-const TICKET_OWNER_SETTING: &str = "link.ticket-owner";
 
 /// Streams opened by the cloud and not yet taken; the session bounds how many there are.
 pub const ACCEPTED_MAX: usize = 64;
@@ -74,6 +67,8 @@ pub struct LinkParts {
     pub desired: Desired,
     /// Keeps the ticket.
     pub store: Store,
+    /// The folder of the store, for the ticket's spare.
+    pub state_dir: PathBuf,
     /// What the store held at start.
     pub settings: BTreeMap<String, Vec<u8>>,
     /// The node's addresses now.
@@ -107,7 +102,7 @@ pub async fn run(parts: LinkParts, stop: CancellationToken) {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         node_ip: first(&parts.addresses),
         boot_id: parts.boot_id.clone(),
-        ticket: stored_ticket(&parts.settings, &parts.identity.fingerprint),
+        ticket: ticket::held(&parts.settings, &parts.state_dir, &parts.identity.fingerprint),
     };
     let high_water = setting(HIGH_WATER_SETTING).and_then(|b| HighWater::from_bytes(&b));
     let mut shell = Shell {
@@ -146,16 +141,6 @@ pub async fn run(parts: LinkParts, stop: CancellationToken) {
             }
         }
     }
-}
-
-/// The ticket, if it was given to the certificate with this fingerprint.
-fn stored_ticket(settings: &BTreeMap<String, Vec<u8>>, fingerprint: &[u8]) -> Option<Ticket> {
-    let owner = settings.get(TICKET_OWNER_SETTING);
-    if owner.is_some_and(|owner| owner != fingerprint) {
-        return None;
-    }
-
-    settings.get(TICKET_SETTING).cloned().and_then(Ticket::new)
 }
 
 fn first(addresses: &watch::Receiver<Vec<String>>) -> String {
@@ -350,15 +335,18 @@ impl Shell {
         self.say_all();
         self.told_down.clear();
         let (tell, told) = oneshot::channel();
-        let ticket = welcome.ticket.as_bytes().to_vec();
-        let done = Box::new(move |stored| {
+        let fingerprint = self.parts.identity.fingerprint.clone();
+        let writes = ticket::writes(&welcome.ticket, &fingerprint);
+        let (folder, spare) = (self.parts.state_dir.clone(), welcome.ticket.clone());
+        // On the store's thread, where a file may be waited for.
+        let done = Box::new(move |stored: Result<(), StoreError>| {
+            if let Err(error) = ticket::keep(&folder, &spare, &fingerprint) {
+                tracing::warn!(%error, "cannot keep a spare of the resume ticket");
+            }
             // The shell may have gone on to another session.
             drop(tell.send(stored));
         });
-        let owner = self.parts.identity.fingerprint.clone();
-        let settings = [(TICKET_SETTING, ticket), (TICKET_OWNER_SETTING, owner)];
-        let write = |(name, value): (&str, _)| Write::Setting { name: name.to_owned(), value };
-        self.parts.store.commit(settings.map(write).into(), done);
+        self.parts.store.commit(writes, done);
         self.ticket = Some(told);
         let generation = welcome.generation;
         self.parts.link.send_replace(LinkState::Up {

@@ -1,6 +1,6 @@
-//! T8 and T24: the disk under the agent's store is full. Nothing is acknowledged that is not durable,
-//! what runs goes on, and what could not be stored arrives by itself once there is room. And images that
-//! nobody needs make room.
+//! T8 and T24: the disk under the agent's store is full, or the one under the pods' directories. Nothing is
+//! acknowledged that is not durable, what runs goes on, and what could not be stored arrives by itself once
+//! there is room. And images that nobody needs make room.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use cri::Runtime;
-use serde_json::json;
+use serde_json::{Value, json};
 use system_tests::cluster::{Cluster, unique};
 use system_tests::node::EdgeNode;
 use system_tests::pods::{self, Incarnation};
@@ -21,23 +21,26 @@ const LIMIT: Duration = Duration::from_mins(2);
 /// Larger than what a full disk may still have room for, well below what an object may be.
 const LARGE_BYTES: usize = 200_000;
 
-/// Puts the agent's state on a file system of its own, small enough to be filled at once. It goes with
-/// the site.
-async fn give_state_a_small_disk(node: &EdgeNode) -> Result<PathBuf> {
-    let state = node.site().path("STATE")?.join("holdfast/state");
-    let kept = state.with_extension("kept");
+/// Puts the agent's state and the directories of pods each on a file system of its own, small enough to
+/// be filled at once. They go with the site.
+async fn give_it_small_disks(node: &EdgeNode) -> Result<[PathBuf; 2]> {
+    let folders =
+        [node.site().path("STATE")?.join("holdfast/state"), node.site().path("KUBELET_ROOT")?];
     node.kill_agent().await?;
-    fs::rename(&state, &kept)?;
-    fs::create_dir(&state)?;
-    let mut mount = Command::new("mount");
-    mount.args(["-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs"]).arg(&state);
-    output(mount).await?;
-    let mut copy = Command::new("cp");
-    copy.arg("-a").arg(kept.join(".")).arg(&state);
-    output(copy).await?;
+    for folder in &folders {
+        let kept = folder.with_extension("kept");
+        fs::rename(folder, &kept)?;
+        fs::create_dir(folder)?;
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs"]).arg(folder);
+        output(mount).await?;
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(kept.join(".")).arg(folder);
+        output(copy).await?;
+    }
     node.start_agent().await?;
 
-    Ok(state)
+    Ok(folders)
 }
 
 /// Writes until there is no more room.
@@ -60,11 +63,13 @@ async fn what_a_full_disk_refused_arrives_once_there_is_room() -> Result<()> {
     let cluster = Cluster::shared().await?;
     let client = cluster.client().await?;
     let node = EdgeNode::join(&cluster, &client).await?;
-    let state = give_state_a_small_disk(&node).await?;
+    let [state, root] = give_it_small_disks(&node).await?;
     let agent = node.agent_pid().await?;
     let name = format!("disk-{}", unique());
     let (runs, waits) = (format!("{name}-runs"), format!("{name}-waits"));
-    cluster.apply(&[pods::sleeper(&runs, node.name())]).await?;
+    let told = format!("{name}-told");
+    let pod = pods::sleeper_with_map(&runs, node.name(), &told);
+    cluster.apply(&[pods::config_map(&told, "before"), pod]).await?;
     let path = pods::path(&runs);
     let before = cluster.until(&client, &path, "Ready", LIMIT, pods::is_ready).await?;
     let before = Incarnation::of(&before);
@@ -88,8 +93,29 @@ async fn what_a_full_disk_refused_arrives_once_there_is_room() -> Result<()> {
     let running = node.running_containers().await?;
     ensure!(running == [format!("{runs}/main")], "on a full disk there run {running:?}");
 
+    // The store goes on by itself; then it is the pods' disk that is full.
+    fill(&root.join("filler"))?;
     fs::remove_file(state.join("filler"))?;
+    let news = "y".repeat(LARGE_BYTES);
+    cluster.apply(&[pods::config_map(&told, &news)]).await?;
+    for name in [&runs, &waits] {
+        let events = format!(
+            "/api/v1/namespaces/default/events?fieldSelector=reason%3DFailedMount,\
+             involvedObject.name%3D{name}"
+        );
+        let is_told = |list: &Value| {
+            let events = list["items"].as_array().into_iter().flatten();
+            let mut messages = events.filter_map(|event| event["message"].as_str());
+            messages.any(|message| message.contains("No space left on device"))
+        };
+        cluster.until(&client, &events, "the full disk", LIMIT, is_told).await?;
+    }
+    let running = node.running_containers().await?;
+    ensure!(running == [format!("{runs}/main")], "on a full disk there run {running:?}");
+
+    fs::remove_file(root.join("filler"))?;
     cluster.until(&client, &pods::path(&waits), "Ready", LIMIT, pods::is_ready).await?;
+    node.until_map_says(&before.uid, &news, LIMIT).await?;
     let after = cluster.until(&client, &path, "Ready still", LIMIT, pods::is_ready).await?;
     ensure!(Incarnation::of(&after) == before, "the full disk changed {before:?} into {after}");
     ensure!(connections_of(&node).await? == connections, "the link was made anew");
@@ -100,7 +126,7 @@ async fn what_a_full_disk_refused_arrives_once_there_is_room() -> Result<()> {
         cluster.until_gone(&client, &pods::path(name), LIMIT).await?;
     }
 
-    cluster.kubectl(&["delete", "configmap", &name]).await.map(drop)
+    cluster.kubectl(&["delete", "configmap", &name, &told]).await.map(drop)
 }
 
 /// Names of the images that the runtime has.

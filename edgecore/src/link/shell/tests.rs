@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use proto::admission::Ticket;
 use proto::ids::{Kind, ObjectKey, Uid};
 use proto::object::{ContentHash, Version};
 use proto::payload::Payload;
@@ -94,6 +95,7 @@ fn edge(address: SocketAddr, identity: Identity, dir: &std::path::Path) -> Edge 
         upstream: upstream.clone(),
         desired: held.clone(),
         store: store.clone(),
+        state_dir: dir.to_owned(),
         settings,
         addresses,
         accepted,
