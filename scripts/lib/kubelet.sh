@@ -16,6 +16,9 @@ apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 containerRuntimeEndpoint: unix://$socket
 cgroupDriver: cgroupfs
+clusterDomain: cluster.local
+eventRecordQPS: 1000
+eventBurst: 1000
 cgroupRoot: /$netns
 failCgroupV1: false
 failSwapOn: false
@@ -24,7 +27,7 @@ enforceNodeAllocatable: [pods]
 podLogsDir: $dir/log/pods
 authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: $pki/ca.crt}}
 authorization: {mode: Webhook}
-evictionHard: {memory.available: 50Mi, nodefs.available: 1%, nodefs.inodesFree: 0%, imagefs.available: 1%, imagefs.inodesFree: 0%}
+evictionHard: {memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}
 imageGCHighThresholdPercent: 100
 C
 }

@@ -25,6 +25,8 @@ pub struct References {
     pub secrets: BTreeMap<String, bool>,
     /// Tokens of projected volumes.
     pub tokens: Vec<TokenAsk>,
+    /// The volume that first needs what is named in these words.
+    volumes: BTreeMap<String, String>,
 }
 
 /// One service account token that a projected volume asks for.
@@ -74,18 +76,31 @@ impl References {
             .config_maps
             .iter()
             .filter(|(name, optional)| !**optional && !materials.config_maps.contains_key(*name))
-            .map(|(name, _)| format!("configmap \"{name}\" not found"));
+            .map(|(name, _)| self.of_volume(format!("configmap \"{name}\" not found")));
         let secrets = self
             .secrets
             .iter()
             .filter(|(name, optional)| !**optional && !materials.secrets.contains_key(*name))
-            .map(|(name, _)| format!("secret \"{name}\" not found"));
+            .map(|(name, _)| self.of_volume(format!("secret \"{name}\" not found")));
         let tokens =
             self.tokens.iter().filter(|ask| !materials.tokens.contains_key(&ask.source)).map(
                 |ask| format!("token of service account \"{}\" not here yet", ask.service_account),
             );
 
         config_maps.chain(secrets).chain(tokens).collect()
+    }
+
+    /// What is missing, in the words of the kubelet's FailedMount Event.
+    fn of_volume(&self, missing: String) -> String {
+        match self.volumes.get(&missing) {
+            Some(volume) => format!("for volume \"{volume}\" : {missing}"),
+            None => missing,
+        }
+    }
+
+    fn needed_by(&mut self, volume: &Volume, kind: &str, name: &str) {
+        let words = format!("{kind} \"{name}\" not found");
+        self.volumes.entry(words).or_insert_with(|| volume.name.clone());
     }
 }
 
@@ -129,18 +144,22 @@ fn of_environment(container: &Container, found: &mut References) {
 fn of_volume(pod: &PodView, volume: &Volume, found: &mut References) {
     if let Some(map) = &volume.config_map {
         found.config_map(&map.name, map.optional.unwrap_or(false));
+        found.needed_by(volume, "configmap", &map.name);
     }
     if let Some(secret) = &volume.secret {
         let name = secret.secret_name.as_deref().unwrap_or_default();
         found.secret(name, secret.optional.unwrap_or(false));
+        found.needed_by(volume, "secret", name);
     }
     let sources = volume.projected.as_ref().and_then(|projected| projected.sources.as_deref());
     for source in sources.unwrap_or_default() {
         if let Some(map) = &source.config_map {
             found.config_map(&map.name, map.optional.unwrap_or(false));
+            found.needed_by(volume, "configmap", &map.name);
         }
         if let Some(secret) = &source.secret {
             found.secret(&secret.name, secret.optional.unwrap_or(false));
+            found.needed_by(volume, "secret", &secret.name);
         }
         if let Some(token) = &source.service_account_token {
             let ask = token_ask(pod, token.audience.as_deref(), token.expiration_seconds);
@@ -226,7 +245,10 @@ mod tests {
 
         assert_eq!(
             found.missing(&Materials::default()),
-            ["secret \"inner\" not found", "token of service account \"default\" not here yet",]
+            [
+                "for volume \"p\" : secret \"inner\" not found",
+                "token of service account \"default\" not here yet",
+            ]
         );
         assert!(found.config_maps["vol"]);
         assert!(found.secrets["pull"]);

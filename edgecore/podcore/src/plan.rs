@@ -333,7 +333,13 @@ fn expire(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
         return;
     }
     let message = "Pod was active on the node longer than the specified deadline";
-    plan.warn("DeadlineExceeded", message);
+    // Of type Normal, as the kubelet's.
+    plan.act(Action::Event {
+        warning: false,
+        reason: "DeadlineExceeded".to_owned(),
+        message: message.to_owned(),
+        container: None,
+    });
     plan.memory.ended = Some(Ended::failed("DeadlineExceeded", message));
 }
 

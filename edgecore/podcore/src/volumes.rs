@@ -63,14 +63,12 @@ impl std::fmt::Debug for File {
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// A key that `items` names is not there.
-    #[error("volume {volume}: {kind} {name} has no key {key}")]
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" : {missing}: {key}")]
     NoKey {
         /// The volume.
         volume: String,
-        /// ConfigMap or Secret.
-        kind: &'static str,
-        /// Its name.
-        name: String,
+        /// What is missing, in the kubelet's words.
+        missing: &'static str,
         /// The key.
         key: String,
     },
@@ -243,7 +241,8 @@ impl Files<'_> {
             return self.absent("configmap", name, optional);
         };
 
-        self.keys("ConfigMap", name, config_map_data(map), items, optional, mode)
+        let missing = "configmap references non-existent config key";
+        self.keys(missing, config_map_data(map), items, optional, mode)
     }
 
     fn secret(
@@ -257,7 +256,8 @@ impl Files<'_> {
             return self.absent("secret", name, optional);
         };
 
-        self.keys("Secret", name, secret_data(secret), items, optional, mode)
+        let missing = "references non-existent secret key";
+        self.keys(missing, secret_data(secret), items, optional, mode)
     }
 
     fn absent(
@@ -275,8 +275,7 @@ impl Files<'_> {
 
     fn keys(
         &mut self,
-        kind: &'static str,
-        name: &str,
+        missing: &'static str,
         mut data: BTreeMap<String, Vec<u8>>,
         items: Option<&[KeyToPath]>,
         optional: Option<bool>,
@@ -295,8 +294,7 @@ impl Files<'_> {
                 None => {
                     return Err(VolumeError::NoKey {
                         volume: self.volume.to_owned(),
-                        kind,
-                        name: name.to_owned(),
+                        missing,
                         key: item.key.clone(),
                     });
                 }

@@ -54,11 +54,17 @@ pub fn ensure_tmpfs(dir: &Path, size_bytes: Option<u64>) -> io::Result<bool> {
     if is_mount_point(dir)? {
         return Ok(false);
     }
-    let options =
-        size_bytes.filter(|size| *size > 0).map_or_else(String::new, |size| format!("size={size}"));
-    let options = CString::new(options)?;
+    let size = size_bytes.filter(|size| *size > 0).map(|size| format!("size={size},"));
+    let size = size.unwrap_or_default();
+    let mounted = |options: String| -> io::Result<()> {
+        let options = CString::new(options)?;
 
-    mount("tmpfs", dir, "tmpfs", MountFlags::empty(), options.as_c_str())?;
+        Ok(mount("tmpfs", dir, "tmpfs", MountFlags::empty(), options.as_c_str())?)
+    };
+    // What is secret is not to be swapped to a disk; kernels before 6.4 do not know how.
+    if mounted(format!("{size}noswap")).is_err() {
+        mounted(size.trim_end_matches(',').to_owned())?;
+    }
 
     Ok(true)
 }

@@ -31,7 +31,7 @@ pub enum SetupError {
         source: io::Error,
     },
     /// A volume cannot be set up.
-    #[error("MountVolume.SetUp failed for volume \"{volume}\"")]
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" ")]
     Volume {
         /// Which.
         volume: String,
@@ -40,7 +40,7 @@ pub enum SetupError {
         source: io::Error,
     },
     /// The host lacks a path.
-    #[error("MountVolume.SetUp failed for volume \"{volume}\"")]
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" ")]
     HostPath {
         /// Which.
         volume: String,
@@ -72,6 +72,8 @@ pub struct PodVolumes {
     pub volumes: Vec<PodVolume>,
     /// `securityContext.fsGroup`.
     pub fs_group: Option<u32>,
+    /// Most that each volume in memory may hold.
+    pub memory_bytes: Option<u64>,
 }
 
 impl PodVolumes {
@@ -99,7 +101,8 @@ impl PodVolumes {
             VolumeSetup::HostPath { path, kind } => host_path::check(Path::new(path), kind)
                 .map_err(|source| SetupError::HostPath { volume: volume.name.clone(), source }),
             VolumeSetup::EmptyDir { memory, size_limit } => {
-                self.empty_dir(&volume.dir, *memory, *size_limit).map_err(failed)
+                let size = [*size_limit, self.memory_bytes].into_iter().flatten().min();
+                self.empty_dir(&volume.dir, *memory, size).map_err(failed)
             }
             VolumeSetup::Files { files, memory } => {
                 let payload: Payload = files
@@ -110,7 +113,7 @@ impl PodVolumes {
                         (PathBuf::from(path), content)
                     })
                     .collect();
-                make_volume(&volume.dir, *memory, None)
+                make_volume(&volume.dir, *memory, self.memory_bytes)
                     .and_then(|_is_new| match self.fs_group {
                         Some(gid) => ownership::give_dir_to_readers(&volume.dir, gid),
                         None => Ok(()),
@@ -191,6 +194,7 @@ mod tests {
                 ),
             ],
             fs_group: Some(3000),
+            memory_bytes: Some(1 << 22),
         }
     }
 
@@ -242,7 +246,7 @@ mod tests {
 
         assert_eq!(
             crate::telemetry::chain(&error),
-            "MountVolume.SetUp failed for volume \"videos\": hostPath type check failed: \
+            "MountVolume.SetUp failed for volume \"videos\" : hostPath type check failed: \
              /etc/hostname is not a directory"
         );
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, open, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, chmod, fstat, mkdirat, open, openat2};
 use rustix::io::Errno;
 use rustix::mount::mount_bind;
 
@@ -51,7 +51,14 @@ fn find(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
     for part in path.components().filter(|part| matches!(part, Component::Normal(_))) {
         let parent = inside(root, if at.as_os_str().is_empty() { Path::new(".") } else { &at })?;
         match mkdirat(&parent, Path::new(part.as_os_str()), mode) {
-            Ok(()) | Err(Errno::EXIST) => at.push(part),
+            Ok(()) => {
+                at.push(part);
+                // Whatever the agent's own mask takes away.
+                let made = inside(root, &at)?;
+                let path = format!("/proc/self/fd/{}", made.as_fd().as_raw_fd());
+                chmod(path, mode)?;
+            }
+            Err(Errno::EXIST) => at.push(part),
             Err(error) => return Err(error.into()),
         }
     }

@@ -103,10 +103,10 @@ fn set_up_volumes(observed: &Observed, now: Timestamp, plan: &mut Plan) {
 
 /// Says what the volumes lack. Tokens come a moment after their pod.
 fn tell_missing(observed: &Observed, plan: &mut Plan) {
-    let named = observed.missing.iter().filter(|missing| missing.ends_with("not found"));
-    let missing = named.cloned().collect::<Vec<_>>().join(", ");
-    if !missing.is_empty() && plan.tell_once("Missing", &missing, 0) {
-        plan.warn("FailedMount", format!("MountVolume.SetUp failed: {missing}"));
+    for missing in observed.missing.iter().filter(|missing| missing.ends_with("not found")) {
+        if plan.tell_once("Missing", missing, 0) {
+            plan.warn("FailedMount", format!("MountVolume.SetUp failed {missing}"));
+        }
     }
 }
 
@@ -361,12 +361,12 @@ fn ensure_image(
                 let (is_pull, count) = (failure.reason == "ErrImagePull", failure.count);
                 plan.wake(until);
                 if is_pull && plan.tell_once("Pull", &container.name, count) {
-                    plan.act(Action::Event {
-                        warning: false,
-                        reason: "BackOff".to_owned(),
-                        message: format!("Back-off pulling image \"{image}\""),
-                        container: Some(container.name.clone()),
-                    });
+                    let mut tell = |warning, reason: &str, message: String| {
+                        let (reason, container) = (reason.to_owned(), Some(container.name.clone()));
+                        plan.act(Action::Event { warning, reason, message, container });
+                    };
+                    tell(false, "BackOff", format!("Back-off pulling image \"{image}\""));
+                    tell(true, "Failed", "Error: ImagePullBackOff".to_owned());
                 }
                 return None;
             }

@@ -195,7 +195,7 @@ impl Job {
         let termination_log = layout.container(&pod.uid, name).join(format!("{attempt:08x}"));
         let etc_hosts = layout.etc_hosts(&pod.uid);
         let text = if pod.host_network() {
-            hosts::of_host(pod, &blocking::read_trimmed("/etc/hosts").unwrap_or_default())
+            hosts::of_host(pod, &std::fs::read_to_string("/etc/hosts").unwrap_or_default())
         } else {
             hosts::own(pod, &self.pod_ips(), &context.cluster_domain)
         };

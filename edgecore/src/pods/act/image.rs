@@ -53,8 +53,12 @@ impl Job {
             }
             Err(missing) => {
                 let Missing { reason, message } = &missing;
-                let verb = if *reason == "ErrImagePull" { "Failed to pull" } else { "Failed for" };
-                tell(Warning, "Failed", &format!("{verb} image \"{image}\": {message}"));
+                let pull = format!("Failed to pull image \"{image}\": {message}");
+                match *reason {
+                    "ErrImagePull" => tell(Warning, "Failed", &pull),
+                    "ErrImageNeverPull" => tell(Warning, reason, message),
+                    _ => tell(Warning, "InspectFailed", message),
+                }
                 Err(missing)
             }
         }
@@ -108,7 +112,12 @@ impl Job {
 /// How an image came, in the kubelet's words.
 fn told(image: &str, ready: &Ready) -> (EventType, String) {
     match &ready.how {
-        How::Present => (Normal, format!("Container image \"{image}\" already present on machine")),
+        How::Present => (
+            Normal,
+            format!(
+                "Container image \"{image}\" already present on machine and can be accessed by the pod"
+            ),
+        ),
         How::Pulled { took, waited, size_bytes } => (
             Normal,
             format!(

@@ -2,6 +2,7 @@
 
 use cri::CriError;
 use cri_api::v1::PodSandboxConfig;
+use podcore::dns::{Resolvers, resolver};
 use podcore::observed::SandboxView;
 use podcore::plan::Outcome;
 use podcore::resources::{cgroup_parent, pod_limits};
@@ -56,8 +57,23 @@ impl Job {
     async fn config(&self, attempt: u32) -> Result<PodSandboxConfig, String> {
         let users = self.users().await?;
         let around = SandboxContext { users, ..self.context.sandbox_context(&self.pod) };
+        self.tell_missing_dns(&around.resolvers);
 
         sandbox_config(&self.pod, attempt, &around).map_err(|error| error.to_string())
+    }
+
+    /// A pod that wants the cluster's DNS gets the node's if the node knows no other.
+    fn tell_missing_dns(&self, resolvers: &Resolvers) {
+        let pod = &self.pod;
+        let (_, is_missing) = resolver(pod, resolvers);
+        if is_missing {
+            let message = format!(
+                "pod: \"{}\". kubelet does not have ClusterDNS IP configured and cannot create Pod \
+                 using \"ClusterFirst\" policy. Falling back to \"Default\" policy.",
+                pod.described()
+            );
+            self.tell(Warning, "MissingClusterDNS", &message, None);
+        }
     }
 
     /// The pod's cgroup with the limits of the pod as a whole: made before anything runs in it, and set

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Volume;
 use podcore::plan::Outcome;
-use podcore::resources::cgroup_parent;
+use podcore::resources::{cgroup_parent, pod_limits};
 use podcore::volumes::{plugin, setup};
 
 use super::{Done, Job};
@@ -60,6 +60,8 @@ impl Job {
             });
         }
         let security = pod.spec().security_context.as_ref();
+        // As the kubelet (`SizeMemoryBackedVolumes`): what the pod may use, else what pods may use.
+        let memory = pod_limits(pod).memory.unwrap_or(fields.memory_bytes);
 
         Ok(PodVolumes {
             pod_dir: context.layout.pod(&pod.uid),
@@ -68,6 +70,7 @@ impl Job {
             fs_group: security
                 .and_then(|security| security.fs_group)
                 .and_then(|gid| u32::try_from(gid).ok()),
+            memory_bytes: u64::try_from(memory).ok(),
         })
     }
 

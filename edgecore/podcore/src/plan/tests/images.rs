@@ -10,11 +10,11 @@ fn a_failed_pull_is_tried_again() {
         &[
             ("break image a ErrImagePull no-route", "volumes sandbox:0 image:a:0"),
             ("status", "Pending a=ErrImagePull#0"),
-            ("events", "BackOff: Back-off pulling image \"x\""),
+            ("events", "BackOff: Back-off pulling image \"x\"; Failed: Error: ImagePullBackOff"),
             ("wait 9", ""),
             ("events", ""),
             ("wait 1", "image:a:0"),
-            ("events", "BackOff: Back-off pulling image \"x\""),
+            ("events", "BackOff: Back-off pulling image \"x\"; Failed: Error: ImagePullBackOff"),
             ("status", "Pending a=ImagePullBackOff#0"),
             ("wait 20", "image:a:0"),
             ("wait 40", "image:a:0"),
