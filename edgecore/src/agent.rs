@@ -104,7 +104,7 @@ impl Agent {
         let local = Local::start(&config, &mut tasks)?;
         let identity = match identity {
             // A node that was never told to run anything has nothing to do without the cloud.
-            Err(error) if local.desired.pods().is_empty() => {
+            Err(error) if local.desired.pods().is_empty() && config.static_pod_path.is_none() => {
                 return Err(AgentError::Identity(error));
             }
             identity => identity,

@@ -86,6 +86,8 @@ struct File {
     container_logs_dir: PathBuf,
     #[serde(default = "defaults::state_dir")]
     state_dir: PathBuf,
+    #[serde(default)]
+    static_pod_path: PathBuf,
     #[serde(default = "defaults::cgroup_root")]
     cgroup_root: String,
     #[serde(default = "defaults::auto")]
@@ -265,6 +267,8 @@ pub struct Config {
     pub container_logs_dir: PathBuf,
     /// Holds the databases.
     pub state_dir: PathBuf,
+    /// Holds manifests of pods that this node runs whatever the cloud says.
+    pub static_pod_path: Option<PathBuf>,
     /// Absolute cgroup path under which `kubepods` is made.
     pub cgroup_root: String,
     /// Who names the cgroups.

@@ -1,7 +1,10 @@
 //! What this node should run, and what that needs: durable in the store first, then seen by the
 //! rest of the agent.
 //!
-//! One task, [`run`], takes what the link delivers. Everyone else reads through [`Desired`].
+//! One task, [`run`], takes what the link delivers; pods of files come from [`crate::static_pods`].
+//! Everyone else reads through [`Desired`].
+
+mod statics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +16,8 @@ use store::{Store, Write};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use self::statics::StaticObject;
+use self::statics::Statics;
 use crate::link::{Delivery, HIGH_WATER_SETTING, LinkState, StoreRefusal};
 
 /// Batches waiting for the store. The link sends the next only after the answer to the last, so
@@ -33,6 +38,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     objects: BTreeMap<ObjectKey, Object>,
+    /// Pods of files, of which the cloud decides nothing.
+    statics: Statics,
     /// Keys changed since they were last taken: coalesced, so bounded by the number of keys.
     dirty: BTreeSet<ObjectKey>,
     /// Pods deleted by the cloud, as the intact store remembers them. Empty after a full sync: from
@@ -71,15 +78,48 @@ impl Desired {
 
     /// The object under `key`.
     pub fn get(&self, key: &ObjectKey) -> Option<Object> {
-        self.state().objects.get(key).cloned()
+        let state = self.state();
+        let of_file = || state.statics.get(&pod_uid(key)?);
+
+        state.objects.get(key).or_else(of_file).cloned()
     }
 
     /// The UIDs of all pods.
     pub fn pods(&self) -> Vec<Uid> {
         let state = self.state();
         let pods = state.objects.values().filter(|object| object.key.kind() == Kind::Pod);
+        let pods = pods.map(|object| &object.version.uid);
 
-        pods.map(|object| object.version.uid.clone()).collect()
+        pods.chain(state.statics.uids()).cloned().collect()
+    }
+
+    /// These are all pods of files.
+    pub fn set_statics(&self, pods: Vec<StaticObject>) {
+        let changed = self.state().statics.set(pods);
+        self.touch(changed);
+    }
+
+    /// A pod of a file that is to be stopped.
+    pub fn leaving(&self, pod: &Uid) -> Option<Object> {
+        self.state().statics.leaving(pod).cloned()
+    }
+
+    /// Nothing is left of a pod that was to be stopped: another of its name may start.
+    pub fn ended(&self, pod: &Uid) {
+        let changed = self.state().statics.ended(pod);
+        self.touch(changed);
+    }
+
+    fn touch(&self, keys: Vec<ObjectKey>) {
+        if !keys.is_empty() {
+            self.state().dirty.extend(keys);
+            self.0.changed.notify_one();
+        }
+    }
+
+    /// Whether the pod is wanted, or on its way out as it should be.
+    pub fn knows(&self, pod: &Uid) -> bool {
+        self.state().knows(pod)
     }
 
     /// The bytes of the objects of `kind` in `namespace`.
@@ -96,9 +136,8 @@ impl Desired {
     /// Whether what runs for a pod that is not desired may be removed (invariant 6).
     pub fn may_sweep(&self, pod: &Uid) -> bool {
         let state = self.state();
-        let wanted = state.objects.contains_key(&ObjectKey::pod(pod));
 
-        !wanted && (state.synced_once || state.tombstones.contains(pod))
+        !state.knows(pod) && (state.synced_once || state.tombstones.contains(pod))
     }
 
     /// Whether a full sync with the cloud has completed since the agent started.
@@ -170,6 +209,16 @@ impl Desired {
             tracing::info!(objects = state.objects.len(), "in sync with the cloud");
         }
     }
+}
+
+impl State {
+    fn knows(&self, pod: &Uid) -> bool {
+        self.objects.contains_key(&ObjectKey::pod(pod)) || self.statics.contains(pod)
+    }
+}
+
+fn pod_uid(key: &ObjectKey) -> Option<Uid> {
+    if key.kind() == Kind::Pod { Uid::new(key.id()).ok() } else { None }
 }
 
 /// Takes deliveries until asked to stop.

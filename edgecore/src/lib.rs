@@ -8,6 +8,7 @@
 //! - `link` ([`link::shell`]): keeps the session with the cloud; `kubelet-api` ([`kubelet_api`]) serves
 //!   the streams that the cloud opens on it.
 //! - `desired` ([`desired`]): commits what the link delivers to the store, then shows it.
+//! - `static-pods` ([`static_pods`]): reads pods from the node's own files.
 //! - `pods` ([`pods`]): one task a pod; observes the runtime, asks podcore for a plan, acts, reports.
 //!
 //! Channels: deliveries (link to desired, answered when durable), desired's set of changed keys and
@@ -30,6 +31,7 @@ pub mod link;
 pub mod memory;
 pub mod node;
 pub mod pods;
+pub mod static_pods;
 pub mod volumes;
 
 pub use agent::{Agent, AgentError};

@@ -178,7 +178,8 @@ impl Loop {
     /// Starts the task of a pod, if the pod is desired.
     fn start(&mut self, uid: &Uid) {
         let key = ObjectKey::pod(uid);
-        let Some(object) = self.context.desired.get(&key) else { return };
+        let desired = &self.context.desired;
+        let Some(object) = desired.get(&key).or_else(|| desired.leaving(uid)) else { return };
         let memory = self.memories.remove(uid).unwrap_or_default();
         let listed = self.listed.remove(uid);
         let held = listed.as_ref().map(Listed::states).unwrap_or_default();
@@ -214,6 +215,7 @@ impl Loop {
         match ended {
             Ok(uid) => {
                 self.context.registry.remove(&uid);
+                self.context.desired.ended(&uid);
                 // Wanted again meanwhile.
                 self.start(&uid);
             }
@@ -263,8 +265,8 @@ impl Loop {
         if self.memories.is_empty() {
             return;
         }
-        let is_wanted = |uid: &Uid| self.context.desired.get(&ObjectKey::pod(uid)).is_some();
-        let gone: Vec<_> = self.memories.keys().filter(|uid| !is_wanted(uid)).cloned().collect();
+        let is_known = |uid: &Uid| self.context.desired.knows(uid);
+        let gone: Vec<_> = self.memories.keys().filter(|uid| !is_known(uid)).cloned().collect();
         let forget = gone.iter().cloned().map(Write::ForgetPod).collect();
         match commit(&self.context.store, forget).await {
             Ok(()) => gone.iter().for_each(|uid| drop(self.memories.remove(uid))),

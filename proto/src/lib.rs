@@ -6,6 +6,7 @@
 //! - [`session`]: the state machines of both ends; [`outbox`]: what one node has yet to acknowledge.
 //! - [`stream`]: byte streams with credit, multiplexed on the link.
 //! - [`digest`]: an order-independent summary of a set of objects.
+//! - [`static_pod`]: what both ends know of pods that come from files of a node.
 //! - [`admission`]: which session of a node is the current one.
 
 pub mod admission;
@@ -17,6 +18,7 @@ pub mod object;
 pub mod outbox;
 pub mod payload;
 pub mod session;
+pub mod static_pod;
 pub mod stream;
 pub mod wire;
 

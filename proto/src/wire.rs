@@ -293,9 +293,12 @@ pub struct Bye {
     pub retry_after: Duration,
 }
 
-/// What a report is about. Only the latest report of a key matters.
+/// What a report is about. Only the latest report of a key matters. After a loss they are said again in
+/// this order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ReportKey {
+    /// Every pod that the node runs from a file: before the statuses, which speak of them.
+    StaticPods,
     /// Status of the pod with this UID.
     PodStatus(Uid),
     /// Status of the node.

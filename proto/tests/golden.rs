@@ -141,6 +141,7 @@ fn status() -> Vec<(&'static str, Frame)> {
         ("report-pod-done", report(ReportKey::PodStatus(uid()), zstd_payload(), true)),
         ("report-node", report(ReportKey::NodeStatus, plain("{}"), false)),
         ("report-token", report(token, plain("{}"), false)),
+        ("report-static-pods", report(ReportKey::StaticPods, plain(r#"[{"kind":"Pod"}]"#), false)),
         ("report-ack", Frame::ReportAck { seq: 5 }),
         ("report-retry", Frame::ReportNack { seq: 5, reason: reason.clone(), retry: true }),
         ("report-refused", Frame::ReportNack { seq: 5, reason, retry: false }),

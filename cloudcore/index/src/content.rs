@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use proto::ids::{Kind, NameError, NodeName, ObjectKey, Uid};
 use proto::object::{ContentHash, Object, Version};
+use proto::static_pod::MIRROR;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -123,6 +124,10 @@ pub struct Content {
     pub revision: u64,
     /// The node a pod is bound to.
     pub bound_to: Option<NodeName>,
+    /// The pod of a node's file that this pod shows.
+    pub mirrors: Option<Uid>,
+    /// `metadata.deletionTimestamp` is set.
+    pub is_deleted: bool,
     hash: ContentHash,
 }
 
@@ -165,6 +170,8 @@ impl Content {
             uid,
             revision,
             bound_to,
+            mirrors: mirrored(metadata),
+            is_deleted: metadata.deletion_timestamp.is_some_and(|time| time.get() != "null"),
         })
     }
 
@@ -199,6 +206,13 @@ impl Content {
 
         Object { key, version, bytes }
     }
+}
+
+/// What a mirror shows; whatever its annotation says, a node runs no mirror.
+fn mirrored(metadata: &Metadata<'_>) -> Option<Uid> {
+    let shown = metadata.annotations.get(MIRROR)?;
+
+    Some(Uid::new(shown.clone()).unwrap_or_default())
 }
 
 /// The readiness gates' conditions, which others write and the node must know.

@@ -35,6 +35,9 @@ struct Pod {
     name: String,
     object: Arc<Object>,
     references: BTreeSet<Reference>,
+    /// It shows a pod of a file of the node, which this is, and runs itself nowhere.
+    mirrors: Option<Uid>,
+    is_deleted: bool,
     /// A relist did not show it: it is gone once a GET says so, and not before.
     is_missing: bool,
 }
@@ -251,9 +254,13 @@ impl Index {
         if let Some(object) = self.nodes.get(node) {
             put(object);
         }
-        let mut namespaces = BTreeSet::new();
+        let (mut namespaces, mut has_mirrors) = (BTreeSet::new(), false);
         for (_, pod) in self.pods_of(node) {
             namespaces.insert(pod.namespace.as_str());
+            if pod.mirrors.is_some() {
+                has_mirrors = true;
+                continue;
+            }
             let known = |reference: &Reference| {
                 self.shared.get(reference).is_some_and(|shared| shared.is_known)
             };
@@ -269,7 +276,9 @@ impl Index {
         }
         for ((namespace, name), object) in &self.services {
             let is_master = (namespace.as_str(), name.as_str()) == MASTER_SERVICE;
-            if !pods.is_empty() && (is_master || namespaces.contains(namespace.as_str())) {
+            if (has_mirrors || !pods.is_empty())
+                && (is_master || namespaces.contains(namespace.as_str()))
+            {
                 put(object);
             }
         }
@@ -302,6 +311,25 @@ impl Index {
             node: &pod.node,
             object: &pod.object,
         })
+    }
+
+    /// The pod that the node calls by this UID: one that is bound to it, or the mirror of one of its files.
+    pub fn pod_of(&self, node: &NodeName, uid: &Uid) -> Option<PodIdentity<'_>> {
+        let bound = self.pod(uid).filter(|pod| pod.node == node);
+
+        bound.or_else(|| self.mirrors_on(node).find(|mirror| mirror.shows == uid).map(|m| m.pod))
+    }
+
+    /// The mirrors of the node's files. Of two that show the same pod the one that stays comes first.
+    pub fn mirrors_on(&self, node: &NodeName) -> impl Iterator<Item = Mirror<'_>> {
+        let of = |is_deleted| {
+            self.pods_of(node).filter_map(move |(uid, pod)| {
+                let shows = pod.mirrors.as_ref().filter(|_| pod.is_deleted == is_deleted)?;
+                Some(Mirror { uid, shows, is_deleted, pod: self.pod(uid)? })
+            })
+        };
+
+        of(false).chain(of(true))
     }
 
     /// UIDs of the pods bound to the node.
@@ -368,6 +396,7 @@ impl Index {
         let uid = content.uid.clone();
         let references = references::of_pod(&content.namespace, &bytes);
         let (namespace, name) = (content.namespace.clone(), content.name.clone());
+        let (mirrors, is_deleted) = (content.mirrors.clone(), content.is_deleted);
         let object = Arc::new(content.into_object(self.epoch, bytes));
         for reference in &references {
             let shared = self
@@ -384,6 +413,8 @@ impl Index {
                 name,
                 object,
                 references: references.clone(),
+                mirrors,
+                is_deleted,
                 is_missing: false,
             },
         );
@@ -513,6 +544,19 @@ pub struct PodIdentity<'a> {
     pub node: &'a NodeName,
     /// As it is sent.
     pub object: &'a Arc<Object>,
+}
+
+/// A pod that shows one of a node's files.
+#[derive(Clone, Copy, Debug)]
+pub struct Mirror<'a> {
+    /// Its own UID.
+    pub uid: &'a Uid,
+    /// The UID under which the node runs what it shows.
+    pub shows: &'a Uid,
+    /// Whether it is marked for deletion.
+    pub is_deleted: bool,
+    /// Who it is.
+    pub pod: PodIdentity<'a>,
 }
 
 /// The version of each object, for comparison with what was sent.

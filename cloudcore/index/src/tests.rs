@@ -248,3 +248,35 @@ fn nothing_is_asked_for_the_pods_of_other_nodes() {
     let uid = |name: &str| Uid::new(format!("uid-{name}")).unwrap();
     assert!(index.pod(&uid("web")).is_some() && index.pod(&uid("other")).is_none());
 }
+
+#[test]
+fn a_mirror_is_run_by_nobody_and_found_by_what_it_shows() {
+    let mut index = serving(1);
+    let mirror = |uid: &str, revision: u64, deleted: bool| {
+        let mut mirror = json!({
+            "metadata": {
+                "namespace": "default", "name": "web-edge-1", "uid": uid,
+                "resourceVersion": revision.to_string(),
+                "annotations": { "kubernetes.io/config.mirror": "hash" },
+            },
+            "spec": { "nodeName": "edge-1" },
+        });
+        if deleted {
+            mirror["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        }
+        bytes(&mirror)
+    };
+    let shows = Uid::new("hash").unwrap();
+    let found =
+        |index: &Index| index.pod_of(&edge(), &shows).map(|pod| pod.object.version.uid.to_string());
+    index.apply(Kind::Pod, mirror("m1", 5, false)).unwrap();
+    assert_eq!((held(&index), found(&index)), (vec![], Some("m1".to_owned())));
+    let other = NodeName::new("edge-2").unwrap();
+    assert!(index.pod_of(&other, &shows).is_none() && index.mirrors_on(&other).next().is_none());
+
+    index.apply(Kind::Pod, mirror("m1", 6, true)).unwrap();
+    index.apply(Kind::Pod, mirror("m2", 7, false)).unwrap();
+    assert_eq!(found(&index), Some("m2".to_owned()), "the one that stays");
+    let seen: Vec<_> = index.mirrors_on(&edge()).map(|m| (m.uid.as_str(), m.is_deleted)).collect();
+    assert_eq!(seen, [("m2", false), ("m1", true)]);
+}

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
 use self::gone::UNCERTAIN_RETRY;
+use super::mirrors::Mirrors;
 use super::object::{self, Facing};
 use super::{Shared, lease, port, tokens};
 use crate::hub::{Connected, SessionEvent, SessionHandle};
@@ -43,6 +44,7 @@ struct Worker {
     is_synced: bool,
     pods: pods::Writer,
     events: events::Writer,
+    mirrors: Mirrors,
     node_report: Option<Value>,
     health: Option<Health>,
     /// When the agent last answered.
@@ -70,6 +72,7 @@ pub(super) async fn run(shared: Arc<Shared>, connected: Connected) {
         is_synced: false,
         pods: pods::Writer::new(shared.cluster.clone(), shared.client.clone(), session.clone()),
         events: events::Writer::new(shared.cluster.clone(), shared.client.clone(), session.clone()),
+        mirrors: Mirrors::new(shared.client.clone(), session.clone()),
         node_report: None,
         health: None,
         alive: clock::now(),
@@ -119,6 +122,7 @@ impl Worker {
                 _ = retries.tick(), if self.is_uncertain() => self.make_certain().await,
                 Some(_) = self.writes.join_next(), if !self.writes.is_empty() => {}
                 ready = self.pods.ready() => self.pods.go_on(ready).await,
+                () = self.mirrors.ready() => self.mirror(),
                 ended = self.events.ended() => self.events.done(ended).await,
             }
         }
@@ -133,6 +137,16 @@ impl Worker {
         self.is_synced = true;
         self.session.sync(wanted).await;
         self.pods.look().await;
+        self.mirror();
+    }
+
+    /// Mirrors what the node runs from files, once everything is known of what is there.
+    fn mirror(&mut self) {
+        if self.is_synced {
+            let index = self.shared.cluster.index();
+            let owner = index.node(&self.node).map(|node| &node.version.uid);
+            self.mirrors.settle(index.mirrors_on(&self.node), owner);
+        }
     }
 
     /// Says what has changed since, and takes in what the API server says of pods.
@@ -169,6 +183,7 @@ impl Worker {
         }
         self.sent = now;
         self.pods.look().await;
+        self.mirror();
         if !self.is_node_as_reported() {
             self.write_node().await;
         }
@@ -222,6 +237,17 @@ impl Worker {
                     Ok(report) => {
                         self.node_report = Some(report);
                         self.write_node().await
+                    }
+                    Err(error) => Outcome::Refused { reason: error.to_string() },
+                };
+                self.session.report_done(seq, outcome).await;
+            }
+            ReportKey::StaticPods => {
+                let outcome = match self.mirrors.report(&bytes) {
+                    Ok(uids) => {
+                        self.pods.set_statics(uids);
+                        self.mirror();
+                        Outcome::Done
                     }
                     Err(error) => Outcome::Refused { reason: error.to_string() },
                 };

@@ -153,6 +153,11 @@ impl Queue {
         None
     }
 
+    /// The report is kept until its pod is there, which may be never.
+    pub(super) fn keep(&mut self, uid: &Uid) -> Vec<Answer> {
+        self.pods.get_mut(uid).map(|pod| pod.answer(&Outcome::Done)).unwrap_or_default()
+    }
+
     /// The last report, if it must be compared with what is at `point`.
     pub(super) fn to_compare(&self, uid: &Uid, point: Point) -> Option<&Bytes> {
         let pod = self.pods.get(uid)?;

@@ -1,11 +1,14 @@
 //! The one writer of a node's pods: carries out what its [`Queue`] decides, while the session is the
 //! node's current one.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use kube::Client;
 use proto::ids::{NodeName, Uid};
+use proto::object::Object;
 use proto::wire::{Outcome, Seq};
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -24,6 +27,8 @@ pub struct Writer {
     client: Client,
     session: SessionHandle,
     queue: Queue,
+    /// What the node runs from files: it speaks of these before, between and after their mirrors.
+    statics: BTreeSet<Uid>,
     under_way: JoinSet<Ended>,
 }
 
@@ -50,7 +55,14 @@ impl Writer {
     pub fn new(cluster: Cluster, client: Client, session: SessionHandle) -> Self {
         let queue = Queue::new(session.generation());
 
-        Self { cluster, client, session, queue, under_way: JoinSet::new() }
+        let statics = BTreeSet::new();
+
+        Self { cluster, client, session, queue, statics, under_way: JoinSet::new() }
+    }
+
+    /// What the node runs from files.
+    pub fn set_statics(&mut self, statics: BTreeSet<Uid>) {
+        self.statics = statics;
     }
 
     /// The node reports. Before the watches have caught up, nothing is known of pods that are not
@@ -63,6 +75,9 @@ impl Writer {
         }
         let mut answers: Vec<_> = self.queue.report(&uid, bytes, done, seq).into_iter().collect();
         answers.extend(self.compare(&uid));
+        if self.statics.contains(&uid) && self.find(&uid).is_none() {
+            answers.extend(self.queue.keep(&uid));
+        }
         if is_synced {
             answers.extend(self.forget());
         }
@@ -73,7 +88,8 @@ impl Writer {
     pub async fn look(&mut self) {
         let mut answers = self.forget();
         let uids = self.cluster.index().pods_on(self.session.node());
-        for uid in uids {
+        let statics = self.statics.clone();
+        for uid in uids.into_iter().chain(statics) {
             answers.extend(self.compare(&uid));
         }
         self.answer(answers).await;
@@ -125,14 +141,16 @@ impl Writer {
     fn forget(&mut self) -> Vec<Answer> {
         let uids = self.cluster.index().pods_on(self.session.node());
 
-        self.queue.retain(|uid| uids.contains(uid))
+        self.queue.retain(|uid| uids.contains(uid) || self.statics.contains(uid))
+    }
+
+    fn find(&self, uid: &Uid) -> Option<(PodPath, Arc<Object>)> {
+        find(&self.cluster, self.session.node(), uid)
     }
 
     /// Compares what the watch shows of a pod with what the node reported.
     fn compare(&mut self, uid: &Uid) -> Vec<Answer> {
-        let Some((_, object)) = find(&self.cluster, self.session.node(), uid) else {
-            return Vec::new();
-        };
+        let Some((_, object)) = self.find(uid) else { return Vec::new() };
         let point = object.version.point();
         let Some(report) = self.queue.to_compare(uid, point) else { return Vec::new() };
         let (Ok(current), Ok(report)) = (
@@ -152,14 +170,15 @@ impl Writer {
 
     fn start(&mut self, now: Instant) {
         while let Some((uid, write)) = self.queue.next(now) {
-            let found = find(&self.cluster, self.session.node(), &uid);
+            let found = self.find(&uid);
             let (client, session) = (self.client.clone(), self.session.clone());
             self.under_way.spawn(async move {
                 let Some((path, object)) = found else {
                     return Ended { uid, write, written: Written::Gone, epoch: 0 };
                 };
                 let written = if session.is_current() {
-                    request::send(&client, &path, &uid, &write).await
+                    // A mirror has a UID of its own.
+                    request::send(&client, &path, &object.version.uid, &write).await
                 } else {
                     let reason = "a newer session writes for this node".to_owned();
                     Written::Failed { reason, retry_after: None }
@@ -171,15 +190,11 @@ impl Writer {
     }
 }
 
-/// A pod of the node, as the watch shows it (invariant 12: no other is).
-pub fn find(
-    cluster: &Cluster,
-    node: &NodeName,
-    uid: &Uid,
-) -> Option<(PodPath, std::sync::Arc<proto::object::Object>)> {
+/// A pod of the node, as the watch shows it (invariant 12: no other is); of a pod of a file, the mirror.
+pub fn find(cluster: &Cluster, node: &NodeName, uid: &Uid) -> Option<(PodPath, Arc<Object>)> {
     let index = cluster.index();
-    let pod = index.pod(uid).filter(|pod| pod.node == node)?;
+    let pod = index.pod_of(node, uid)?;
     let path = PodPath { namespace: pod.namespace.to_owned(), name: pod.name.to_owned() };
 
-    Some((path, std::sync::Arc::clone(pod.object)))
+    Some((path, Arc::clone(pod.object)))
 }

@@ -5,6 +5,7 @@
 //!
 //! - [`pod`]: a pod as the API server wrote it; [`support`]: what of it is refused here, by the
 //!   [`abilities`] of the node.
+//! - [`static_pod`]: a pod as a file of the node holds it; [`defaults`]: what it leaves unsaid.
 //! - [`materials`]: the ConfigMaps, Secrets, tokens and Services it needs.
 //! - [`plan`]: from pod, [`memory`] and what is [`observed`] to the next actions.
 //! - [`probe`]: when to ask a container how it is, and what the answers come to.
@@ -15,6 +16,7 @@
 
 pub mod abilities;
 pub mod backoff;
+pub mod defaults;
 pub mod dns;
 pub mod env;
 pub mod hook;
@@ -30,6 +32,7 @@ pub mod resize;
 pub mod resources;
 #[cfg(test)]
 mod sim;
+pub mod static_pod;
 pub mod status;
 pub mod sub_path;
 pub mod support;

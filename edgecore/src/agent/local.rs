@@ -33,6 +33,7 @@ use crate::pods::context::{Context, STARTS_MAX};
 use crate::pods::images::Images;
 use crate::pods::registry::Registry;
 use crate::pods::sweep::class_cgroup;
+use crate::static_pods::{self, StaticPods};
 use crate::tasks::{BoxError, Tasks};
 use crate::telemetry::chain;
 
@@ -85,8 +86,9 @@ impl Local {
         let (version_told, version) = watch::channel(None);
         let (abilities_told, abilities) = watch::channel(Arc::new(abilities::of_machine()));
         let (deliveries, delivered) = mpsc::channel(DELIVERIES_MAX);
-        let Held { desired, memories, settings } = Held::of(opened);
+        let Held { desired, memories, settings, statics } = Held::of(opened);
         let upstream = Upstream::default();
+        let statics = StaticPods::new(config, &desired, &store, &upstream, statics.as_deref());
         let (registry, beat, pulled) = (Registry::default(), Beat::new(), Arc::new(Notify::new()));
         say_start(config, &upstream);
 
@@ -102,14 +104,11 @@ impl Local {
             health: health_told,
             upstream: upstream.clone(),
         };
-        tasks.spawn("addresses", |stop| ends_well(addresses::run(watched, stop)));
-        tasks.spawn("node", |stop| ends_well(monitor::run(monitor, stop)));
+        start_watching(tasks, watched, monitor);
         let watched = store.clone();
         tasks.spawn("store", |stop| repair::run(watched, stop));
-        let (held, durable, changes) = (desired.clone(), store.clone(), link_seen.clone());
-        tasks.spawn("desired", |stop| {
-            ends_well(desired::run(held, durable, delivered, changes, stop))
-        });
+        tasks.spawn("static-pods", |stop| ends_well(statics.run(stop)));
+        start_desired(tasks, &desired, &store, delivered, link_seen.clone());
         let parts = Parts {
             fields: node_fields(config, &facts, &cgroups),
             layout,
@@ -142,6 +141,23 @@ impl Local {
             boot_id,
         })
     }
+}
+
+/// Watches the machine.
+fn start_watching(tasks: &mut Tasks, watched: Addresses, monitor: Monitor) {
+    tasks.spawn("addresses", |stop| ends_well(addresses::run(watched, stop)));
+    tasks.spawn("node", |stop| ends_well(monitor::run(monitor, stop)));
+}
+
+fn start_desired(
+    tasks: &mut Tasks,
+    desired: &Desired,
+    store: &Store,
+    delivered: mpsc::Receiver<Delivery>,
+    link: watch::Receiver<LinkState>,
+) {
+    let (desired, store) = (desired.clone(), store.clone());
+    tasks.spawn("desired", |stop| ends_well(desired::run(desired, store, delivered, link, stop)));
 }
 
 /// A task that ends only when asked to.
@@ -179,10 +195,11 @@ struct Held {
     desired: Desired,
     memories: Vec<(Uid, Vec<u8>)>,
     settings: std::collections::BTreeMap<String, Vec<u8>>,
+    statics: Option<Vec<u8>>,
 }
 
 impl Held {
-    fn of(opened: Opened) -> Self {
+    fn of(mut opened: Opened) -> Self {
         let intact = opened.is_intact();
         if let Some(damage) = &opened.damage {
             tracing::error!(damage = %chain(damage), "the store was damaged and made anew");
@@ -195,6 +212,7 @@ impl Held {
         let tombstones = if intact { opened.tombstones } else { Vec::new() };
 
         Self {
+            statics: opened.settings.remove(static_pods::SETTING),
             desired: Desired::new(opened.objects, tombstones),
             memories: opened.memories,
             settings: opened.settings,

@@ -70,6 +70,10 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
         pod_logs_dir: p.absolute("podLogsDir", file.pod_logs_dir),
         container_logs_dir: p.absolute("containerLogsDir", file.container_logs_dir),
         state_dir: p.absolute("stateDir", file.state_dir),
+        static_pod_path: match file.static_pod_path {
+            none if none.as_os_str().is_empty() => None,
+            path => Some(p.absolute("staticPodPath", path)),
+        },
         cgroup_root: cgroup_root(p, &file.cgroup_root),
         cgroup_driver: cgroup_driver(p, &file.cgroup_driver),
         cluster_dns: cluster_dns(p, &file.cluster_dns),

@@ -50,6 +50,7 @@ fn bad_values_are_named() {
         "runtimeEndpoint: tcp://x",
         &["runtimeEndpoint: \"tcp://x\" is not unix:// and an absolute path"],
     );
+    check("staticPodPath: pods", &["staticPodPath: pods is not an absolute path"]);
     check("rootDir: kubelet", &["rootDir: kubelet is not an absolute path"]);
     check(
         "cgroupRoot: /a/../b",

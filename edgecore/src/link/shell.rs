@@ -358,7 +358,7 @@ impl Shell {
 
     fn keep(&mut self, report: &Report) {
         match report.key {
-            ReportKey::PodStatus(_) | ReportKey::NodeStatus => {
+            ReportKey::StaticPods | ReportKey::PodStatus(_) | ReportKey::NodeStatus => {
                 self.latest.insert(report.key.clone(), report.clone());
             }
             // Asked for again by who wants it.

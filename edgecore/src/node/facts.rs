@@ -1,5 +1,7 @@
 //! What this machine is: read once at start from /proc, /sys and /etc.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -17,6 +19,10 @@ pub struct Facts {
     pub cpus: u64,
     /// Of the machine, in bytes.
     pub memory_bytes: u64,
+    /// Swap of the machine, in bytes.
+    pub swap_bytes: u64,
+    /// Bytes set aside for huge pages, by their size.
+    pub huge_pages: BTreeMap<u64, u64>,
     /// Size of the file system that holds volumes, in bytes.
     pub ephemeral_storage_bytes: u64,
     /// Processes the kernel allows.
@@ -42,12 +48,15 @@ pub fn read(root_dir: &Path, boot_id_file: &Path) -> Facts {
     let uname = uname();
     let text = |cstr: &std::ffi::CStr| cstr.to_string_lossy().into_owned();
     let machine_id = read_trimmed("/etc/machine-id").unwrap_or_default();
+    let meminfo = read_trimmed("/proc/meminfo").unwrap_or_default();
     let disk = rustix::fs::statvfs(root_dir);
     let number = |path: &str| read_trimmed(path).and_then(|text| text.parse().ok());
 
     Facts {
         cpus: cpus_online(),
-        memory_bytes: memory_total(&read_trimmed("/proc/meminfo").unwrap_or_default()),
+        memory_bytes: kibibytes(&meminfo, "MemTotal:") * 1024,
+        swap_bytes: kibibytes(&meminfo, "SwapTotal:") * 1024,
+        huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
         ephemeral_storage_bytes: disk.map_or(0, |disk| disk.f_blocks * disk.f_frsize),
         pid_max: number("/proc/sys/kernel/pid_max").unwrap_or(0),
         kernel: text(uname.release()),
@@ -80,11 +89,26 @@ fn count_list(list: &str) -> u64 {
     list.split(',').filter_map(count).sum()
 }
 
-fn memory_total(meminfo: &str) -> u64 {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+fn kibibytes(meminfo: &str, name: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name));
     let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
 
-    kibibytes.unwrap_or(0) * 1024
+    kibibytes.unwrap_or(0)
+}
+
+/// The kernel has a folder for each size: `hugepages-2048kB`.
+fn huge_pages(dir: &Path) -> BTreeMap<u64, u64> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+
+    entries
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let kibibytes = name.strip_prefix("hugepages-")?.strip_suffix("kB")?;
+            let bytes = kibibytes.parse::<u64>().ok()?.checked_mul(1024)?;
+            let pages: u64 = read_trimmed(entry.path().join("nr_hugepages"))?.parse().ok()?;
+            Some((bytes, pages.saturating_mul(bytes)))
+        })
+        .collect()
 }
 
 fn os_image(os_release: &str) -> String {
@@ -135,10 +159,24 @@ mod tests {
 
     #[test]
     fn files_are_understood() {
-        assert_eq!(memory_total("MemTotal:       24684468 kB\nMemFree: 1 kB"), 24_684_468 * 1024);
+        let meminfo = "MemTotal:       24684468 kB\nMemFree: 1 kB\nSwapTotal:  7 kB";
+        assert_eq!(kibibytes(meminfo, "MemTotal:"), 24_684_468);
+        assert_eq!((kibibytes(meminfo, "SwapTotal:"), kibibytes("", "SwapTotal:")), (7, 0));
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian 12\"\n"), "Debian 12");
         assert_eq!(architecture("armv7l"), "arm");
         assert_eq!(architecture("riscv64"), "riscv64");
+    }
+
+    #[test]
+    fn huge_pages_are_counted_by_size() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, pages) in [("hugepages-2048kB", "3\n"), ("hugepages-1048576kB", "0\n")] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join("nr_hugepages"), pages).unwrap();
+        }
+        fs::create_dir(dir.path().join("other")).unwrap();
+        assert_eq!(huge_pages(dir.path()), BTreeMap::from([(2 << 20, 6 << 20), (1 << 30, 0)]));
+        assert!(huge_pages(&dir.path().join("missing")).is_empty());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::abilities::abilities;
 use super::facts::Facts;
 use super::pressure::{self, Pressure};
-use super::status::{Condition, Image, Live, NodeReport, Wanted, report};
+use super::status::{Condition, Image, Live, NodeReport, RuntimeAbilities, Wanted, report};
 use crate::clock;
 use crate::link::Upstream;
 
@@ -150,8 +150,9 @@ impl Monitor {
     /// For example `containerd://1.6.20`.
     fn runtime_version(&self) -> String {
         let version = self.runtime_version.borrow();
+        let said = |v: &RuntimeVersion| format!("{}://{}", v.name, plain_version(&v.version));
 
-        version.as_ref().map_or_else(String::new, |v| format!("{}://{}", v.name, v.version))
+        version.as_ref().map_or_else(String::new, said)
     }
 
     async fn images(&self) -> Option<Vec<Image>> {
@@ -184,6 +185,7 @@ impl Monitor {
             disk_pressure: pressure.disk,
             pid_pressure: pressure.pids,
             images: images.to_vec(),
+            runtime: RuntimeAbilities::of(&self.abilities.borrow()),
         };
 
         report(&self.wanted, &self.facts, &live, before, clock::now())
@@ -213,6 +215,15 @@ pub fn tell_abilities(told: &watch::Sender<Arc<Abilities>>, status: &cri_api::v1
     });
 }
 
+/// A version as the kubelet writes it: of one that is not semantic only the numbers.
+fn plain_version(version: &str) -> &str {
+    let version = version.trim_start_matches('v');
+    let numbers = version.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(version.len());
+    let is_semantic = matches!(version[numbers..].chars().next(), None | Some('-' | '+'));
+
+    if is_semantic { version } else { &version[..numbers] }
+}
+
 /// The runtime's own conditions, in the kubelet's words.
 fn not_ready(conditions: &[cri_api::v1::RuntimeCondition]) -> Vec<String> {
     let mut reasons = Vec::new();
@@ -236,6 +247,19 @@ fn not_ready(conditions: &[cri_api::v1::RuntimeCondition]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_are_plain_or_semantic() {
+        for (version, plain) in [
+            ("1.6.20~ds1", "1.6.20"),
+            ("v2.1.0", "2.1.0"),
+            ("1.7.0-rc.1+abc", "1.7.0-rc.1+abc"),
+            ("1.30", "1.30"),
+            ("", ""),
+        ] {
+            assert_eq!(plain_version(version), plain, "{version}");
+        }
+    }
 
     #[test]
     fn the_runtimes_conditions_are_quoted_as_the_kubelet_does() {

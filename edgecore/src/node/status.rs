@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use podcore::abilities::{Abilities, Handler};
 use serde::Serialize;
 
 use super::facts::{Facts, KUBELET_VERSION};
@@ -40,6 +41,67 @@ pub struct Live {
     pub pid_pressure: bool,
     /// All images of the runtime.
     pub images: Vec<Image>,
+    /// What the runtime can do.
+    pub runtime: RuntimeAbilities,
+}
+
+/// What a runtime says of itself; an old one says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuntimeAbilities {
+    /// By the name that a RuntimeClass uses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub runtime_handlers: Vec<RuntimeHandler>,
+    /// What is the same for all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub features: Option<NodeFeatures>,
+}
+
+/// One runtime handler.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuntimeHandler {
+    /// Empty for the default one.
+    pub name: String,
+    /// What it can do.
+    pub features: HandlerFeatures,
+}
+
+/// What one runtime handler can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HandlerFeatures {
+    /// Mounts within mounts can be made read-only.
+    pub recursive_read_only_mounts: bool,
+    /// Containers can have users of their own.
+    pub user_namespaces: bool,
+}
+
+/// What every runtime handler can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeFeatures {
+    /// `supplementalGroupsPolicy` is honoured.
+    pub supplemental_groups_policy: bool,
+}
+
+impl RuntimeAbilities {
+    /// A runtime that lists no handlers is too old to know of such things.
+    pub fn of(abilities: &Abilities) -> Self {
+        let handler = |handler: &Handler| RuntimeHandler {
+            name: handler.name.clone(),
+            features: HandlerFeatures {
+                recursive_read_only_mounts: handler.recursive_read_only_mounts,
+                user_namespaces: handler.user_namespaces,
+            },
+        };
+        let features =
+            NodeFeatures { supplemental_groups_policy: abilities.supplemental_groups_policy };
+
+        Self {
+            runtime_handlers: abilities.handlers.iter().map(handler).collect(),
+            features: (!abilities.handlers.is_empty()).then_some(features),
+        }
+    }
 }
 
 /// What is configured.
@@ -83,12 +145,14 @@ struct Spec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
-    capacity: BTreeMap<&'static str, String>,
-    allocatable: BTreeMap<&'static str, String>,
+    capacity: BTreeMap<String, String>,
+    allocatable: BTreeMap<String, String>,
     conditions: Vec<Condition>,
     node_info: NodeInfo,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     images: Vec<Image>,
+    #[serde(flatten)]
+    runtime: RuntimeAbilities,
 }
 
 /// A node condition without its heartbeat time.
@@ -118,6 +182,14 @@ struct NodeInfo {
     kube_proxy_version: &'static str,
     operating_system: &'static str,
     architecture: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    swap: Option<Swap>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Swap {
+    /// In bytes.
+    capacity: u64,
 }
 
 impl NodeReport {
@@ -143,20 +215,25 @@ pub fn report(
         spec: Spec { taints: wanted.taints.clone() },
         status: Status {
             capacity: resources(facts, wanted.pods_max, Reserved::default()),
-            allocatable: resources(facts, wanted.pods_max, wanted.reserved),
+            allocatable: resources(facts, wanted.pods_max, kept_back(wanted, facts)),
             conditions: conditions(live, before, now),
             node_info: node_info(facts, live),
             images: listed(&live.images),
+            runtime: live.runtime.clone(),
         },
     }
 }
 
+/// Huge pages are no memory for anything else.
+fn kept_back(wanted: &Wanted, facts: &Facts) -> Reserved {
+    let huge_pages: u64 = facts.huge_pages.values().sum();
+    let memory_bytes = wanted.reserved.memory_bytes.saturating_add(huge_pages);
+
+    Reserved { memory_bytes, ..wanted.reserved }
+}
+
 /// What pods may request, per resource.
-pub fn resources(
-    facts: &Facts,
-    pods_max: u32,
-    reserved: Reserved,
-) -> BTreeMap<&'static str, String> {
+pub fn resources(facts: &Facts, pods_max: u32, reserved: Reserved) -> BTreeMap<String, String> {
     let millis = (facts.cpus * 1000).saturating_sub(reserved.cpu_millis);
     let cpu = if millis.is_multiple_of(1000) {
         (millis / 1000).to_string()
@@ -165,13 +242,29 @@ pub fn resources(
     };
     let memory = facts.memory_bytes.saturating_sub(reserved.memory_bytes);
     let disk = facts.ephemeral_storage_bytes.saturating_sub(reserved.ephemeral_storage_bytes);
-
-    BTreeMap::from([
+    let huge_pages = facts.huge_pages.iter();
+    let huge_pages =
+        huge_pages.map(|(size, bytes)| (format!("hugepages-{}", binary(*size)), binary(*bytes)));
+    let plain = [
         ("cpu", cpu),
         ("memory", format!("{}Ki", memory / 1024)),
         ("ephemeral-storage", format!("{}Ki", disk / 1024)),
         ("pods", pods_max.to_string()),
-    ])
+    ];
+    let plain = plain.map(|(name, amount)| (name.to_owned(), amount));
+
+    plain.into_iter().chain(huge_pages).collect()
+}
+
+/// As a quantity with the largest binary suffix that loses nothing.
+fn binary(bytes: u64) -> String {
+    let suffixes = [(1 << 40, "Ti"), (1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
+    let suffix = suffixes.iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit));
+
+    match suffix {
+        Some((unit, suffix)) => format!("{}{suffix}", bytes / unit),
+        None => bytes.to_string(),
+    }
 }
 
 fn labels(wanted: &Wanted, facts: &Facts) -> BTreeMap<String, String> {
@@ -253,6 +346,7 @@ fn node_info(facts: &Facts, live: &Live) -> NodeInfo {
         kube_proxy_version: "",
         operating_system: "linux",
         architecture: facts.architecture.clone(),
+        swap: (facts.swap_bytes > 0).then_some(Swap { capacity: facts.swap_bytes }),
     }
 }
 
@@ -298,6 +392,49 @@ mod tests {
         assert_eq!(report.status.capacity["cpu"], "2");
         assert_eq!(report.status.allocatable["cpu"], "1900m");
         assert_eq!(report.status.allocatable["memory"], "3072Ki");
+    }
+
+    #[test]
+    fn huge_pages_are_resources_and_no_other_memory() {
+        let huge_pages = BTreeMap::from([(1 << 30, 0), (2 << 20, 4 << 20)]);
+        let facts = Facts { memory_bytes: 8 << 20, huge_pages, ..Facts::default() };
+        let report = report(&wanted(), &facts, &Live::default(), &[], at(0));
+        for resources in [&report.status.capacity, &report.status.allocatable] {
+            assert_eq!(resources["hugepages-1Gi"], "0");
+            assert_eq!(resources["hugepages-2Mi"], "4Mi");
+        }
+        assert_eq!(report.status.allocatable["memory"], "3072Ki");
+    }
+
+    #[test]
+    fn what_the_runtime_can_do_is_told() {
+        let handler = Handler {
+            name: "runc".into(),
+            recursive_read_only_mounts: true,
+            user_namespaces: false,
+        };
+        let abilities = Abilities {
+            supplemental_groups_policy: true,
+            handlers: vec![handler],
+            ..Abilities::default()
+        };
+        let live = Live { runtime: RuntimeAbilities::of(&abilities), ..Live::default() };
+        let report = report(&wanted(), &Facts::default(), &live, &[], at(0));
+        let status = serde_json::to_value(&report.status).unwrap();
+        assert_eq!(
+            status["runtimeHandlers"],
+            serde_json::json!([{ "name": "runc", "features": {
+                "recursiveReadOnlyMounts": true, "userNamespaces": false } }])
+        );
+        assert_eq!(status["features"]["supplementalGroupsPolicy"], true);
+        let old = report_of_old_runtime();
+        assert!(old["runtimeHandlers"].is_null() && old["features"].is_null());
+    }
+
+    fn report_of_old_runtime() -> serde_json::Value {
+        let report = report(&wanted(), &Facts::default(), &Live::default(), &[], at(0));
+
+        serde_json::to_value(&report.status).unwrap()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStateWaiting, ContainerStatus, PodStatus};
 use podcore::memory::Memory;
 use podcore::observed::{ContainerState as Seen, ContainerView, Observed};
 use podcore::pod::PodView;
@@ -55,12 +55,16 @@ pub fn pod_ref(
                 Seen::Exited { .. } => ContainerState::Terminated(incarnation(seen)),
             },
         };
+        // One that waits for its next attempt has the last as the previous one.
+        let ended = newest.filter(|seen| {
+            matches!(seen.state, Seen::Exited { .. }) && is_waiting(status, &container.name)
+        });
         ContainerRef {
             name: container.name.clone(),
             tty: container.tty.unwrap_or(false),
             state,
-            previous: instances
-                .pop()
+            previous: ended
+                .or_else(|| instances.pop())
                 .map(incarnation)
                 .or_else(|| remembered(&container.name, newest.map(|newest| newest.attempt))),
         }
@@ -75,6 +79,16 @@ pub fn pod_ref(
 
 /// As the status says it; a pod without a status is being made.
 fn waiting_reason(status: &PodStatus, container: &str) -> String {
+    waiting(status, container)
+        .and_then(|waiting| waiting.reason.clone())
+        .unwrap_or_else(|| "ContainerCreating".to_owned())
+}
+
+fn is_waiting(status: &PodStatus, container: &str) -> bool {
+    waiting(status, container).is_some()
+}
+
+fn waiting<'a>(status: &'a PodStatus, container: &str) -> Option<&'a ContainerStateWaiting> {
     let statuses = [
         &status.init_container_statuses,
         &status.container_statuses,
@@ -85,9 +99,6 @@ fn waiting_reason(status: &PodStatus, container: &str) -> String {
         .flatten()
         .flatten()
         .find(|status: &&ContainerStatus| status.name == container);
-    let waiting = found.and_then(|found| found.state.as_ref()?.waiting.as_ref());
 
-    waiting
-        .and_then(|waiting| waiting.reason.clone())
-        .unwrap_or_else(|| "ContainerCreating".to_owned())
+    found?.state.as_ref()?.waiting.as_ref()
 }

@@ -93,12 +93,14 @@ impl Worker {
             Memory::default()
         });
 
+        let is_gone = context.desired.get(&object.key).is_none();
+
         Self {
             context,
             uid: object.version.uid.clone(),
             wake,
             object,
-            is_gone: false,
+            is_gone,
             parsed: None,
             unreadable: None,
             memory: remembered,

@@ -63,6 +63,7 @@ impl In {
         match pb::ReportKind::try_from(kind) {
             Ok(pb::ReportKind::PodStatus) => Ok(ReportKey::PodStatus(self.uid(uid)?)),
             Ok(pb::ReportKind::NodeStatus) => Ok(ReportKey::NodeStatus),
+            Ok(pb::ReportKind::StaticPods) => Ok(ReportKey::StaticPods),
             Ok(pb::ReportKind::TokenWanted) => {
                 let source = self.text(source, "source")?;
                 Ok(ReportKey::TokenWanted { pod: self.uid(uid)?, source })

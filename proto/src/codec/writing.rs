@@ -169,6 +169,7 @@ impl From<&Payload> for pb::Payload {
 impl From<&ReportKey> for pb::ReportKey {
     fn from(key: &ReportKey) -> Self {
         let (kind, uid, source) = match key {
+            ReportKey::StaticPods => (pb::ReportKind::StaticPods, String::new(), ""),
             ReportKey::PodStatus(uid) => (pb::ReportKind::PodStatus, uid.to_string(), ""),
             ReportKey::NodeStatus => (pb::ReportKind::NodeStatus, String::new(), ""),
             ReportKey::TokenWanted { pod, source } => {

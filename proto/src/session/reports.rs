@@ -145,7 +145,7 @@ impl Reports {
         self.waiting.clear();
         self.ready.clear();
         self.last_seq = 0;
-        // In the order of the keys: pods first, then the node.
+        // In the order of the keys.
         let keys: Vec<_> = self.entries.keys().cloned().collect();
         for key in keys {
             self.requeue(&key);
@@ -175,7 +175,7 @@ impl Reports {
 
 fn names_fit(key: &ReportKey) -> bool {
     match key {
-        ReportKey::PodStatus(_) | ReportKey::NodeStatus => true,
+        ReportKey::StaticPods | ReportKey::PodStatus(_) | ReportKey::NodeStatus => true,
         ReportKey::TokenWanted { source, .. } => source.len() <= TEXT_LEN_MAX,
     }
 }

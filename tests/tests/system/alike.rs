@@ -5,7 +5,7 @@
 //! is not listed fails, and so does one that is listed and is none. `HOLDFAST_CASES` names cases to run, or
 //! is `all`; otherwise a sample is taken, by the seed that is printed.
 
-mod general;
+pub(crate) mod general;
 mod inside;
 
 use std::collections::BTreeSet;

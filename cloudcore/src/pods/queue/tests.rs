@@ -266,3 +266,16 @@ fn pods_that_are_gone_are_forgotten_and_reports_about_more_than_fit_refused() {
     }
     assert!(matches!(queue.report(&b, Bytes::new(), false, 4), Some((4, Outcome::Refused { .. }))));
 }
+
+#[test]
+fn a_report_is_kept_for_a_pod_that_is_yet_to_come() {
+    let mut queue = Queue::new(1);
+    let (uid, now) = (Uid::new("a").unwrap(), crate::clock::now());
+    queue.report(&uid, Bytes::from_static(b"{}"), false, 4);
+    assert_eq!(queue.keep(&uid), [(4, Outcome::Done)]);
+    assert!(queue.next(now).is_none());
+
+    let point = Point { epoch: 1, revision: 7 };
+    queue.shown(&uid, Shown { point, says_report: false, is_terminating: false }, now);
+    assert_eq!(queue.next(now), Some((uid, Write::Status(Bytes::from_static(b"{}")))));
+}

@@ -126,11 +126,12 @@ fn current(value: &mut Value, generation: &Value) {
 }
 
 /// Something that two nodes do not tell alike.
+#[derive(Debug)]
 pub(crate) struct Difference {
     /// A JSON pointer to it.
-    at: String,
-    ours: Value,
-    stock: Value,
+    pub(crate) at: String,
+    pub(crate) ours: Value,
+    pub(crate) stock: Value,
 }
 
 /// Everything in which the two differ; of lists of lines, each line that only one has.
