@@ -1,8 +1,8 @@
 //! The kubelet API of every connected node: a TLS port a node, so that API servers need no flag.
 //!
 //! Callers are authenticated and authorised here, as a kubelet does ([`access`]); then the request goes
-//! to the node unparsed, over a stream of its link ([`forward`]). The port is open as long as the
-//! node's session: with the link down, callers are refused at once.
+//! to the node unparsed, over a stream of its link ([`forward`]). Connections end with the node's
+//! session: with the link down, callers are told at once since when the node is away.
 
 mod access;
 mod forward;
@@ -16,7 +16,9 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use jiff::Timestamp;
 use kube::Client;
+use proto::ids::NodeName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -62,13 +64,52 @@ impl std::fmt::Debug for Shared {
     }
 }
 
+/// Whose port it is.
+#[derive(Clone, Debug)]
+pub enum Whose {
+    /// A node with a session.
+    Connected(SessionHandle),
+    /// A node without one.
+    Away(Arc<Absence>),
+}
+
+/// What is known of a node that is away.
+#[derive(Debug)]
+pub struct Absence {
+    /// Its name.
+    pub node: NodeName,
+    /// Since when.
+    pub since: Option<Timestamp>,
+}
+
+impl std::fmt::Display for Absence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { node, since } = self;
+        write!(f, "node {node} is away")?;
+        if let Some(since) = since {
+            write!(f, " since {since:.0}")?;
+        }
+
+        write!(f, ": its agent has no link to cloudcore")
+    }
+}
+
+impl Whose {
+    fn node(&self) -> &NodeName {
+        match self {
+            Self::Connected(session) => session.node(),
+            Self::Away(absence) => &absence.node,
+        }
+    }
+}
+
 /// Takes a port.
 pub async fn bind(address: IpAddr, port: u16) -> io::Result<TcpListener> {
     TcpListener::bind(SocketAddr::new(address, port)).await
 }
 
 /// Serves a node's port until it is dropped, with the session.
-pub async fn run(shared: Arc<Shared>, session: SessionHandle, listener: TcpListener) {
+pub async fn run(shared: Arc<Shared>, whose: Whose, listener: TcpListener) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -78,19 +119,19 @@ pub async fn run(shared: Arc<Shared>, session: SessionHandle, listener: TcpListe
                 let (socket, peer) = match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
-                        tracing::warn!(node = %session.node(), %error, "cannot accept a caller of the kubelet API");
+                        tracing::warn!(node = %whose.node(), %error, "cannot accept a caller of the kubelet API");
                         // Out of descriptors, most often: let some connections end.
                         sleep(Duration::from_millis(100)).await;
                         continue;
                     }
                 };
                 let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                    tracing::warn!(node = %session.node(), %peer, "too many connections to the kubelet API");
+                    tracing::warn!(node = %whose.node(), %peer, "too many connections to the kubelet API");
                     continue;
                 };
-                let (shared, session) = (Arc::clone(&shared), session.clone());
+                let (shared, whose) = (Arc::clone(&shared), whose.clone());
                 connections.spawn(async move {
-                    serve(shared, session, socket).await;
+                    serve(shared, whose, socket).await;
                     drop(slot);
                 });
             }
@@ -98,11 +139,11 @@ pub async fn run(shared: Arc<Shared>, session: SessionHandle, listener: TcpListe
     }
 }
 
-async fn serve(shared: Arc<Shared>, session: SessionHandle, socket: TcpStream) {
+async fn serve(shared: Arc<Shared>, whose: Whose, socket: TcpStream) {
     let tls = match shared.kept.tls(&shared).await {
         Ok(tls) => tls,
         Err(error) => {
-            tracing::warn!(node = %session.node(), error = %telemetry::chain(&error), "cannot serve the kubelet API of the node");
+            tracing::warn!(node = %whose.node(), error = %telemetry::chain(&error), "cannot serve the kubelet API of the node");
             return;
         }
     };
@@ -111,7 +152,7 @@ async fn serve(shared: Arc<Shared>, session: SessionHandle, socket: TcpStream) {
     let certificates = stream.get_ref().1.peer_certificates();
     let caller = certificates.and_then(|chain| chain.first()).and_then(access::caller_of);
     let service = service_fn(move |request| {
-        forward::answer(Arc::clone(&shared), session.clone(), caller.clone(), request)
+        forward::answer(Arc::clone(&shared), whose.clone(), caller.clone(), request)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

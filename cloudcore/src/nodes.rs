@@ -1,5 +1,6 @@
 //! Nodes: one worker a connected node, which sends what the node must hold and writes what it says.
 
+mod away;
 mod lease;
 mod mirrors;
 mod object;
@@ -13,8 +14,11 @@ use std::sync::Arc;
 use kube::Client;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
+use self::away::Away;
+use crate::clock;
 use crate::cluster::Cluster;
 use crate::evidence::Evidence;
 use crate::hub::Connected;
@@ -49,13 +53,23 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut workers = JoinSet::new();
+    let mut away = Away::new(Arc::clone(&shared));
+    let start = Instant::from_std(clock::now());
+    let mut looks = interval_at(start + away::LOOK_PERIOD, away::LOOK_PERIOD);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             Some(session) = connected.recv() => {
+                away.began(session.session.node());
                 workers.spawn(worker::run(Arc::clone(&shared), session));
             }
-            Some(_) = workers.join_next(), if !workers.is_empty() => {}
+            Some(ended) = workers.join_next(), if !workers.is_empty() => {
+                if let Ok(node) = ended {
+                    away.ended(node);
+                }
+            }
+            _ = looks.tick() => away.look(),
         }
     }
     // Sessions are being drained: each worker ends when its session does.

@@ -5,7 +5,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONNECTION, COOKIE, HeaderName, PROXY_AUTHORIZATION, UPGRADE};
+use http::header::{
+    AUTHORIZATION, CONNECTION, COOKIE, HeaderName, HeaderValue, PROXY_AUTHORIZATION, UPGRADE,
+};
 use http::{Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
@@ -13,8 +15,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use proto::wire::StreamKind;
 
-use super::Shared;
 use super::access::{self, Caller};
+use super::{Absence, Shared, Whose};
 use crate::hub::SessionHandle;
 use crate::telemetry;
 
@@ -25,7 +27,7 @@ const POD_PATHS: [&str; 5] = ["containerLogs", "exec", "attach", "portForward", 
 
 pub(super) async fn answer(
     shared: Arc<Shared>,
-    session: SessionHandle,
+    whose: Whose,
     certified: Option<Caller>,
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
@@ -38,6 +40,10 @@ pub(super) async fn answer(
     };
     let Some(caller) = caller else {
         return Ok(refuse(StatusCode::UNAUTHORIZED, "Unauthorized"));
+    };
+    let session = match whose {
+        Whose::Connected(session) => session,
+        Whose::Away(absence) => return Ok(away(&absence)),
     };
     let (node, path) = (session.node(), request.uri().path().to_owned());
     let allowed = access::is_allowed(&shared.client, &caller, node, request.method(), &path).await;
@@ -67,8 +73,16 @@ pub(super) async fn answer(
 
     Ok(match pass_on(&session, request).await {
         Ok(answer) => answer,
-        Err(reason) => refuse(StatusCode::SERVICE_UNAVAILABLE, &reason),
+        Err(reason) => refuse(StatusCode::BAD_GATEWAY, &reason),
     })
+}
+
+/// The API server shows its users what is said beside this status, and not beside 503.
+fn away(absence: &Absence) -> Answer {
+    let mut answer = refuse(StatusCode::BAD_GATEWAY, &absence.to_string());
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+
+    answer
 }
 
 /// What proves or names the caller stays here: the node needs to trust nobody but this replica.
@@ -167,6 +181,20 @@ mod tests {
         assert_eq!(pod_of("/exec/shop/web/uid/main"), Some(("shop", "web")));
         assert_eq!(pod_of("/metrics/cadvisor"), None);
         assert_eq!(pod_of("/containerLogs"), None);
+    }
+
+    #[test]
+    fn who_asks_for_a_node_that_is_away_is_told_since_when() {
+        let mut absence = Absence {
+            node: proto::ids::NodeName::new("edge-1").unwrap(),
+            since: Some("2026-01-02T03:04:05.678Z".parse().unwrap()),
+        };
+        assert_eq!(away(&absence).status(), StatusCode::BAD_GATEWAY);
+        let expected = "node edge-1 is away since 2026-01-02T03:04:05Z: its agent has no link to \
+                        cloudcore";
+        assert_eq!(absence.to_string(), expected);
+        absence.since = None;
+        assert!(absence.to_string().starts_with("node edge-1 is away: "), "{absence}");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use super::mirrors::Mirrors;
 use super::object::{self, Facing};
 use super::{Shared, lease, port, tokens};
 use crate::hub::{Connected, SessionEvent, SessionHandle};
+use crate::kubelet_api::Whose;
 use crate::pods::{self, PodPath};
 use crate::{clock, events, kubelet_api, telemetry};
 
@@ -61,8 +62,8 @@ struct Worker {
     unwanted: BTreeMap<ObjectKey, Version>,
 }
 
-/// Works for a session until it is lost.
-pub(super) async fn run(shared: Arc<Shared>, connected: Connected) {
+/// Works for a session until it is lost, and says whose it was.
+pub(super) async fn run(shared: Arc<Shared>, connected: Connected) -> NodeName {
     let Connected { session, hello, events } = connected;
     let node = session.node().clone();
     let waker = shared.cluster.serve(&node);
@@ -86,7 +87,10 @@ pub(super) async fn run(shared: Arc<Shared>, connected: Connected) {
         session,
         node,
     };
+    let node = worker.node.clone();
     worker.run(hello.held.high_water, events, waker).await;
+
+    node
 }
 
 impl Worker {
@@ -126,6 +130,8 @@ impl Worker {
                 ended = self.events.ended() => self.events.done(ended).await,
             }
         }
+        // First: from now on others answer at this port.
+        self.serving.shutdown().await;
         self.pods.finish().await;
         while self.writes.join_next().await.is_some() {}
     }
@@ -321,7 +327,7 @@ impl Worker {
             let address = self.shared.advertise_address;
             let (port, listener) = port::open(&self.shared.cluster, &self.node, address).await?;
             let (api, session) = (Arc::clone(&self.shared.kubelet_api), self.session.clone());
-            self.serving.spawn(kubelet_api::run(api, session, listener));
+            self.serving.spawn(kubelet_api::run(api, Whose::Connected(session), listener));
             self.port = Some(port);
         }
 
