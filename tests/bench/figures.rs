@@ -22,6 +22,11 @@ impl Samples {
         self.at(95)
     }
 
+    /// 99 of 100 took at most this, seconds.
+    pub(crate) fn p99(&self) -> f64 {
+        self.at(99)
+    }
+
     /// How many.
     pub(crate) fn count(&self) -> usize {
         self.0.len()

@@ -1,4 +1,4 @@
-//! `scripts/bench pods`: Holdfast against its container runtime driven directly, in one run.
+//! `scripts/bench`: what Holdfast takes; [`streams`] is of its own, the rest is `pods`: Holdfast against its container runtime driven directly, in one run.
 //!
 //! [`floor`] asks the runtime itself for what a pod needs; [`ours`] asks the API server for pods.
 //! The two take turns, so that both see the same machine. [`power`] turns the power off, [`memory`]
@@ -12,6 +12,7 @@ mod power;
 mod quiet;
 mod report;
 mod seen;
+mod streams;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,6 +36,8 @@ const BATCH: usize = 20;
 enum Bench {
     /// Pods: starting and removing, memory, power loss, the link when nothing happens.
     Pods(Options),
+    /// Streams: what many of them do to deliveries, and how fast a file is copied.
+    Streams(streams::Options),
 }
 
 #[derive(Debug, clap::Args)]
@@ -64,9 +67,10 @@ struct Options {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let Bench::Pods(options) = Bench::parse();
-    let results = measure(&options).await?;
-    report::print(&results, options.json);
+    match Bench::parse() {
+        Bench::Pods(options) => report::print(&measure(&options).await?, options.json),
+        Bench::Streams(options) => streams::run(&options).await?,
+    }
 
     Ok(())
 }
