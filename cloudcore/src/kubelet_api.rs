@@ -90,7 +90,7 @@ impl std::fmt::Display for Absence {
             write!(f, " since {since:.0}")?;
         }
 
-        write!(f, ": its agent has no link to cloudcore")
+        write!(f, ", its agent has no link to cloudcore")
     }
 }
 

@@ -19,6 +19,7 @@ use tunnel::TunnelStream;
 pub use self::local::Local;
 use self::repair::NeedsRepair;
 use crate::config::Config;
+use crate::kubelet_api::NodeApi;
 use crate::link::shell::{ACCEPTED_MAX, LinkParts};
 use crate::tasks::{Stragglers, TaskFault, Tasks};
 use crate::{exit, identity, kubelet_api, link};
@@ -113,6 +114,14 @@ impl Agent {
         let api = kubelet_api::Context {
             pods: Arc::new(local.registry.clone()),
             runtime: local.runtime.clone(),
+            node: Arc::new(NodeApi {
+                config: config.clone(),
+                desired: local.desired.clone(),
+                usages: local.usages.clone(),
+                link: local.link.subscribe(),
+                health: local.health.clone(),
+                upstream: local.upstream.clone(),
+            }),
         };
         tasks.spawn("kubelet-api", |stop| async move {
             serve_streams(api, streams, stop).await;

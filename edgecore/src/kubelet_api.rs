@@ -7,8 +7,13 @@
 //! (pkg/kubelet/server/server.go).
 
 mod answer;
+mod configz;
 mod logs;
+mod node;
+mod node_logs;
 mod query;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 
 use std::convert::Infallible;
@@ -16,15 +21,19 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use cri::Runtime;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use podcore::probe::{Answers, ProbeKind};
 use proto::ids::Uid;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use self::node::NodeApi;
 use answer::{Answer, refuse};
 use query::Query;
 use upgrade::Relay;
@@ -37,6 +46,30 @@ const CONNECTION_BUFFER_BYTES: usize = 64 * 1024;
 pub trait PodLookup: Send + Sync {
     /// The pod of that name, if this node runs it.
     fn find(&self, namespace: &str, name: &str) -> Option<PodRef>;
+
+    /// Every pod that this node runs.
+    fn all(&self) -> Vec<PodFacts>;
+}
+
+/// What is told of a pod among all others.
+#[derive(Clone, Debug)]
+pub struct PodFacts {
+    /// Its UID.
+    pub uid: Uid,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The cgroup its containers are put under, as the runtime is told.
+    pub cgroup: String,
+    /// `status.startTime`.
+    pub started_at: Option<Timestamp>,
+    /// Its status as last told to the cloud, as JSON; empty if none was.
+    pub status: Bytes,
+    /// What its probes have answered, by container.
+    pub answers: Vec<(String, ProbeKind, Answers)>,
+    /// How many of its containers run.
+    pub running: usize,
 }
 
 /// What the API needs to know of a pod.
@@ -93,6 +126,8 @@ pub struct Context {
     pub pods: Arc<dyn PodLookup>,
     /// Runs commands and tells whether a container still runs.
     pub runtime: Runtime,
+    /// Tells of the node as a whole.
+    pub node: Arc<NodeApi>,
 }
 
 impl fmt::Debug for Context {
@@ -162,7 +197,6 @@ async fn route(request: Request<Incoming>, context: &Context, upgraded: &Upgrade
     let streams = is_get || *request.method() == Method::POST;
 
     let outcome = match parts.as_slice() {
-        ["healthz"] if is_get => return answer::text(StatusCode::OK, "ok"),
         ["containerLogs", namespace, pod, container] if is_get => {
             return logs::answer(context, [*namespace, *pod, *container], &query).await;
         }
@@ -184,10 +218,7 @@ async fn route(request: Request<Incoming>, context: &Context, upgraded: &Upgrade
         ["portForward", namespace, pod, uid] if streams => {
             upgrade::port_forward(context, [*namespace, *pod], Some(*uid), &query).await
         }
-        ["healthz" | "containerLogs" | "exec" | "attach" | "portForward", ..] if !streams => {
-            return answer::text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed");
-        }
-        _ => return answer::text(StatusCode::NOT_FOUND, "404: Page Not Found"),
+        other => return node::answer(context, other, request.method(), &query).await,
     };
     match outcome {
         Ok(url) => upgrade::relay(request, &url, upgraded).await,

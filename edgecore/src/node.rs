@@ -7,3 +7,4 @@ pub mod machine;
 pub mod monitor;
 pub mod pressure;
 pub mod status;
+pub mod usage;

@@ -134,6 +134,11 @@ impl OwnCluster {
         self.dev_cloudcore(&["kill"]).await.map(drop)
     }
 
+    /// The process of cloudcore.
+    pub async fn cloudcore_pid(&self) -> Result<u32> {
+        Ok(self.dev_cloudcore(&["pid"]).await?.trim().parse()?)
+    }
+
     /// Waits until cloudcore has ended by itself.
     pub async fn until_cloudcore_ended(&self, limit: Duration) -> Result<()> {
         let look = || async { Ok(self.dev_cloudcore(&["pid"]).await.is_err()) };

@@ -98,7 +98,9 @@ fn bearer<B>(request: &Request<B>) -> Option<&str> {
     request.headers().get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
+/// API servers take `A: B` for YAML of a Status, and lose it.
 fn refuse(status: StatusCode, text: &str) -> Answer {
+    let text = text.replace(": ", ", ");
     let mut answer = Response::new(Either::Right(Full::new(Bytes::from(format!("{text}\n")))));
     *answer.status_mut() = status;
 
@@ -190,11 +192,11 @@ mod tests {
             since: Some("2026-01-02T03:04:05.678Z".parse().unwrap()),
         };
         assert_eq!(away(&absence).status(), StatusCode::BAD_GATEWAY);
-        let expected = "node edge-1 is away since 2026-01-02T03:04:05Z: its agent has no link to \
+        let expected = "node edge-1 is away since 2026-01-02T03:04:05Z, its agent has no link to \
                         cloudcore";
         assert_eq!(absence.to_string(), expected);
         absence.since = None;
-        assert!(absence.to_string().starts_with("node edge-1 is away: "), "{absence}");
+        assert!(absence.to_string().starts_with("node edge-1 is away, "), "{absence}");
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! - [`status`]: the PodStatus to report.
 //! - [`translate`]: the CRI messages; with [`env`], [`dns`], [`hosts`], [`volumes`], [`sub_path`],
 //!   [`resources`].
+//! - [`usage`]: what cgroups use, as the kubelet and cadvisor tell it.
 
 pub mod abilities;
 pub mod backoff;
@@ -37,4 +38,5 @@ pub mod status;
 pub mod sub_path;
 pub mod support;
 pub mod translate;
+pub mod usage;
 pub mod volumes;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backoff;
 use crate::hook::Hooked;
-use crate::probe::{Askings, ProbeKind};
+use crate::probe::{Answers, Askings, ProbeKind};
 use crate::resize::{Actual, Resize, Resources};
 
 /// What is kept for one pod, across restarts of the agent and power loss.
@@ -277,6 +277,8 @@ pub struct Transient {
     pub stopping: Option<Stopping>,
     /// What the probes are about to ask.
     pub askings: Askings,
+    /// What they have answered so far, by container name and kind.
+    pub answers: BTreeMap<(String, ProbeKind), Answers>,
     /// What of [`crate::observed::Observed::clock_set_s`] has been taken into account.
     pub clock_set_s: Option<i64>,
 }

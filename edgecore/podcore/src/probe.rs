@@ -94,6 +94,17 @@ pub enum Turn {
     Answered(Timestamp, Option<bool>),
 }
 
+/// How often a probe gave which answer. Lost with the process, as counters are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// It passed.
+    pub successful: u64,
+    /// It did not.
+    pub failed: u64,
+    /// It could not be asked.
+    pub unknown: u64,
+}
+
 /// By container name and kind.
 pub type Askings = BTreeMap<(String, ProbeKind), Asking>;
 
@@ -257,6 +268,13 @@ impl Memory {
         };
         if let Turn::Asked(at) = asking.turn {
             asking.turn = Turn::Answered(at, passed);
+            let answers = self.transient.answers.entry(key.clone()).or_default();
+            let count = match passed {
+                Some(true) => &mut answers.successful,
+                Some(false) => &mut answers.failed,
+                None => &mut answers.unknown,
+            };
+            *count += 1;
         }
     }
 }

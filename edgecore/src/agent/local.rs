@@ -28,6 +28,7 @@ use crate::node::facts::{self, Facts};
 use crate::node::machine;
 use crate::node::monitor::{self, Beat, Monitor};
 use crate::node::status::Wanted;
+use crate::node::usage::{Place, Usages};
 use crate::pods;
 use crate::pods::context::{Context, STARTS_MAX};
 use crate::pods::images::Images;
@@ -64,6 +65,8 @@ pub struct Local {
     pub registry: Registry,
     /// The container runtime.
     pub runtime: Runtime,
+    /// Looks at what everything uses.
+    pub usages: Usages,
     /// Changes with every boot.
     pub boot_id: String,
 }
@@ -109,6 +112,8 @@ impl Local {
         tasks.spawn("store", |stop| repair::run(watched, stop));
         tasks.spawn("static-pods", |stop| ends_well(statics.run(stop)));
         start_desired(tasks, &desired, &store, delivered, link_seen.clone());
+        let place = Place::new(config, &layout, &cgroups, &facts);
+        let usages = Usages::new(place, runtime.clone(), Arc::new(registry.clone()));
         let parts = Parts {
             fields: node_fields(config, &facts, &cgroups),
             layout,
@@ -138,6 +143,7 @@ impl Local {
             addresses,
             registry,
             runtime,
+            usages,
             boot_id,
         })
     }

@@ -27,10 +27,16 @@ impl Refusal {
 /// How long the runtime keeps a prepared stream that nobody comes for.
 const PREPARED_STREAMS_EXPIRE_S: HeaderValue = HeaderValue::from_static("60");
 
-pub(super) fn text(status: StatusCode, text: impl Into<String>) -> Answer {
-    let body = Full::new(Bytes::from(text.into())).map_err(|never| match never {});
+pub(super) fn bytes(status: StatusCode, bytes: Bytes) -> Answer {
+    let body = Full::new(bytes).map_err(|never| match never {});
     let mut answer = Response::new(body.boxed_unsync());
     *answer.status_mut() = status;
+
+    answer
+}
+
+pub(super) fn text(status: StatusCode, text: impl Into<String>) -> Answer {
+    let mut answer = bytes(status, Bytes::from(text.into()));
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     answer.headers_mut().insert(CONTENT_TYPE, plain);
 

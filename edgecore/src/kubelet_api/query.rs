@@ -39,11 +39,15 @@ impl Query {
 }
 
 fn unescape(text: &str) -> Option<String> {
+    unescape_path(&text.replace('+', " "))
+}
+
+/// A part of a path, where a plus is a plus.
+pub(super) fn unescape_path(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
         bytes.push(match byte {
-            b'+' => b' ',
             b'%' => hex(rest.next()?)? << 4 | hex(rest.next()?)?,
             other => other,
         });

@@ -4,6 +4,8 @@
 //! removal afterwards are the node agent's work. Works on cgroup v1, v2 and the hybrid of both, and
 //! takes the names of both drivers.
 
+mod reading;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use podcore::resources::page_size_name;
 
 use crate::blocking::read_trimmed;
 use crate::volumes::remove::gone_is_done;
+
+pub(in crate::node) use self::reading::device_name;
 
 /// Period of CPU quotas in microseconds, the kernel's and the kubelet's default.
 pub const CPU_PERIOD_US: u64 = 100_000;
@@ -92,7 +96,7 @@ impl Hierarchy {
 }
 
 /// The cgroup file systems of this machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cgroups {
     hierarchies: Vec<Hierarchy>,
 }

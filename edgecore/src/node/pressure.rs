@@ -53,7 +53,7 @@ fn available(meminfo: &str) -> Option<u64> {
 }
 
 /// `0.2 0.1 0.0 1/257 4242`: 257 threads exist.
-fn processes(loadavg: &str) -> Option<u64> {
+pub(super) fn processes(loadavg: &str) -> Option<u64> {
     loadavg.split(' ').nth(3)?.split_once('/')?.1.parse().ok()
 }
 

@@ -4,10 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
+use jiff::Timestamp;
+use podcore::probe::{Answers, ProbeKind};
 use proto::ids::{ObjectKey, Uid};
 
 use super::wake::Wake;
-use crate::kubelet_api::{ContainerState, Incarnation, PodLookup, PodRef};
+use crate::kubelet_api::{ContainerState, Incarnation, PodFacts, PodLookup, PodRef};
 
 /// One pod as its task last saw it.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +25,14 @@ pub struct Entry {
     pub requests: (i64, i64),
     /// What logs and exec want to know.
     pub pod: Option<PodRef>,
+    /// The cgroup its containers are put under, as the runtime is told.
+    pub cgroup: String,
+    /// `status.startTime`.
+    pub started_at: Option<Timestamp>,
+    /// The status as last told to the cloud.
+    pub status: Bytes,
+    /// What its probes have answered.
+    pub answers: Vec<(String, ProbeKind, Answers)>,
 }
 
 #[derive(Debug, Default)]
@@ -163,6 +174,26 @@ impl PodLookup for Registry {
             .filter_map(|(_, entry)| entry.pod.as_ref());
 
         named.max_by_key(|pod| pod.sandbox.is_some()).cloned()
+    }
+
+    fn all(&self) -> Vec<PodFacts> {
+        let state = self.state();
+        let facts = state.pods.iter().filter_map(|(uid, (_, entry))| {
+            let pod = entry.pod.as_ref()?;
+            let is_running = |state: &ContainerState| matches!(state, ContainerState::Running(_));
+            Some(PodFacts {
+                uid: uid.clone(),
+                namespace: entry.name.0.clone(),
+                name: entry.name.1.clone(),
+                cgroup: entry.cgroup.clone(),
+                started_at: entry.started_at,
+                status: entry.status.clone(),
+                answers: entry.answers.clone(),
+                running: pod.containers.iter().filter(|c| is_running(&c.state)).count(),
+            })
+        });
+
+        facts.collect()
     }
 }
 

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use podcore::materials::{References, references};
 use podcore::memory::Memory;
@@ -74,7 +75,7 @@ pub struct Worker {
     under_way: BTreeMap<Action, AbortHandle>,
     retries: BTreeMap<Action, Retry>,
     tokens: Tokens,
-    reported: Option<(Vec<u8>, bool)>,
+    reported: Option<(Bytes, bool)>,
 }
 
 impl Worker {
@@ -226,8 +227,8 @@ impl Worker {
         let wanted = (!pod.is_deleted()).then_some(&gathered.asks);
         wake_at = earlier(wake_at, self.tokens.ask(&self.context, &self.uid, wanted, now));
         let status = self.status(&pod, now);
-        self.enter(&pod, &status);
         self.report(&status, next.finished);
+        self.enter(&pod, &status);
         // The rest of the memory can be found out again: one commit when the pod has settled.
         if !self.under_way.keys().any(|action| !matches!(action, Action::Probe { .. })) {
             wake_at = earlier(wake_at, self.store_memory(&next.memory, now).await);

@@ -13,7 +13,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::super::{ContainerRef, ContainerState, Context, Incarnation, PodLookup, PodRef, serve};
+use super::super::tests::context;
+use super::super::{ContainerRef, ContainerState, Incarnation, PodFacts, PodLookup, PodRef, serve};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const PATH: &str = "/containerLogs/ns/pod/c";
@@ -23,6 +24,10 @@ struct OnePod(Mutex<PodRef>);
 impl PodLookup for OnePod {
     fn find(&self, namespace: &str, name: &str) -> Option<PodRef> {
         (namespace == "ns" && name == "pod").then(|| self.0.lock().unwrap().clone())
+    }
+
+    fn all(&self) -> Vec<PodFacts> {
+        Vec::new()
     }
 }
 
@@ -67,7 +72,7 @@ impl World {
     async fn ask(&mut self, path: &str) -> DuplexStream {
         let (mut caller, server) = tokio::io::duplex(4096);
         let runtime = Runtime::new(self.log("none.sock").to_str().unwrap()).unwrap();
-        let context = Context { pods: Arc::clone(&self.pod) as _, runtime };
+        let context = context(Arc::clone(&self.pod) as _, runtime);
         self.served.spawn(async move {
             // A caller that leaves early is an error of the connection.
             drop(serve(server, context).await);

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
+use podcore::memory::Memory;
 use podcore::pod::PodView;
+use podcore::probe::{Answers, ProbeKind};
 use podcore::resize::{Amount, Room};
-use podcore::resources::{QosClass, pod_request, qos_class};
+use podcore::resources::{QosClass, cgroup_parent, pod_request, qos_class};
 use podcore::status::{StatusContext, status};
 use proto::wire::{Report, ReportKey};
 
@@ -33,6 +36,10 @@ impl Worker {
             burstable_milli: burstable_milli(pod),
             requests: self.requests(pod),
             pod: Some(pod_ref(pod, &self.observed, &self.memory, status, logs)),
+            cgroup: cgroup_parent(pod, &self.context.cgroup_root, self.context.cgroup_driver),
+            started_at: status.start_time.as_ref().map(|time| time.0),
+            status: self.reported.as_ref().map(|(json, _)| json.clone()).unwrap_or_default(),
+            answers: answers(&self.memory),
         };
         self.context.registry.update(&self.uid, entry);
     }
@@ -76,14 +83,19 @@ impl Worker {
                 return;
             }
         };
-        let next = (json, done);
+        let next = (Bytes::from(json), done);
         if self.reported.as_ref() != Some(&next) {
             let key = ReportKey::PodStatus(self.uid.clone());
-            let bytes = bytes::Bytes::copy_from_slice(&next.0);
-            self.context.upstream.report(Report { key, bytes, done });
+            self.context.upstream.report(Report { key, bytes: next.0.clone(), done });
             self.reported = Some(next);
         }
     }
+}
+
+fn answers(memory: &Memory) -> Vec<(String, ProbeKind, Answers)> {
+    let answers = memory.transient.answers.iter();
+
+    answers.map(|((container, kind), answers)| (container.clone(), *kind, *answers)).collect()
 }
 
 /// The CPU request that counts for the cgroup of burstable pods.

@@ -219,6 +219,7 @@ fn memory() -> impl Strategy<Value = Memory> {
                         told: Vec::new(),
                         stopping: None,
                         askings: transient.4,
+                        answers: BTreeMap::new(),
                         clock_set_s: None,
                     },
                 }
@@ -309,6 +310,7 @@ fn nothing_of_the_link_enters_a_plan() {
                 told: _,
                 stopping: _,
                 askings: _,
+                answers: _,
                 clock_set_s: _,
             },
     } = Memory::default();

@@ -1,0 +1,76 @@
+//! `/configz`: the configuration as a stock kubelet would tell it (KubeletConfiguration v1beta1), with
+//! what this agent does and cannot be told otherwise.
+
+use serde_json::json;
+
+use crate::config::{CgroupDriver, Config};
+
+/// The JSON.
+pub(super) fn json(config: &Config) -> String {
+    let policy = config.image_policy;
+    let reserved = config.system_reserved;
+    let driver = match config.cgroup_driver {
+        CgroupDriver::Systemd => "systemd",
+        CgroupDriver::Auto | CgroupDriver::Cgroupfs => "cgroupfs",
+    };
+    let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+
+    json!({ "kubeletconfig": {
+        "enableServer": true,
+        "staticPodPath": config.static_pod_path.as_deref().map(path),
+        "authentication": {
+            "anonymous": { "enabled": false },
+            "webhook": { "enabled": true, "cacheTTL": "2m0s" },
+        },
+        "authorization": { "mode": "Webhook" },
+        "clusterDomain": config.cluster_domain,
+        "clusterDNS": config.cluster_dns,
+        "resolvConf": path(&config.resolv_conf),
+        "maxPods": config.pods_max,
+        "podPidsLimit": -1,
+        "cgroupRoot": config.cgroup_root,
+        "cgroupsPerQOS": true,
+        "cgroupDriver": driver,
+        "cpuManagerPolicy": "none",
+        "memoryManagerPolicy": "None",
+        "topologyManagerPolicy": "none",
+        "containerRuntimeEndpoint": format!("unix://{}", config.runtime_socket.display()),
+        "podLogsDir": path(&config.pod_logs_dir),
+        "containerLogMaxSize": "10Mi",
+        "containerLogMaxFiles": 5,
+        "imageMinimumGCAge": format!("{}s", policy.age_min.as_secs()),
+        "imageGCHighThresholdPercent": policy.high_percent,
+        "imageGCLowThresholdPercent": policy.low_percent,
+        "serializeImagePulls": config.parallel_pulls_max == 1,
+        "maxParallelImagePulls": config.parallel_pulls_max,
+        "systemReserved": {
+            "cpu": format!("{}m", reserved.cpu_millis),
+            "memory": reserved.memory_bytes.to_string(),
+            "ephemeral-storage": reserved.ephemeral_storage_bytes.to_string(),
+        },
+        "nodeStatusUpdateFrequency": "10s",
+        "nodeStatusReportFrequency": "5m0s",
+        "failSwapOn": false,
+        "registerNode": true,
+        "enableDebuggingHandlers": true,
+        "enableSystemLogHandler": true,
+        "enableSystemLogQuery": true,
+    }})
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_configured_is_told_in_the_kubelets_words() {
+        let config = Config::with_defaults("edge-1", "cloud:10000").unwrap();
+        let told: serde_json::Value = serde_json::from_str(&json(&config)).unwrap();
+        let told = &told["kubeletconfig"];
+        assert_eq!(told["maxPods"], 110);
+        assert_eq!(told["imageMinimumGCAge"], "120s");
+        let endpoint = "unix:///run/containerd/containerd.sock";
+        assert_eq!(told["containerRuntimeEndpoint"], endpoint);
+    }
+}
