@@ -2,6 +2,7 @@
 
 mod joined;
 mod local;
+mod own;
 mod repair;
 
 use std::io;

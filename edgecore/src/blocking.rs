@@ -16,6 +16,7 @@ pub struct Lane(Semaphore);
 const FILES_MAX: usize = 4;
 const HOST_PATHS_MAX: usize = 1;
 const LOOKUPS_MAX: usize = 3;
+const MEASURES_MAX: usize = 1;
 
 /// For the node's own files.
 pub static FILES: Lane = Lane(Semaphore::const_new(FILES_MAX));
@@ -24,8 +25,11 @@ static LOOKUPS: Lane = Lane(Semaphore::const_new(LOOKUPS_MAX));
 /// For paths of the host, which may be mounts of a server that is away.
 pub static HOST_PATHS: Lane = Lane(Semaphore::const_new(HOST_PATHS_MAX));
 
+/// For counting what directories hold, which may take long.
+pub static MEASURES: Lane = Lane(Semaphore::const_new(MEASURES_MAX));
+
 /// A thread for each; there are only as many as have work.
-pub const BLOCKING_THREADS_MAX: usize = FILES_MAX + HOST_PATHS_MAX + LOOKUPS_MAX;
+pub const BLOCKING_THREADS_MAX: usize = FILES_MAX + HOST_PATHS_MAX + LOOKUPS_MAX + MEASURES_MAX;
 
 /// How long an idle blocking thread is kept: its stack counts against the agent's memory.
 pub const BLOCKING_THREAD_KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(2);

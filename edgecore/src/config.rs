@@ -120,6 +120,18 @@ struct File {
     image_low_percent: u32,
     #[serde(default = "defaults::image_age_seconds", rename = "imageMinimumGCAgeSeconds")]
     image_age_seconds: u64,
+    #[serde(default = "defaults::eviction_hard")]
+    eviction_hard: BTreeMap<String, String>,
+    #[serde(default)]
+    eviction_soft: BTreeMap<String, String>,
+    #[serde(default)]
+    eviction_soft_grace_period: BTreeMap<String, String>,
+    #[serde(default)]
+    eviction_minimum_reclaim: BTreeMap<String, String>,
+    #[serde(default = "defaults::eviction_transition")]
+    eviction_pressure_transition_period: String,
+    #[serde(default)]
+    eviction_max_pod_grace_period: i64,
     #[serde(default = "defaults::shutdown_grace_seconds")]
     shutdown_grace_seconds: u64,
     #[serde(default = "defaults::log_level")]
@@ -137,7 +149,18 @@ struct TaintFile {
 
 /// What the file holds where it says nothing.
 mod defaults {
+    use std::collections::BTreeMap;
     use std::path::PathBuf;
+
+    pub(super) fn eviction_hard() -> BTreeMap<String, String> {
+        let text = |(signal, value): (&str, &str)| (signal.to_owned(), value.to_owned());
+
+        podcore::pressure::DEFAULT_HARD.map(text).into()
+    }
+
+    pub(super) fn eviction_transition() -> String {
+        "5m".to_owned()
+    }
 
     pub(super) fn identity_dir() -> PathBuf {
         "/etc/holdfast".into()
@@ -297,6 +320,8 @@ pub struct Config {
     pub parallel_pulls_max: usize,
     /// When images are removed.
     pub image_policy: Policy,
+    /// When the node is short of something.
+    pub eviction: podcore::pressure::Policy,
     /// What tasks get to finish on SIGTERM.
     pub shutdown_grace: Duration,
     /// What is logged.

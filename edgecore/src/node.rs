@@ -3,6 +3,7 @@
 pub mod abilities;
 pub mod cgroups;
 pub mod facts;
+pub mod gate;
 pub mod machine;
 pub mod monitor;
 pub mod pressure;

@@ -4,8 +4,10 @@
 //! everything with the runtime's lists now and then, and removes what no pod owns.
 
 pub mod act;
+pub mod admit;
 pub mod context;
 pub mod credentials;
+pub mod evict;
 pub mod image_gc;
 pub mod images;
 pub mod logs;
@@ -16,6 +18,7 @@ pub mod registry;
 pub mod rotate;
 pub mod sweep;
 pub mod tokens;
+mod usage;
 pub mod users;
 pub mod wake;
 pub mod worker;
@@ -33,6 +36,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use self::admit::Pending;
 use self::context::Context;
 use self::observe::Listed;
 use self::worker::Worker;
@@ -41,6 +45,7 @@ use crate::desired::commit;
 use crate::memory::{self, Rest};
 use crate::node::cgroups::Limits;
 use crate::node::monitor::Beat;
+use crate::node::pressure::Shortages;
 use crate::telemetry::chain;
 
 /// How often everything is compared with what the runtime lists: the net below lost events.
@@ -63,6 +68,8 @@ struct Loop {
     /// What the runtime held when the agent started, of pods without a task so far.
     listed: BTreeMap<Uid, Listed>,
     workers: JoinSet<Uid>,
+    /// Pods of which it is not decided yet whether they are taken in.
+    pending: BTreeMap<Uid, Pending>,
     /// Removals under way; at most one sweep at a time.
     chores: JoinSet<()>,
     /// The sweep under way removes sandboxes.
@@ -76,6 +83,7 @@ pub async fn run(
     context: Arc<Context>,
     memories: Vec<(Uid, Vec<u8>)>,
     mut events: mpsc::Receiver<RuntimeEvent>,
+    shortages: Shortages,
     beat: Beat,
     stop: CancellationToken,
 ) {
@@ -85,6 +93,7 @@ pub async fn run(
         memories: memories.into_iter().collect(),
         listed,
         workers: JoinSet::new(),
+        pending: BTreeMap::new(),
         chores: JoinSet::new(),
         swept: false,
         burstable_milli: None,
@@ -97,13 +106,17 @@ pub async fn run(
     let mut rotating = JoinSet::new();
     let mut collecting = JoinSet::new();
     collecting.spawn(image_gc::run(Arc::clone(&context)));
+    collecting.spawn(evict::run(Arc::clone(&context), shortages));
     let mut addresses = context.addresses.clone();
     let mut rest = Rest::new(clock::instant());
     relist.reset();
     loop {
         beat.beat();
+        let decide_at = pods.decide_at();
         tokio::select! {
             () = stop.cancelled() => return,
+            () = context.registry.released() => pods.decide_pending(),
+            () = admit::wait_until(decide_at) => pods.decide_pending(),
             keys = context.desired.changed() => {
                 rest.worked(clock::instant());
                 pods.desired(&keys);
@@ -161,32 +174,41 @@ async fn first_list(
 impl Loop {
     /// Wakes, or starts, the tasks of the pods that the changed objects concern.
     fn desired(&mut self, keys: &BTreeSet<ObjectKey>) {
+        let mut new = Vec::new();
         for key in keys {
             if key.kind() == Kind::Pod
                 && let Ok(uid) = Uid::new(key.id())
                 && !self.context.registry.contains(&uid)
             {
-                self.start(&uid);
+                new.push(uid);
                 continue;
             }
             for wake in self.context.registry.wakes_for(key) {
                 wake.because(|reasons| reasons.desired = true);
             }
         }
+        self.start(new);
+        if keys.iter().any(|key| key.kind() == Kind::Node) {
+            self.decide_pending();
+        }
     }
 
-    /// Starts the task of a pod, if the pod is desired.
-    fn start(&mut self, uid: &Uid) {
-        let key = ObjectKey::pod(uid);
-        let desired = &self.context.desired;
-        let Some(object) = desired.get(&key).or_else(|| desired.leaving(uid)) else { return };
-        let memory = self.memories.remove(uid).unwrap_or_default();
-        let listed = self.listed.remove(uid);
-        let held = listed.as_ref().map(Listed::states).unwrap_or_default();
-        let wake = self.context.registry.add(uid, key, held);
-        let context = Arc::clone(&self.context);
-        let worker = Worker::new(context, object, wake, &memory, listed.as_ref());
-        self.workers.spawn(worker.run(self.stop.clone()));
+    /// Starts the tasks of pods, as far as they are desired.
+    fn start(&mut self, uids: Vec<Uid>) {
+        for newcomer in admit::in_order(&self.context.desired, &self.memories, uids) {
+            let uid = &newcomer.uid;
+            let stored = self.memories.remove(uid).unwrap_or_default();
+            let listed = self.listed.remove(uid);
+            let held = listed.as_ref().map(Listed::states).unwrap_or_default();
+            let is_held = !held.is_empty();
+            let wake = self.context.registry.add(uid, ObjectKey::pod(uid), held);
+            let memory = admit::remembered(&stored);
+            self.decide(&newcomer.object, &memory, is_held);
+            let context = Arc::clone(&self.context);
+            let worker =
+                Worker::new(context, newcomer.object, wake, memory, stored, listed.as_ref());
+            self.workers.spawn(worker.run(self.stop.clone()));
+        }
     }
 
     /// Tells a pod's task what the runtime told; true if everything must be compared.
@@ -216,8 +238,9 @@ impl Loop {
             Ok(uid) => {
                 self.context.registry.remove(&uid);
                 self.context.desired.ended(&uid);
+                self.pending.remove(&uid);
                 // Wanted again meanwhile.
-                self.start(&uid);
+                self.start(vec![uid]);
             }
             Err(error) => tracing::error!(%error, "a pod's task panicked"),
         }

@@ -53,7 +53,7 @@ impl Site {
         let text = format!(
             "nodeName: agent-test\ncloudcore: 192.0.2.1:1\nruntimeEndpoint: {}\nrootDir: {}\n\
              podLogsDir: {}\ncontainerLogsDir: {}\nstateDir: {}\ncgroupRoot: {}\nbootIdFile: {}\n\
-             nodeIP: {}\n",
+             nodeIP: {}\nevictionHard: {{ memory.available: 100Mi }}\n",
             fact("RUNTIME"),
             fact("KUBELET_ROOT"),
             fact("POD_LOGS"),

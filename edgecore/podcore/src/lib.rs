@@ -5,6 +5,8 @@
 //!
 //! - [`pod`]: a pod as the API server wrote it; [`support`]: what of it is refused here, by the
 //!   [`abilities`] of the node.
+//!   [`admission`]: whether the node takes it in; [`pressure`]: when the node is short of something, and
+//!   [`eviction`]: who goes then.
 //! - [`static_pod`]: a pod as a file of the node holds it; [`defaults`]: what it leaves unsaid.
 //! - [`materials`]: the ConfigMaps, Secrets, tokens and Services it needs.
 //! - [`plan`]: from pod, [`memory`] and what is [`observed`] to the next actions.
@@ -16,10 +18,12 @@
 //! - [`usage`]: what cgroups use, as the kubelet and cadvisor tell it.
 
 pub mod abilities;
+pub mod admission;
 pub mod backoff;
 pub mod defaults;
 pub mod dns;
 pub mod env;
+pub mod eviction;
 pub mod hook;
 pub mod hosts;
 pub mod materials;
@@ -27,6 +31,7 @@ pub mod memory;
 pub mod observed;
 pub mod plan;
 pub mod pod;
+pub mod pressure;
 pub mod probe;
 pub mod quantity;
 pub mod resize;

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Refusal;
 use crate::backoff;
 use crate::hook::Hooked;
+use crate::observed::Eviction;
 use crate::probe::{Answers, Askings, ProbeKind};
 use crate::resize::{Actual, Resize, Resources};
 
@@ -45,15 +47,26 @@ fn is_zero(number: &i64) -> bool {
     *number == 0
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
 fn is_nothing(resize: &Resize) -> bool {
     *resize == Resize::default()
 }
 
 impl Memory {
-    /// Whether the step from `before` to `self` must be durable before it is acted upon or told:
-    /// an end must not be forgotten, or a finished pod would run again.
+    /// Whether the step from `before` to `self` must be durable before it is acted upon or told: an end
+    /// must not be forgotten, or a finished pod would run again; nor that the pod was taken in, or it
+    /// could be refused while it runs.
     pub fn must_be_durable_after(&self, before: &Self) -> bool {
-        self.ended != before.ended
+        self.ended != before.ended || self.is_admitted() != before.is_admitted()
+    }
+
+    /// Whether the node has taken the pod in, or refused it: that is decided once.
+    pub fn is_admitted(&self) -> bool {
+        self.start_time.is_some()
     }
 
     /// Whether that attempt of a container was stopped to make way for another definition.
@@ -100,32 +113,61 @@ pub struct Ended {
     /// `status.message`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// It was never taken in.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub refused: bool,
+    /// Message of the condition `DisruptionTarget`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disruption: Option<String>,
+    /// Seconds that its containers have to stop, if not those of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_s: Option<i64>,
 }
 
 /// `status.reason` of a pod that this build cannot run as it asks.
-const REFUSED: &str = "UnsupportedPodSpec";
+pub const UNSUPPORTED: &str = "UnsupportedPodSpec";
 
 impl Ended {
     /// The end of a pod whose containers ended.
     pub fn by_itself(succeeded: bool) -> Self {
-        Self { succeeded, stopped: false, reason: None, message: None }
+        Self {
+            succeeded,
+            stopped: false,
+            reason: None,
+            message: None,
+            refused: false,
+            disruption: None,
+            grace_s: None,
+        }
     }
 
     /// A failure that is not one of its containers.
     pub fn failed(reason: &str, message: &str) -> Self {
         let (reason, message) = (Some(reason.to_owned()), Some(message.to_owned()));
 
-        Self { succeeded: false, stopped: false, reason, message }
+        Self { reason, message, ..Self::by_itself(false) }
     }
 
     /// The end of a pod that was never taken in.
-    pub fn refused(reason: &str) -> Self {
-        Self::failed(REFUSED, &format!("Pod was rejected: {reason}"))
+    pub fn refused(refusal: &Refusal) -> Self {
+        let message = format!("Pod was rejected: {}", refusal.message);
+
+        Self { refused: true, ..Self::failed(&refusal.reason, &message) }
+    }
+
+    /// The end of a pod that the node needs the resources of.
+    pub fn evicted(eviction: &Eviction) -> Self {
+        Self {
+            disruption: eviction.disruption.clone(),
+            grace_s: eviction.grace_s,
+            ..Self::failed(&eviction.reason, &eviction.message)
+        }
     }
 
     /// Whether the pod was never taken in.
     pub fn is_refusal(&self) -> bool {
-        self.reason.as_deref() == Some(REFUSED)
+        // Earlier builds noted only the reason.
+        self.refused || self.reason.as_deref() == Some(UNSUPPORTED)
     }
 }
 

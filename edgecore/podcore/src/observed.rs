@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::abilities::Abilities;
+use crate::admission::Refusal;
 use crate::resize::Room;
 
 /// One look at a pod.
@@ -23,9 +24,38 @@ pub struct Observed {
     pub abilities: Arc<Abilities>,
     /// What the node has for the pod; `None` if nobody counts.
     pub room: Option<Room>,
+    /// Whether the node takes the pod in; of no account once it has.
+    pub admission: Admission,
+    /// Why the node ends the pod, if it does.
+    pub eviction: Option<Eviction>,
     /// By how many seconds the wall clock was set, all in all, since the agent started: what it
     /// moved beyond the time that passed.
     pub clock_set_s: i64,
+}
+
+/// Whether the node takes a pod in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Admission {
+    /// It does.
+    #[default]
+    Granted,
+    /// It is not known yet: something else must happen first.
+    Pending,
+    /// It does not.
+    Refused(Refusal),
+}
+
+/// The end of a pod that the node, or a more important pod, needs the resources of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    /// `status.reason`.
+    pub reason: String,
+    /// `status.message`.
+    pub message: String,
+    /// Message of the condition `DisruptionTarget`, if there is to be one.
+    pub disruption: Option<String>,
+    /// Seconds that its containers have, if not those of the pod.
+    pub grace_s: Option<i64>,
 }
 
 /// The state of the pod's directory.

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::Container;
 
 pub use self::outcome::Outcome;
 use crate::memory::{Ended, Memory, Termination};
-use crate::observed::{ContainerState, ContainerView, Observed, VolumesState};
+use crate::observed::{Admission, ContainerState, ContainerView, Observed, VolumesState};
 use crate::pod::{PodView, RestartPolicy, is_sidecar};
 use crate::probe::{self, ProbeKind};
 use crate::{hook, resize, status, support};
@@ -178,7 +178,9 @@ impl Plan {
 pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan { memory: memory.clone(), ..Plan::default() };
     remember(&mut plan.memory, observed, now);
-    admit(pod, &mut plan, now);
+    if !admit(pod, observed, &mut plan, now) {
+        return plan;
+    }
     follow_clock(&mut plan.memory, observed, now);
     probe::hear(pod, observed, &mut plan.memory, now);
     resize::grant(pod, observed, now, &mut plan);
@@ -187,6 +189,7 @@ pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp)
     if pod.is_deleted() {
         wind_down::delete(pod, observed, now, &mut plan);
     } else {
+        evict(pod, observed, &mut plan);
         expire(pod, observed, now, &mut plan);
         if plan.memory.ended.is_some() {
             wind_down::end(pod, observed, now, &mut plan);
@@ -221,19 +224,40 @@ fn follow_clock(memory: &mut Memory, observed: &Observed, now: Timestamp) {
     }
 }
 
-/// Takes the pod in or refuses it, and tells what this build does not know.
-fn admit(pod: &PodView, plan: &mut Plan, now: Timestamp) {
-    if plan.memory.start_time.is_none() {
-        plan.memory.start_time = Some(now);
-        if !pod.unknown_fields.is_empty() {
-            let fields = pod.unknown_fields.join(", ");
-            plan.warn("UnknownPodFields", format!("this node does not know and ignores: {fields}"));
-        }
-        if let Some(reason) = support::refuse(pod) {
-            plan.warn("UnsupportedPodSpec", reason.clone());
-            plan.memory.ended = Some(Ended::refused(&reason));
-        }
+/// Takes the pod in or refuses it, once, and tells what this build does not know; false while that is
+/// undecided.
+fn admit(pod: &PodView, observed: &Observed, plan: &mut Plan, now: Timestamp) -> bool {
+    if plan.memory.is_admitted() {
+        return true;
     }
+    let refusal = match &observed.admission {
+        // What is deleted needs nothing of the node.
+        _ if pod.is_deleted() => support::refuse(pod),
+        Admission::Pending if observed.eviction.is_none() => return false,
+        Admission::Refused(refusal) => Some(refusal.clone()),
+        Admission::Granted | Admission::Pending => support::refuse(pod),
+    };
+    plan.memory.start_time = Some(now);
+    if !pod.unknown_fields.is_empty() {
+        let fields = pod.unknown_fields.join(", ");
+        plan.warn("UnknownPodFields", format!("this node does not know and ignores: {fields}"));
+    }
+    if let Some(refusal) = refusal {
+        plan.warn(&refusal.reason, refusal.message.clone());
+        plan.memory.ended = Some(Ended::refused(&refusal));
+    }
+
+    true
+}
+
+/// Ends the pod if the node needs what it has.
+fn evict(pod: &PodView, observed: &Observed, plan: &mut Plan) {
+    let Some(eviction) = &observed.eviction else { return };
+    if plan.memory.ended.is_some() || has_completed(pod, observed, &plan.memory).is_some() {
+        return;
+    }
+    plan.warn(&eviction.reason, eviction.message.clone());
+    plan.memory.ended = Some(Ended::evicted(eviction));
 }
 
 /// Keeps what the runtime says of ends and attempts: it forgets when a container is removed.

@@ -17,6 +17,33 @@ pub fn units(quantity: &Quantity) -> Option<i64> {
     scaled(&quantity.0, 1)
 }
 
+/// As Kubernetes writes an amount of bytes (`BinarySI`).
+pub fn binary(value: u64) -> String {
+    if value < 1024 {
+        return decimal(value);
+    }
+
+    written(value, 1024, ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"])
+}
+
+/// As Kubernetes writes a count (`DecimalSI`).
+pub fn decimal(value: u64) -> String {
+    written(value, 1000, ["k", "M", "G", "T", "P", "E"])
+}
+
+/// With the largest suffix that leaves a whole number.
+fn written(mut value: u64, base: u64, suffixes: [&str; 6]) -> String {
+    let mut suffix = "";
+    for next in suffixes {
+        if value == 0 || !value.is_multiple_of(base) {
+            break;
+        }
+        (value, suffix) = (value / base, next);
+    }
+
+    format!("{value}{suffix}")
+}
+
 fn scaled(text: &str, per_unit: i128) -> Option<i64> {
     let digits_end = text
         .char_indices()
@@ -73,6 +100,20 @@ fn multiplier(suffix: &str) -> Option<(i128, i128)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quantities_are_written_as_kubernetes_writes_them() {
+        for (value, bytes, count) in [
+            (0, "0", "0"),
+            (1000, "1k", "1k"),
+            (1024, "1Ki", "1024"),
+            (1025, "1025", "1025"),
+            (3 << 29, "1536Mi", "1610612736"),
+            (1 << 60, "1Ei", "1152921504606846976"),
+        ] {
+            assert_eq!((binary(value).as_str(), decimal(value).as_str()), (bytes, count));
+        }
+    }
 
     #[test]
     fn quantities_are_read_as_kubernetes_reads_them() {

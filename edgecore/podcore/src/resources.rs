@@ -8,8 +8,8 @@ use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
 use self::whole::spare_memory_share;
 pub(crate) use self::whole::{HUGE_PAGES, Side, amount};
 pub use self::whole::{
-    PodLimits, container_amounts, huge_page_limits, overhead_amounts, pod_limits, pod_request,
-    sandbox_amounts, whole_limit,
+    PodLimits, container_amounts, huge_page_limits, overhead_amounts, pod_limit, pod_limits,
+    pod_request, sandbox_amounts, whole_limit,
 };
 use crate::pod::{PodView, is_sidecar};
 
@@ -25,7 +25,10 @@ pub const QUOTA_PERIOD_US: i64 = 100_000;
 const QUOTA_MIN_US: i64 = 1000;
 
 /// Priorities from here on are the system's (scheduling: `SystemCriticalPriority`).
-const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+pub const CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+/// Name of the disk space of containers and their volumes.
+pub const STORAGE: &str = "ephemeral-storage";
 
 /// How much a pod is guaranteed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +81,11 @@ pub fn memory_request(container: &Container) -> Option<i64> {
 /// Memory limit in bytes.
 pub fn memory_limit(container: &Container) -> Option<i64> {
     amount(container.resources.as_ref()?, Side::Limits, "memory")
+}
+
+/// Limit of disk space in bytes.
+pub fn storage_limit(container: &Container) -> Option<i64> {
+    amount(container.resources.as_ref()?, Side::Limits, STORAGE)
 }
 
 /// The QoS class of a pod: what it asks for as a whole counts, else what its containers do.

@@ -5,26 +5,13 @@ mod volumes;
 
 use k8s_openapi::api::core::v1::{Container, PodSecurityContext, PodSpec, SecurityContext};
 
+use crate::admission::Refusal;
+use crate::memory::UNSUPPORTED;
 use crate::pod::PodView;
-use crate::resources::HUGE_PAGES;
-
-/// Sysctls that are namespaced and cannot hurt other pods (kubelet: `sysctl.SafeSysctlAllowlist`).
-const SAFE_SYSCTLS: [&str; 11] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_rmem",
-];
+use crate::resources::{HUGE_PAGES, STORAGE};
 
 /// Why the pod cannot run here; `None` if it can.
-pub fn refuse(pod: &PodView) -> Option<String> {
+pub fn refuse(pod: &PodView) -> Option<Refusal> {
     let spec = pod.spec();
     let mut refused = Vec::new();
     of_spec(spec, &mut refused);
@@ -35,7 +22,7 @@ pub fn refuse(pod: &PodView) -> Option<String> {
         of_container(container, &mut refused);
     }
 
-    said(&refused)
+    said(&refused).map(|message| Refusal { reason: UNSUPPORTED.to_owned(), message })
 }
 
 /// Why one container cannot run here: an ephemeral one comes to a pod that was taken in.
@@ -58,7 +45,6 @@ fn of_spec(spec: &PodSpec, refused: &mut Vec<String>) {
     let asked = [
         ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|v| !v.is_empty())),
         ("runtimeClassName", spec.runtime_class_name.as_ref().is_some_and(|v| !v.is_empty())),
-        ("os.name=windows", spec.os.as_ref().is_some_and(|os| os.name != "linux")),
     ];
     push_asked("", &asked, refused);
     if let Some(context) = &spec.security_context {
@@ -84,11 +70,6 @@ fn of_pod_security(context: &PodSecurityContext, refused: &mut Vec<String>) {
         ),
     ];
     push_asked("securityContext.", &asked, refused);
-    for sysctl in context.sysctls.as_deref().unwrap_or_default() {
-        if !SAFE_SYSCTLS.contains(&sysctl.name.replace('/', ".").as_str()) {
-            refused.push(format!("the unsafe sysctl {}", sysctl.name));
-        }
-    }
 }
 
 fn of_container(container: &Container, refused: &mut Vec<String>) {
@@ -112,7 +93,7 @@ fn of_container(container: &Container, refused: &mut Vec<String>) {
             refused.push(format!("{prefix}resources.claims"));
         }
         for name in resources.limits.iter().flatten().map(|(name, _)| name.as_str()) {
-            if !matches!(name, "cpu" | "memory") && !name.starts_with(HUGE_PAGES) {
+            if !matches!(name, "cpu" | "memory" | STORAGE) && !name.starts_with(HUGE_PAGES) {
                 refused.push(format!("{prefix}a limit of {name}"));
             }
         }

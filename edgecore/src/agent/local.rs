@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use cri::{CriError, Runtime, RuntimeVersion};
 use podcore::abilities::Abilities;
+use podcore::admission;
 use podcore::env::NodeFields;
+use podcore::pressure::Signal;
 use podcore::resources::{CgroupDriver, cpu_shares};
 use proto::ids::Uid;
 use proto::wire::Health;
@@ -14,7 +16,7 @@ use store::{Opened, Options, Store};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{AgentError, repair};
+use super::{AgentError, own, repair};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::desired::{self, DELIVERIES_MAX, Desired};
@@ -24,10 +26,9 @@ use crate::link::addresses::{self, Addresses};
 use crate::link::{Delivery, LinkState, Upstream};
 use crate::node::abilities;
 use crate::node::cgroups::{Cgroups, Limits};
-use crate::node::facts::{self, Facts};
-use crate::node::machine;
+use crate::node::facts;
 use crate::node::monitor::{self, Beat, Monitor};
-use crate::node::status::Wanted;
+use crate::node::pressure::Shortages;
 use crate::node::usage::{Place, Usages};
 use crate::pods;
 use crate::pods::context::{Context, STARTS_MAX};
@@ -76,14 +77,10 @@ impl Local {
     pub fn start(config: &Config, tasks: &mut Tasks) -> Result<Self, AgentError> {
         let layout = make_layout(config)?;
         let cgroups = Cgroups::detect().map_err(AgentError::Cgroups)?;
-        let runtime =
-            Runtime::new(&config.runtime_socket.to_string_lossy()).map_err(AgentError::Endpoint)?;
-        let (store, opened) =
-            Store::open(&Options::in_folder(&config.state_dir)).map_err(AgentError::Store)?;
+        let runtime = runtime_at(&config.runtime_socket)?;
+        let (store, opened) = open_store(&config.state_dir)?;
         let facts = facts::read(&config.root_dir, &config.boot_id_file);
-        let boot_id = facts.boot_id.clone();
-        let down = LinkState::Down { since: clock::now(), reason: "not connected yet".to_owned() };
-        let (link, link_seen) = watch::channel(down);
+        let (link, link_seen) = watch::channel(not_connected());
         let (health_told, health) = watch::channel(Health::default());
         let (watched, addresses) = Addresses::new(config.node_ip);
         let (version_told, version) = watch::channel(None);
@@ -95,9 +92,10 @@ impl Local {
         let (registry, beat, pulled) = (Registry::default(), Beat::new(), Arc::new(Notify::new()));
         say_start(config, &upstream);
 
+        let (pressure, shortages) = own::watch_pressure(config, &facts);
         let monitor = Monitor {
-            wanted: wanted(config),
-            root_dir: config.root_dir.clone(),
+            wanted: own::wanted(config, &facts),
+            pressure,
             facts: facts.clone(),
             runtime_version: version,
             runtime: runtime.clone(),
@@ -114,8 +112,11 @@ impl Local {
         start_desired(tasks, &desired, &store, delivered, link_seen.clone());
         let place = Place::new(config, &layout, &cgroups, &facts);
         let usages = Usages::new(place, runtime.clone(), Arc::new(registry.clone()));
+        let fields = own::fields(config, &facts, &cgroups);
         let parts = Parts {
-            fields: node_fields(config, &facts, &cgroups),
+            own: own::node(config, &facts, &fields),
+            fields,
+            shortages,
             layout,
             runtime: runtime.clone(),
             abilities,
@@ -144,7 +145,7 @@ impl Local {
             registry,
             runtime,
             usages,
-            boot_id,
+            boot_id: facts.boot_id,
         })
     }
 }
@@ -166,6 +167,18 @@ fn start_desired(
     tasks.spawn("desired", |stop| ends_well(desired::run(desired, store, delivered, link, stop)));
 }
 
+fn runtime_at(socket: &Path) -> Result<Runtime, AgentError> {
+    Runtime::new(&socket.to_string_lossy()).map_err(AgentError::Endpoint)
+}
+
+fn open_store(dir: &Path) -> Result<(Store, Opened), AgentError> {
+    Store::open(&Options::in_folder(dir)).map_err(AgentError::Store)
+}
+
+fn not_connected() -> LinkState {
+    LinkState::Down { since: clock::now(), reason: "not connected yet".to_owned() }
+}
+
 /// A task that ends only when asked to.
 async fn ends_well(task: impl Future<Output = ()>) -> Result<(), BoxError> {
     task.await;
@@ -184,16 +197,6 @@ fn make_layout(config: &Config) -> Result<Layout, AgentError> {
     }
 
     Ok(layout)
-}
-
-fn wanted(config: &Config) -> Wanted {
-    Wanted {
-        name: config.node.as_str().to_owned(),
-        labels: config.node_labels.clone(),
-        taints: config.taints.clone(),
-        pods_max: config.pods_max,
-        reserved: config.system_reserved,
-    }
 }
 
 /// What the store gave back.
@@ -229,6 +232,8 @@ impl Held {
 /// What the pods' context is made from once the runtime is known.
 struct Parts {
     fields: NodeFields,
+    own: admission::Node,
+    shortages: Shortages,
     layout: Layout,
     runtime: Runtime,
     abilities: watch::Receiver<Arc<Abilities>>,
@@ -263,6 +268,8 @@ impl Parts {
             cluster_domain: config.cluster_domain.clone(),
             resolv_conf: config.resolv_conf.clone(),
             fields: self.fields,
+            own: self.own,
+            gate: self.shortages.gate,
             addresses: self.addresses,
             link: self.link,
             image_policy: config.image_policy,
@@ -295,12 +302,12 @@ async fn run_pods(
     let _node_ended = told_of.version.send(Some(version.clone()));
 
     let (events, told) = mpsc::channel(pods::RUNTIME_EVENTS_MAX);
-    let runtime = parts.runtime.clone();
+    let (runtime, shortages) = (parts.runtime.clone(), parts.shortages.clone());
     let context = Arc::new(parts.context(&config, &version, driver));
     tokio::select! {
         // Ends only with the receiver of its events, which the other holds.
         () = cri::events::watch(&runtime, &version, events) => {}
-        () = pods::run(context, memories, told, beat, stop.clone()) => {}
+        () = pods::run(context, memories, told, shortages, beat, stop.clone()) => {}
     }
 
     Ok(())
@@ -370,9 +377,13 @@ fn make_class_cgroups(
         parts.cgroups.ensure(&parent, &limits)
     };
     ensure("", Limits::default())?;
+    // What is kept free for everybody is not kept from those who run.
+    let all_memory = u64::try_from(parts.fields.machine.memory_bytes).unwrap_or(0);
+    let kept = config.eviction.kept(Signal::MemoryAvailable, all_memory);
+    let kept = i64::try_from(kept).unwrap_or(0);
     let all = Limits {
         cpu_shares: u64::try_from(cpu_shares(parts.fields.cpu_milli)).ok(),
-        memory_bytes: Some(parts.fields.memory_bytes),
+        memory_bytes: Some(parts.fields.memory_bytes.saturating_add(kept)),
         ..Limits::default()
     };
     if let Err(error) = ensure("", all) {
@@ -384,21 +395,6 @@ fn make_class_cgroups(
     }
 
     Ok(())
-}
-
-fn node_fields(config: &Config, facts: &Facts, cgroups: &Cgroups) -> NodeFields {
-    let reserved = config.system_reserved;
-    let left = |all: u64, kept: u64| i64::try_from(all.saturating_sub(kept)).unwrap_or(i64::MAX);
-
-    NodeFields {
-        name: config.node.as_str().to_owned(),
-        ips: Vec::new(),
-        pod_ips: Vec::new(),
-        cpu_milli: left(facts.cpus * 1000, reserved.cpu_millis),
-        memory_bytes: left(facts.memory_bytes, reserved.memory_bytes),
-        storage_bytes: left(facts.ephemeral_storage_bytes, reserved.ephemeral_storage_bytes),
-        machine: Arc::new(machine::read(facts, cgroups, &config.root_dir)),
-    }
 }
 
 fn say_start(config: &Config, upstream: &Upstream) {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use podcore::pressure;
 use proto::ids::NodeName;
 use tracing::level_filters::LevelFilter;
 
@@ -50,6 +51,7 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
     let mut problems = Problems::default();
     let p = &mut problems;
     let image_policy = image_policy(p, &file);
+    let eviction = eviction(p, &file);
     let node = match NodeName::new(file.node_name) {
         Ok(node) => Some(node),
         Err(error) => {
@@ -95,6 +97,7 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
             file.max_parallel_pulls as usize
         },
         image_policy,
+        eviction,
         shutdown_grace: Duration::from_secs(p.within(
             "shutdownGraceSeconds",
             file.shutdown_grace_seconds,
@@ -130,6 +133,23 @@ fn pod_pids_max(p: &mut Problems, limit: i64) -> Option<i64> {
     }
 
     (limit > 0).then_some(limit)
+}
+
+fn eviction(p: &mut Problems, file: &File) -> pressure::Policy {
+    let texts = pressure::Texts {
+        hard: &file.eviction_hard,
+        soft: &file.eviction_soft,
+        soft_grace: &file.eviction_soft_grace_period,
+        min_reclaim: &file.eviction_minimum_reclaim,
+        transition: &file.eviction_pressure_transition_period,
+        pod_grace_max_s: file.eviction_max_pod_grace_period,
+    };
+    pressure::parse(&texts).unwrap_or_else(|wrong| {
+        for (field, message) in wrong {
+            p.add(field, message);
+        }
+        pressure::Policy::default()
+    })
 }
 
 fn cloud_address(p: &mut Problems, text: &str) -> Option<CloudAddress> {

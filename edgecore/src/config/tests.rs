@@ -74,6 +74,19 @@ fn bad_values_are_named() {
         "taints: [{key: a, effect: Never}]",
         &["taints[0].effect: \"Never\" is not NoSchedule, PreferNoSchedule or NoExecute"],
     );
+    check(
+        "evictionHard: {memory.available: lots}",
+        &[
+            "evictionHard.memory.available: \"lots\" is neither a quantity such as 100Mi nor a share such as 10%",
+        ],
+    );
+    check(
+        "evictionSoft: {nodefs.available: 10%}\nevictionPressureTransitionPeriod: soon",
+        &[
+            "evictionSoft.nodefs.available: needs a period in evictionSoftGracePeriod.nodefs.available",
+            "evictionPressureTransitionPeriod: \"soon\" is not a time such as 30s, 1m30s or 2h",
+        ],
+    );
     check("nodeLabels: {'a b': c}", &["nodeLabels: \"a b\" is not a label key ([prefix/]name)"]);
 }
 

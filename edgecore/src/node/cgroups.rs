@@ -102,6 +102,19 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
+    /// Processes in the cgroup that the runtime is told as `parent`, if the kernel counts them.
+    pub fn processes(&self, parent: &str) -> Option<u64> {
+        let path = path_of(parent);
+        let counts = |h: &&Hierarchy| {
+            h.unified || h.controllers.iter().any(|controller| controller == "pids")
+        };
+        let mut counted = self.hierarchies.iter().filter(counts).filter_map(|hierarchy| {
+            read_trimmed(hierarchy.mount.join(&path).join("pids.current"))?.parse().ok()
+        });
+
+        counted.next()
+    }
+
     /// Finds the hierarchies of this machine.
     pub fn detect() -> Result<Self, CgroupError> {
         let table = fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::NotMounted)?;

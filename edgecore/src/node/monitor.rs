@@ -1,20 +1,20 @@
 //! Watches the runtime and the machine, tells the link how healthy this node is, and reports the
 //! Node object when something about it changed.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cri::{Runtime, RuntimeVersion};
 use podcore::abilities::Abilities;
+use podcore::pressure::{Observations, Verdict, Watch};
 use proto::wire::{Health, Report, ReportKey};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::abilities::abilities;
 use super::facts::Facts;
-use super::pressure::{self, Pressure};
+use super::pressure::Watched;
 use super::status::{Condition, Image, Live, NodeReport, RuntimeAbilities, Wanted, report};
 use crate::clock;
 use crate::link::Upstream;
@@ -68,8 +68,8 @@ impl Default for Beat {
 pub struct Monitor {
     /// What is configured.
     pub wanted: Wanted,
-    /// Where volumes are, to see how full that file system is.
-    pub root_dir: PathBuf,
+    /// Where to see what there is of memory and disks, and who is to know.
+    pub pressure: Watched,
     /// What the machine is.
     pub facts: Facts,
     /// Which runtime it is, once that is known.
@@ -95,8 +95,9 @@ pub async fn run(mut monitor: Monitor, stop: CancellationToken) {
     let mut images_at: Option<Instant> = None;
     let mut conditions: Vec<Condition> = Vec::new();
     let mut reported: Option<NodeReport> = None;
+    let (mut watch, began) = (Watch::default(), clock::instant());
     loop {
-        let not_ready = monitor.ask_runtime(&runtime_beat).await;
+        let mut not_ready = monitor.ask_runtime(&runtime_beat).await;
         let due = images_at.is_none_or(|at| at.elapsed() >= IMAGES_PERIOD);
         if due
             && not_ready.is_empty()
@@ -107,7 +108,11 @@ pub async fn run(mut monitor: Monitor, stop: CancellationToken) {
         }
         monitor.tell_health(&runtime_beat, not_ready.is_empty());
 
-        let next = monitor.report(&images, not_ready, &conditions).await;
+        monitor.find_images().await;
+        let seen = monitor.look(&mut not_ready).await;
+        let verdict = watch.observe(&monitor.pressure.policy, &seen, began.elapsed());
+        let next = monitor.report(&images, not_ready, &verdict, &conditions);
+        monitor.pressure.tell(verdict, seen);
         if reported.as_ref() != Some(&next) {
             monitor.send(&next);
             conditions = next.conditions().to_vec();
@@ -165,25 +170,45 @@ impl Monitor {
         Some(images.into_iter().map(image).collect())
     }
 
-    async fn report(
+    /// Asks the runtime where images are, until it says so.
+    async fn find_images(&self) {
+        let places = &self.pressure.places;
+        if places.borrow().images.is_some() {
+            return;
+        }
+        let told = self.runtime.image_fs_info().await.ok();
+        let mut disks = told.into_iter().flat_map(|told| told.image_filesystems);
+        let found = disks.find_map(|disk| Some(disk.fs_id?.mountpoint));
+        if let Some(path) = found.filter(|path| !path.is_empty()) {
+            places.send_modify(|places| places.images = Some(path.into()));
+        }
+    }
+
+    /// What there is of memory and disks.
+    async fn look(&self, not_ready: &mut Vec<String>) -> Observations {
+        let places = self.pressure.places.borrow().clone();
+        let root = places.root.clone();
+        let look = crate::blocking::run(move || places.look());
+        tokio::time::timeout(STATUS_DEADLINE, look).await.unwrap_or_else(|_elapsed| {
+            not_ready.push(format!("the disk of {} does not answer", root.display()));
+            Observations::new()
+        })
+    }
+
+    fn report(
         &self,
         images: &[Image],
-        mut not_ready: Vec<String>,
+        not_ready: Vec<String>,
+        verdict: &Verdict,
         before: &[Condition],
     ) -> NodeReport {
-        let (root, pid_max) = (self.root_dir.clone(), self.facts.pid_max);
-        let read = crate::blocking::run(move || pressure::read(&root, pid_max));
-        let pressure =
-            tokio::time::timeout(STATUS_DEADLINE, read).await.unwrap_or_else(|_elapsed| {
-                not_ready.push(format!("the disk of {} does not answer", self.root_dir.display()));
-                Pressure::default()
-            });
+        let has = |condition: &str| verdict.conditions.contains(&condition);
         let live = Live {
             runtime_version: self.runtime_version(),
             not_ready,
-            memory_pressure: pressure.memory,
-            disk_pressure: pressure.disk,
-            pid_pressure: pressure.pids,
+            memory_pressure: has("MemoryPressure"),
+            disk_pressure: has("DiskPressure"),
+            pid_pressure: has("PIDPressure"),
             images: images.to_vec(),
             runtime: RuntimeAbilities::of(&self.abilities.borrow()),
         };

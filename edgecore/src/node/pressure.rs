@@ -1,55 +1,129 @@
-//! Whether memory, disk or process numbers run out, by the kubelet's default thresholds.
+//! What there is of memory, disks and process numbers at this moment.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use podcore::pressure::{Observations, Policy, Seen, Signal, Threshold, Verdict};
+use tokio::sync::watch;
+
+use super::gate::Gate;
 use crate::blocking::read_trimmed;
 
-/// `memory.available<100Mi`
-const MEMORY_BYTES_MIN: u64 = 100 << 20;
-/// `nodefs.available<10%`
-const DISK_PERCENT_MIN: u64 = 10;
-/// `nodefs.inodesFree<5%`
-const INODES_PERCENT_MIN: u64 = 5;
-/// Share of process numbers that must be free; the kubelet leaves its threshold to the operator.
-const PIDS_PERCENT_MIN: u64 = 5;
-
-/// What runs out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pressure {
-    /// Memory does.
-    pub memory: bool,
-    /// Space or inodes of the file system with volumes do.
-    pub disk: bool,
-    /// Process numbers do.
-    pub pids: bool,
+/// Where to look.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// On the file system of volumes and logs.
+    pub root: PathBuf,
+    /// On the file system of images and writable layers, once the runtime has said where that is.
+    pub images: Option<PathBuf>,
+    /// Processes the kernel allows.
+    pub pid_max: u64,
 }
 
-/// Reads the state of this moment. What cannot be read is taken not to run out.
-pub fn read(root_dir: &Path, pid_max: u64) -> Pressure {
-    let meminfo = read_trimmed("/proc/meminfo").unwrap_or_default();
-    let loadavg = read_trimmed("/proc/loadavg").unwrap_or_default();
-    let disk = rustix::fs::statvfs(root_dir);
+/// What the node was short of at the last look.
+#[derive(Clone, Debug, Default)]
+pub struct Short {
+    /// Thresholds that something must be done about, the most urgent first.
+    pub due: Vec<Threshold>,
+    /// What was seen.
+    pub seen: Observations,
+}
 
-    Pressure {
-        memory: available(&meminfo).is_some_and(|bytes| bytes < MEMORY_BYTES_MIN),
-        disk: disk.is_ok_and(|disk| {
-            below(disk.f_bavail, disk.f_blocks, DISK_PERCENT_MIN)
-                || below(disk.f_favail, disk.f_files, INODES_PERCENT_MIN)
-        }),
-        pids: processes(&loadavg)
-            .is_some_and(|used| below(pid_max.saturating_sub(used), pid_max, PIDS_PERCENT_MIN)),
+/// What the one who looks tells.
+#[derive(Debug)]
+pub struct Watched {
+    /// When it is too little.
+    pub policy: Arc<Policy>,
+    /// Closed to pods while it is.
+    pub gate: Gate,
+    /// Where to look.
+    pub places: watch::Sender<Places>,
+    /// What is due, at every look.
+    pub short: watch::Sender<Short>,
+}
+
+/// What those hear who do something about it.
+#[derive(Clone, Debug)]
+pub struct Shortages {
+    /// When it is too little.
+    pub policy: Arc<Policy>,
+    /// Closed to pods while it is.
+    pub gate: Gate,
+    /// Where to look again.
+    pub places: watch::Receiver<Places>,
+    /// What is due, at every look.
+    pub short: watch::Receiver<Short>,
+}
+
+/// Both ends.
+pub fn channel(policy: Policy, places: Places) -> (Watched, Shortages) {
+    let (policy, gate) = (Arc::new(policy), Gate::default());
+    let (places, places_seen) = watch::channel(places);
+    let (short, short_seen) = watch::channel(Short::default());
+    let heard = Shortages {
+        policy: Arc::clone(&policy),
+        gate: gate.clone(),
+        places: places_seen,
+        short: short_seen,
+    };
+
+    (Watched { policy, gate, places, short }, heard)
+}
+
+impl Watched {
+    /// Takes in what a look came to: closed to pods, and told to those who do something about it.
+    pub fn tell(&self, verdict: Verdict, seen: Observations) {
+        self.gate.press(verdict.conditions);
+        // Nobody hears it after the pods' task has ended.
+        let _pods_ended = self.short.send(Short { due: verdict.due, seen });
     }
 }
 
-/// Whether `free` is less than `percent` of `all`. File systems without inodes say 0 of 0.
-fn below(free: u64, all: u64, percent: u64) -> bool {
-    u128::from(free) * 100 < u128::from(all) * u128::from(percent)
+impl Places {
+    /// Looks. What cannot be read is left out.
+    pub fn look(&self) -> Observations {
+        let meminfo = read_trimmed("/proc/meminfo").unwrap_or_default();
+        let loadavg = read_trimmed("/proc/loadavg").unwrap_or_default();
+        let mut seen = Observations::new();
+        seen.extend(memory(&meminfo).map(|memory| (Signal::MemoryAvailable, memory)));
+        let disks = [
+            (Some(&self.root), Signal::NodeFsAvailable, Signal::NodeFsInodesFree),
+            (self.images.as_ref(), Signal::ImageFsAvailable, Signal::ImageFsInodesFree),
+        ];
+        for (path, space, inodes) in disks {
+            let Some(Ok(disk)) = path.map(rustix::fs::statvfs) else { continue };
+            let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+            let (available, capacity) = (bytes(disk.f_bavail), bytes(disk.f_blocks));
+            seen.insert(space, Seen { available, capacity });
+            // File systems without inodes say 0 of 0.
+            let free = Seen { available: disk.f_favail, capacity: disk.f_files };
+            seen.extend((disk.f_files > 0).then_some((inodes, free)));
+        }
+        let pids = processes(&loadavg).map(|used| Seen {
+            available: self.pid_max.saturating_sub(used),
+            capacity: self.pid_max,
+        });
+        seen.extend(pids.map(|pids| (Signal::PidAvailable, pids)));
+
+        seen
+    }
+
+    /// Whether images and writable layers are on another file system than volumes.
+    pub fn has_image_disk(&self) -> bool {
+        let device = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
+
+        self.images.as_ref().is_some_and(|images| device(images) != device(&self.root))
+    }
 }
 
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+fn memory(meminfo: &str) -> Option<Seen> {
+    let bytes = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    };
 
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    Some(Seen { available: bytes("MemAvailable:")?, capacity: bytes("MemTotal:")? })
 }
 
 /// `0.2 0.1 0.0 1/257 4242`: 257 threads exist.
@@ -62,21 +136,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_compared_without_overflow() {
-        for (free, all, percent, expected) in [
-            (9, 100, 10, true),
-            (10, 100, 10, false),
-            (0, 0, 5, false),
-            (u64::MAX, u64::MAX, 10, false),
-        ] {
-            assert_eq!(below(free, all, percent), expected, "{free}/{all}");
-        }
+    fn kernel_files_are_understood() {
+        let seen = Seen { available: 4096, capacity: 5120 };
+        assert_eq!(memory("MemTotal: 5 kB\nMemAvailable:   4 kB\n"), Some(seen));
+        assert_eq!(processes("0.20 0.18 0.12 1/257 4242"), Some(257));
+        assert_eq!((memory(""), processes("")), (None, None));
     }
 
     #[test]
-    fn kernel_files_are_understood() {
-        assert_eq!(available("MemTotal: 5 kB\nMemAvailable:   4 kB\n"), Some(4096));
-        assert_eq!(processes("0.20 0.18 0.12 1/257 4242"), Some(257));
-        assert_eq!((available(""), processes("")), (None, None));
+    fn this_machine_is_seen_in_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().to_owned();
+        let places = Places { root: path.clone(), images: Some(path), pid_max: 1 << 22 };
+        let seen = places.look();
+
+        assert!(!places.has_image_disk());
+        assert_eq!(seen.get(&Signal::NodeFsAvailable), seen.get(&Signal::ImageFsAvailable));
+        for signal in [Signal::MemoryAvailable, Signal::NodeFsAvailable, Signal::PidAvailable] {
+            let seen = seen[&signal];
+            assert!(seen.available <= seen.capacity && seen.capacity > 0, "{signal:?} {seen:?}");
+        }
+        let elsewhere = Places { images: Some("/proc".into()), ..places };
+        assert!(elsewhere.has_image_disk());
     }
 }

@@ -267,7 +267,8 @@ fn binary(bytes: u64) -> String {
     }
 }
 
-fn labels(wanted: &Wanted, facts: &Facts) -> BTreeMap<String, String> {
+/// Labels that the Node object is registered with.
+pub fn labels(wanted: &Wanted, facts: &Facts) -> BTreeMap<String, String> {
     let own = [
         ("kubernetes.io/hostname", wanted.name.as_str()),
         ("kubernetes.io/os", "linux"),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cri::Runtime;
 use k8s_openapi::api::core::v1::Container;
 use podcore::abilities::Abilities;
+use podcore::admission;
 use podcore::dns::{ResolvConf, Resolvers};
 use podcore::env::NodeFields;
 use podcore::pod::PodView;
@@ -25,6 +26,7 @@ use crate::events::{self, EventType, Subject};
 use crate::layout::Layout;
 use crate::link::{LinkState, Upstream};
 use crate::node::cgroups::Cgroups;
+use crate::node::gate::Gate;
 
 /// Sandboxes and containers started at once. More only compete for the runtime's locks and the
 /// CPUs: on 2 CPUs containerd starts 20 pods in the same time whether 6 or 20 are asked for at once.
@@ -69,6 +71,10 @@ pub struct Context {
     pub resolv_conf: PathBuf,
     /// For the downward API; without addresses.
     pub fields: NodeFields,
+    /// The node as pods are taken in by it, where the cloud says nothing else.
+    pub own: admission::Node,
+    /// What keeps pods from being taken in.
+    pub gate: Gate,
     /// The node's addresses now.
     pub addresses: watch::Receiver<Vec<String>>,
     /// Whether the cloud is in reach.

@@ -57,30 +57,7 @@ async fn look(context: &Context, since: &mut BTreeMap<String, Instant>) -> Resul
         since.clear();
         return Ok(());
     };
-    let needed = needed(context).await?;
-    let now = clock::instant();
-    let unneeded: Vec<_> = context
-        .runtime
-        .list_images()
-        .await?
-        .into_iter()
-        .filter(|image| !image.pinned && !is_pause(image) && !needed.contains(&image.id))
-        .map(|image| {
-            let since = *since.entry(image.id.clone()).or_insert(now);
-            Unneeded { id: image.id, size: image.size, since }
-        })
-        .collect();
-    since.retain(|id, _| unneeded.iter().any(|image| image.id == *id));
-    let chosen = choose(unneeded, to_free, policy.age_min, now);
-    let found: u64 = chosen.iter().map(|image| image.size).sum();
-    for image in chosen {
-        let id = image.id;
-        tracing::info!(id, bytes = image.size, "removing an image that no pod needs");
-        let spec = v1::ImageSpec { image: id.clone(), ..v1::ImageSpec::default() };
-        context.runtime.remove_image(spec).await?;
-        since.remove(&id);
-    }
-    context.images.changed();
+    let found = remove(context, since, to_free, policy.age_min).await?;
     if found < to_free {
         // The kubelet's words.
         let message = format!(
@@ -99,6 +76,49 @@ async fn look(context: &Context, since: &mut BTreeMap<String, Instant>) -> Resul
     }
 
     Ok(())
+}
+
+/// Removes every image that no pod needs: the node is short of disk space.
+pub async fn remove_unneeded(context: &Context) -> Result<(), CriError> {
+    let freed = remove(context, &mut BTreeMap::new(), u64::MAX, Duration::ZERO).await?;
+    tracing::info!(bytes = freed, "removed the images that no pod needs");
+
+    Ok(())
+}
+
+/// Removes images that no pod needs until so much is free; answers how much that was.
+async fn remove(
+    context: &Context,
+    since: &mut BTreeMap<String, Instant>,
+    to_free: u64,
+    age_min: Duration,
+) -> Result<u64, CriError> {
+    let needed = needed(context).await?;
+    let now = clock::instant();
+    let unneeded: Vec<_> = context
+        .runtime
+        .list_images()
+        .await?
+        .into_iter()
+        .filter(|image| !image.pinned && !is_pause(image) && !needed.contains(&image.id))
+        .map(|image| {
+            let since = *since.entry(image.id.clone()).or_insert(now);
+            Unneeded { id: image.id, size: image.size, since }
+        })
+        .collect();
+    since.retain(|id, _| unneeded.iter().any(|image| image.id == *id));
+    let chosen = choose(unneeded, to_free, age_min, now);
+    let found: u64 = chosen.iter().map(|image| image.size).sum();
+    for image in chosen {
+        let id = image.id;
+        tracing::info!(id, bytes = image.size, "removing an image that no pod needs");
+        let spec = v1::ImageSpec { image: id.clone(), ..v1::ImageSpec::default() };
+        context.runtime.remove_image(spec).await?;
+        since.remove(&id);
+    }
+    context.images.changed();
+
+    Ok(found)
 }
 
 /// How much must go; `None` while there is room.

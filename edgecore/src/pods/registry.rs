@@ -6,8 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use podcore::admission::Claim;
+use podcore::observed::{Admission, Eviction};
 use podcore::probe::{Answers, ProbeKind};
 use proto::ids::{ObjectKey, Uid};
+use tokio::sync::Notify;
 
 use super::wake::Wake;
 use crate::kubelet_api::{ContainerState, Incarnation, PodFacts, PodLookup, PodRef};
@@ -21,8 +24,6 @@ pub struct Entry {
     pub held: BTreeMap<String, i32>,
     /// Thousandths of a CPU that it requests, if it is a burstable pod.
     pub burstable_milli: i64,
-    /// Thousandths of a CPU and bytes of memory that it requests, until it has ended.
-    pub requests: (i64, i64),
     /// What logs and exec want to know.
     pub pod: Option<PodRef>,
     /// The cgroup its containers are put under, as the runtime is told.
@@ -33,11 +34,28 @@ pub struct Entry {
     pub status: Bytes,
     /// What its probes have answered.
     pub answers: Vec<(String, ProbeKind, Answers)>,
+    /// It has limits of disk space.
+    pub has_limits: bool,
+    /// It ends, or has ended.
+    pub ends: bool,
+    /// Nothing of it runs any more, and nothing of it is left in the file system.
+    pub is_cleaned: bool,
+}
+
+/// A pod that has a task.
+#[derive(Debug, Default)]
+struct Known {
+    wake: Arc<Wake>,
+    entry: Entry,
+    /// What it has of the node: from when it is taken in until nothing of it runs any more.
+    claim: Option<Claim>,
+    admission: Admission,
+    eviction: Option<Eviction>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    pods: BTreeMap<Uid, (Arc<Wake>, Entry)>,
+    pods: BTreeMap<Uid, Known>,
     /// From container and sandbox ids.
     by_id: BTreeMap<String, Uid>,
     /// Objects whose changes concern pods, and back.
@@ -47,13 +65,16 @@ struct State {
 
 /// All pods with a task.
 #[derive(Clone, Debug, Default)]
-pub struct Registry(Arc<Mutex<State>>);
+pub struct Registry {
+    state: Arc<Mutex<State>>,
+    released: Arc<Notify>,
+}
 
 impl Registry {
     /// A panic while the lock was held leaves maps that are at worst out of step, which the next
     /// entry of the pod repairs.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A pod has a task now; changes of the object under `key` concern it, and the runtime holds
@@ -64,9 +85,86 @@ impl Registry {
         let mut state = self.state();
         state.link(pod, &entry);
         state.refer(pod, [key].into());
-        state.pods.insert(pod.clone(), (Arc::clone(&wake), entry));
+        let known = Known { wake: Arc::clone(&wake), entry, ..Known::default() };
+        state.pods.insert(pod.clone(), known);
 
         wake
+    }
+
+    /// It is decided whether the pod is taken in, and with what.
+    pub fn decide(&self, pod: &Uid, admission: Admission, claim: Option<Claim>) {
+        if let Some(known) = self.state().pods.get_mut(pod) {
+            (known.admission, known.claim) = (admission, claim);
+            known.wake.because(|reasons| reasons.report = true);
+        }
+    }
+
+    /// Ends the pod, if it has a task.
+    pub fn evict(&self, pod: &Uid, eviction: Eviction) {
+        if let Some(known) = self.state().pods.get_mut(pod) {
+            known.eviction = Some(eviction);
+            known.wake.because(|reasons| reasons.report = true);
+        }
+    }
+
+    /// What was decided about the pod.
+    pub fn decided(&self, pod: &Uid) -> (Admission, Option<Eviction>) {
+        let state = self.state();
+        let decided = state.pods.get(pod).map(|k| (k.admission.clone(), k.eviction.clone()));
+
+        decided.unwrap_or_default()
+    }
+
+    /// What the pod has of the node now.
+    pub fn claim(&self, pod: &Uid, claim: Option<Claim>) {
+        let is_released = self.state().pods.get_mut(pod).is_some_and(|known| {
+            let is_released = known.claim.is_some() && claim.is_none();
+            known.claim = claim;
+            is_released
+        });
+        if is_released {
+            self.released.notify_one();
+        }
+    }
+
+    /// What pods have of the node.
+    pub fn claims(&self) -> BTreeMap<Uid, Claim> {
+        let state = self.state();
+        let claims =
+            state.pods.iter().filter_map(|(uid, known)| Some((uid.clone(), known.claim.clone()?)));
+
+        claims.collect()
+    }
+
+    /// Pods that were taken in and go on.
+    pub fn active(&self) -> Vec<Uid> {
+        self.select(Known::is_active)
+    }
+
+    /// Those of them that have limits of disk space.
+    pub fn limited(&self) -> Vec<Uid> {
+        self.select(|known| known.is_active() && known.entry.has_limits)
+    }
+
+    /// Pods that have ended, of which only records are left.
+    pub fn cleaned(&self) -> Vec<Uid> {
+        self.select(|known| known.entry.is_cleaned)
+    }
+
+    /// Whether of the pod only records are left, if anything.
+    pub fn is_cleaned(&self, pod: &Uid) -> bool {
+        self.state().pods.get(pod).is_none_or(|known| known.entry.is_cleaned)
+    }
+
+    fn select(&self, wanted: impl Fn(&Known) -> bool) -> Vec<Uid> {
+        let state = self.state();
+
+        state.pods.iter().filter(|(_, known)| wanted(known)).map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// Waits until some pod has given back what it had.
+    pub async fn released(&self) {
+        self.released.notified().await;
     }
 
     /// Changes of these objects concern the pod, its own among them: to be said before they are read, so
@@ -80,8 +178,8 @@ impl Registry {
         let mut state = self.state();
         state.unlink(pod);
         state.link(pod, &entry);
-        if let Some((_, held)) = state.pods.get_mut(pod) {
-            *held = entry;
+        if let Some(known) = state.pods.get_mut(pod) {
+            known.entry = entry;
         }
     }
 
@@ -96,7 +194,11 @@ impl Registry {
         state.unlink(pod);
         state.refer(pod, BTreeSet::new());
         state.by_id.retain(|_, owner| owner != pod);
-        state.pods.remove(pod);
+        let had = state.pods.remove(pod).and_then(|known| known.claim);
+        drop(state);
+        if had.is_some() {
+            self.released.notify_one();
+        }
     }
 
     /// Whether the pod has a task.
@@ -111,7 +213,7 @@ impl Registry {
 
     /// The inbox of the pod.
     pub fn wake(&self, pod: &Uid) -> Option<Arc<Wake>> {
-        self.state().pods.get(pod).map(|(wake, _)| Arc::clone(wake))
+        self.state().pods.get(pod).map(|known| Arc::clone(&known.wake))
     }
 
     /// The inbox of the pod that owns this container or sandbox.
@@ -119,7 +221,7 @@ impl Registry {
         let state = self.state();
         let pod = state.by_id.get(id)?;
 
-        state.pods.get(pod).map(|(wake, _)| Arc::clone(wake))
+        state.pods.get(pod).map(|known| Arc::clone(&known.wake))
     }
 
     /// The inboxes of the pods that reference the object.
@@ -127,13 +229,13 @@ impl Registry {
         let state = self.state();
         let pods = state.by_reference.get(key).into_iter().flatten();
 
-        pods.filter_map(|pod| state.pods.get(pod)).map(|(wake, _)| Arc::clone(wake)).collect()
+        pods.filter_map(|pod| state.pods.get(pod)).map(|known| Arc::clone(&known.wake)).collect()
     }
 
     /// The instances that run, and where their logs are.
     pub fn running(&self) -> Vec<Incarnation> {
         let state = self.state();
-        let pods = state.pods.values().filter_map(|(_, entry)| entry.pod.as_ref());
+        let pods = state.pods.values().filter_map(|known| known.entry.pod.as_ref());
         let running = pods.flat_map(|pod| &pod.containers).filter_map(|container| {
             let ContainerState::Running(instance) = &container.state else { return None };
             Some(instance.clone())
@@ -144,7 +246,7 @@ impl Registry {
 
     /// What the task of the pod believes the runtime to hold.
     pub fn held(&self, pod: &Uid) -> Option<BTreeMap<String, i32>> {
-        self.state().pods.get(pod).map(|(_, entry)| entry.held.clone())
+        self.state().pods.get(pod).map(|known| known.entry.held.clone())
     }
 
     /// Thousandths of a CPU and bytes of memory that all pods but this one request.
@@ -152,14 +254,15 @@ impl Registry {
         let state = self.state();
         let others = state.pods.iter().filter(|(uid, _)| *uid != pod);
 
-        others.fold((0, 0), |(cpu, memory), (_, (_, entry))| {
-            (cpu.saturating_add(entry.requests.0), memory.saturating_add(entry.requests.1))
+        let others = others.filter_map(|(_, known)| known.claim.as_ref());
+        others.fold((0, 0), |(cpu, memory), Claim { requests, .. }| {
+            (cpu.saturating_add(requests.cpu_milli), memory.saturating_add(requests.memory))
         })
     }
 
     /// Thousandths of a CPU that all burstable pods request.
     pub fn burstable_milli(&self) -> i64 {
-        self.state().pods.values().map(|(_, entry)| entry.burstable_milli).sum()
+        self.state().pods.values().map(|known| known.entry.burstable_milli).sum()
     }
 }
 
@@ -170,15 +273,17 @@ impl PodLookup for Registry {
         let named = state
             .pods
             .values()
-            .filter(|(_, entry)| entry.name.0 == namespace && entry.name.1 == name)
-            .filter_map(|(_, entry)| entry.pod.as_ref());
+            .map(|known| &known.entry)
+            .filter(|entry| entry.name.0 == namespace && entry.name.1 == name)
+            .filter_map(|entry| entry.pod.as_ref());
 
         named.max_by_key(|pod| pod.sandbox.is_some()).cloned()
     }
 
     fn all(&self) -> Vec<PodFacts> {
         let state = self.state();
-        let facts = state.pods.iter().filter_map(|(uid, (_, entry))| {
+        let facts = state.pods.iter().filter_map(|(uid, known)| {
+            let entry = &known.entry;
             let pod = entry.pod.as_ref()?;
             let is_running = |state: &ContainerState| matches!(state, ContainerState::Running(_));
             Some(PodFacts {
@@ -194,6 +299,15 @@ impl PodLookup for Registry {
         });
 
         facts.collect()
+    }
+}
+
+impl Known {
+    fn is_active(&self) -> bool {
+        self.claim.is_some()
+            && self.admission == Admission::Granted
+            && self.eviction.is_none()
+            && !self.entry.ends
     }
 }
 
@@ -222,8 +336,8 @@ impl State {
     }
 
     fn unlink(&mut self, pod: &Uid) {
-        let Some((_, entry)) = self.pods.get(pod) else { return };
-        for id in entry.held.keys() {
+        let Some(known) = self.pods.get(pod) else { return };
+        for id in known.entry.held.keys() {
             self.by_id.remove(id);
         }
     }

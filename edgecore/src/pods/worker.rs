@@ -79,21 +79,16 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A task for `object`. `listed` is what the runtime held of the pod when the agent started.
+    /// A task for `object`. `stored` is the memory as the store holds it, `listed` what the runtime held
+    /// of the pod when the agent started.
     pub fn new(
         context: Arc<Context>,
         object: Object,
         wake: Arc<Wake>,
-        memory: &[u8],
+        memory: Memory,
+        stored: Vec<u8>,
         listed: Option<&Listed>,
     ) -> Self {
-        let remembered = serde_json::from_slice(memory).unwrap_or_else(|error| {
-            if !memory.is_empty() {
-                tracing::warn!(%error, "the memory of the pod is not understood, starting afresh");
-            }
-            Memory::default()
-        });
-
         let is_gone = context.desired.get(&object.key).is_none();
 
         Self {
@@ -104,8 +99,8 @@ impl Worker {
             is_gone,
             parsed: None,
             unreadable: None,
-            memory: remembered,
-            stored: memory.to_vec(),
+            memory,
+            stored,
             store_retry: None,
             observed: Observed::default(),
             logs: BTreeMap::new(),
@@ -206,6 +201,8 @@ impl Worker {
         self.observed.room = Some(self.room());
         self.observed.abilities = Arc::clone(&self.context.abilities.borrow());
         self.observed.clock_set_s = clock::set_s();
+        (self.observed.admission, self.observed.eviction) =
+            self.context.registry.decided(&self.uid);
         let before = self.memory.clone();
         let next = plan(&pod, &before, &self.observed, now);
 
@@ -218,6 +215,9 @@ impl Worker {
             return earlier(next.wake_at, Some(retry_at));
         }
         self.memory.clone_from(&next.memory);
+        if !self.memory.is_admitted() {
+            return next.wake_at;
+        }
         let pod = granted(&pod, &next.memory).map_or(pod, Arc::new);
         if next.memory.resize.in_progress != before.resize.in_progress {
             // Files may tell what the containers have.

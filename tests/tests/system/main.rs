@@ -14,6 +14,7 @@ mod crash;
 mod damage;
 mod deleted_node;
 mod deletes;
+mod evictions;
 mod granted;
 mod inside;
 mod killed;

@@ -2,6 +2,7 @@
 //! small node (`sim`), which also checks at every step what must hold of any plan.
 
 mod ephemeral;
+mod evict;
 mod hooks;
 mod images;
 mod init;

@@ -72,6 +72,8 @@ pub(super) fn stop_containers(
         plan.memory.transient.stopping = None;
         return false;
     }
+    let evicted = plan.memory.ended.as_ref().and_then(|ended| ended.grace_s);
+    let whole_s = evicted.map_or_else(|| pod.grace_seconds(), |own| own.min(pod.grace_seconds()));
     let begun = Stopping { since: now, turns: BTreeMap::new() };
     let mut stopping = plan.memory.transient.stopping.take().unwrap_or(begun);
     stopping.turns.retain(|id, _| live.iter().any(|container| container.id == *id));
@@ -79,10 +81,10 @@ pub(super) fn stop_containers(
         // The whole grace each time: a deletion with a smaller one gives another action, the passing of
         // time does not. After a restart of the agent the grace begins anew, as with the kubelet.
         let grace_s = match followers(pod, container) {
-            None => pod.grace_seconds(),
+            None => whole_s,
             Some(followers) => {
                 let waits = live.iter().any(|other| followers.contains(&other.name.as_str()));
-                match turn(&mut stopping, container, pod.grace_seconds(), waits, now) {
+                match turn(&mut stopping, container, whole_s, waits, now) {
                     Ok(grace_s) => grace_s,
                     Err(at) => {
                         plan.wake(at);

@@ -77,6 +77,11 @@ pub fn pod_request(pod: &PodView, name: &str) -> i64 {
     total(pod, Side::Requests, name).unwrap_or(0).saturating_add(overhead(pod, name))
 }
 
+/// What all of the pod may have of a resource at most, if anything is said of it.
+pub fn pod_limit(pod: &PodView, name: &str) -> Option<i64> {
+    total(pod, Side::Limits, name)
+}
+
 /// What of the pod's own memory request no container asks for: each counts an equal part of it (kubelet:
 /// `remainingPodMemReqPerContainer`).
 pub(super) fn spare_memory_share(pod: &PodView) -> i64 {

@@ -23,6 +23,7 @@ pub struct Facts {
 }
 
 const SCHEDULED: &str = "PodScheduled";
+const DISRUPTED: &str = "DisruptionTarget";
 const SANDBOX: &str = "PodReadyToStartContainers";
 const INITIALIZED: &str = "Initialized";
 const CONTAINERS_READY: &str = "ContainersReady";
@@ -79,17 +80,24 @@ fn closed_gates(pod: &PodView) -> Vec<String> {
 }
 
 /// The value of each condition.
-fn values(memory: &Memory, facts: &Facts) -> [(&'static str, bool); 5] {
+fn values(memory: &Memory, facts: &Facts) -> Vec<(&'static str, bool)> {
     let ready = facts.unready.is_empty() && memory.ended.is_none();
     let succeeded = memory.ended.as_ref().is_some_and(|ended| ended.succeeded);
-
-    [
+    let disrupted = disruption(memory).map(|_| (DISRUPTED, true));
+    let own = [
         (SANDBOX, facts.has_sandbox),
         (INITIALIZED, facts.incomplete.is_empty() || succeeded),
         (READY, ready && facts.closed.is_empty()),
         (CONTAINERS_READY, ready),
         (SCHEDULED, true),
-    ]
+    ];
+
+    own.into_iter().chain(disrupted).collect()
+}
+
+/// Why the node ended the pod: told when nothing of it can run any more (kubelet: `mergePodStatus`).
+fn disruption(memory: &Memory) -> Option<&String> {
+    memory.ended.as_ref().filter(|ended| ended.stopped)?.disruption.as_ref()
 }
 
 /// Keeps when each condition last changed.
@@ -156,6 +164,7 @@ fn why(
     };
     match name {
         INITIALIZED if succeeded == Some(true) => (Some("PodCompleted".to_owned()), None),
+        DISRUPTED => (Some("TerminationByKubelet".to_owned()), disruption(memory).cloned()),
         _ if status => (None, None),
         INITIALIZED => {
             (Some("ContainersNotInitialized".to_owned()), list("incomplete", &facts.incomplete))

@@ -18,9 +18,6 @@ pub(super) fn of_volume(volume: &Volume, refused: &mut Vec<String>) {
         if !matches!(medium, "" | "Memory") {
             refused.push(format!("volume {}: medium {medium}", volume.name));
         }
-        if medium.is_empty() && dir.size_limit.as_ref().is_some_and(|size| size.0 != "0") {
-            refused.push(format!("volume {}: sizeLimit on disk", volume.name));
-        }
         if dir.mode.is_some() {
             refused.push(format!("volume {}: mode", volume.name));
         }

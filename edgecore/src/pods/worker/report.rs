@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
+use podcore::eviction::has_limits;
 use podcore::memory::Memory;
+use podcore::observed::VolumesState;
 use podcore::pod::PodView;
 use podcore::probe::{Answers, ProbeKind};
 use podcore::resize::{Amount, Room};
@@ -14,6 +16,7 @@ use podcore::status::{StatusContext, status};
 use proto::wire::{Report, ReportKey};
 
 use super::Worker;
+use crate::pods::admit::claim;
 use crate::pods::lookup::{Logs, pod_ref};
 use crate::pods::observe;
 use crate::pods::registry::Entry;
@@ -34,7 +37,10 @@ impl Worker {
             name: (pod.namespace.clone(), pod.name.clone()),
             held,
             burstable_milli: burstable_milli(pod),
-            requests: self.requests(pod),
+            has_limits: has_limits(pod),
+            ends: pod.is_deleted() || self.memory.ended.is_some(),
+            is_cleaned: self.memory.ended.as_ref().is_some_and(|ended| ended.stopped)
+                && self.observed.volumes == VolumesState::Gone,
             pod: Some(pod_ref(pod, &self.observed, &self.memory, status, logs)),
             cgroup: cgroup_parent(pod, &self.context.cgroup_root, self.context.cgroup_driver),
             started_at: status.start_time.as_ref().map(|time| time.0),
@@ -42,15 +48,9 @@ impl Worker {
             answers: answers(&self.memory),
         };
         self.context.registry.update(&self.uid, entry);
-    }
-
-    /// What the pod takes from the others.
-    fn requests(&self, pod: &PodView) -> (i64, i64) {
-        if self.memory.ended.as_ref().is_some_and(|ended| ended.stopped) {
-            return (0, 0);
-        }
-
-        (pod_request(pod, "cpu"), pod_request(pod, "memory"))
+        // What the API server has forgotten is not counted there either.
+        let claim = (!self.is_gone).then(|| claim(pod, &self.memory)).flatten();
+        self.context.registry.claim(&self.uid, claim);
     }
 
     /// What the node has for the pod.

@@ -10,11 +10,14 @@ use proptest::prelude::*;
 
 use super::random::{config, spec};
 use super::*;
+use crate::admission::Refusal;
 use crate::memory::{
     Backoff, ConditionMemory, ContainerMemory, Ended, Failure, ImageFound, ImageNote, Memory,
     Probed, Termination, Transient,
 };
-use crate::observed::{ContainerState, ContainerView, Observed, SandboxView, VolumesState};
+use crate::observed::{
+    Admission, ContainerState, ContainerView, Eviction, Observed, SandboxView, VolumesState,
+};
 use crate::plan::{Action, Plan, plan};
 use crate::pod::PodView;
 use crate::probe::{Asking, ProbeKind, Turn};
@@ -70,8 +73,8 @@ fn observed() -> impl Strategy<Value = Observed> {
         Just(VolumesState::Gone),
     ];
     let missing = vec(Just("secret".to_owned()), 0..2);
-    (sandboxes, containers, volumes, missing, any_set()).prop_map(
-        |(sandboxes, containers, volumes, missing, clock_set_s)| {
+    (sandboxes, containers, volumes, missing, any_set(), (admission(), eviction())).prop_map(
+        |(sandboxes, containers, volumes, missing, clock_set_s, (admission, eviction))| {
             let sandbox = |(at, (attempt, ready, ips)): (usize, (u32, bool, Vec<String>))| {
                 SandboxView { id: format!("s{at}"), attempt, ready, ips }
             };
@@ -92,10 +95,34 @@ fn observed() -> impl Strategy<Value = Observed> {
                 missing,
                 room: None,
                 abilities: Arc::default(),
+                admission,
+                eviction,
                 clock_set_s,
             }
         },
     )
+}
+
+fn admission() -> impl Strategy<Value = Admission> {
+    let refusal = Refusal { reason: "OutOfcpu".to_owned(), message: "m".to_owned() };
+
+    prop_oneof![
+        3 => Just(Admission::Granted),
+        1 => Just(Admission::Pending),
+        1 => Just(Admission::Refused(refusal)),
+    ]
+}
+
+fn eviction() -> impl Strategy<Value = Option<Eviction>> {
+    let eviction =
+        (any::<bool>(), option::of(0..90_i64)).prop_map(|(disrupts, grace_s)| Eviction {
+            reason: "Evicted".to_owned(),
+            message: "m".to_owned(),
+            disruption: disrupts.then(|| "m".to_owned()),
+            grace_s,
+        });
+
+    option::weighted(0.2, eviction)
 }
 
 fn failure() -> impl Strategy<Value = Failure> {
@@ -288,6 +315,8 @@ fn nothing_of_the_link_enters_a_plan() {
         missing: _,
         room: _,
         abilities: _,
+        admission: _,
+        eviction: _,
         clock_set_s: _,
     } = Observed::default();
     let StatusContext { host_ips: _, runtime: _ } = StatusContext::default();
