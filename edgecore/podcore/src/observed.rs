@@ -104,6 +104,19 @@ pub struct ContainerView {
     pub image_ref: String,
     /// The label/annotation `io.kubernetes.container.hash`, where there is one.
     pub spec_hash: Option<String>,
+    /// Whom it runs as, from runtimes that tell.
+    pub user: Option<UserView>,
+}
+
+/// Whom a container runs as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserView {
+    /// User.
+    pub uid: i64,
+    /// Group.
+    pub gid: i64,
+    /// All other groups.
+    pub groups: Vec<i64>,
 }
 
 /// What a container does.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use cri::{CriError, Runtime};
 use cri_api::v1;
 use jiff::Timestamp;
-use podcore::observed::{ContainerState, ContainerView, SandboxView};
+use podcore::observed::{ContainerState, ContainerView, SandboxView, UserView};
 use podcore::translate::{
     HASH_ANNOTATION, MESSAGE_PATH_ANNOTATION, MESSAGE_POLICY_ANNOTATION, NODE_LABEL, POD_UID_LABEL,
 };
@@ -160,9 +160,17 @@ pub async fn container(status: v1::ContainerStatus, sandbox: &str) -> SeenContai
             image: named,
             image_ref: status.image_ref.clone(),
             spec_hash: status.annotations.get(HASH_ANNOTATION).cloned(),
+            user: user(&status),
             state: state(status).await,
         },
     }
+}
+
+fn user(status: &v1::ContainerStatus) -> Option<UserView> {
+    let user = status.user.as_ref()?.linux.as_ref()?;
+    let groups = user.supplemental_groups.clone();
+
+    Some(UserView { uid: user.uid, gid: user.gid, groups })
 }
 
 async fn state(status: v1::ContainerStatus) -> ContainerState {

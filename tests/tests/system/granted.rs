@@ -198,7 +198,9 @@ async fn on_a_new_runtime(look: &Look) -> Result<()> {
         stat -c %u /data/file";
     let said = look.said("apart", script).await?;
     ensure!(said == "0 65536\n0\n0", "{said}");
-    look.ready("strict").await?;
+    let pod = look.ready("strict").await?;
+    let user = &pod["status"]["containerStatuses"][0]["user"]["linux"];
+    ensure!(user["uid"] == 1000 && user["gid"] == 0, "{pod}");
     let said = look.said("strict", "id -G").await?;
     ensure!(said.split(' ').all(|group| matches!(group, "0" | "7")), "{said}");
     look.ready("imaged").await?;

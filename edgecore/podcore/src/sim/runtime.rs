@@ -149,6 +149,7 @@ impl World {
             image: image.clone(),
             image_ref: image_ref.to_owned(),
             spec_hash,
+            user: None,
         };
         self.observed.containers.push(view);
         self.note(match fault {

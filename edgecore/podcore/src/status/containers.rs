@@ -3,14 +3,14 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState as State, ContainerStateRunning, ContainerStateTerminated,
-    ContainerStateWaiting, ContainerStatus, VolumeMountStatus,
+    ContainerStateWaiting, ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::StatusContext;
 use crate::hook;
 use crate::memory::{ContainerMemory, Failure, ImageFound, Memory, Termination};
-use crate::observed::{ContainerState, ContainerView, Observed};
+use crate::observed::{ContainerState, ContainerView, Observed, UserView};
 use crate::plan::{UNKNOWN_END, UNKNOWN_EXIT_CODE, is_followed, termination};
 use crate::pod::{PodView, is_sidecar};
 use crate::probe;
@@ -130,6 +130,7 @@ impl Look<'_> {
                 None => container.resources.clone().unwrap_or_default(),
             }),
             volume_mounts: volume_mounts(container),
+            user: view.and_then(|view| view.user.as_ref()).map(user),
             ..ContainerStatus::default()
         }
     }
@@ -304,6 +305,16 @@ fn waiting(reason: &str, message: Option<String>) -> State {
     State {
         waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
         ..State::default()
+    }
+}
+
+fn user(view: &UserView) -> ContainerUser {
+    ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: view.uid,
+            gid: view.gid,
+            supplemental_groups: (!view.groups.is_empty()).then(|| view.groups.clone()),
+        }),
     }
 }
 

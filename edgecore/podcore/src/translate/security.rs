@@ -134,6 +134,9 @@ fn apparmor(profile: &AppArmorProfile) -> (SecurityProfile, String) {
     (SecurityProfile { profile_type: profile_type.into(), localhost_ref }, text)
 }
 
+/// Largest user id (API: `IsValidUserID`).
+const UID_MAX: i64 = i32::MAX as i64;
+
 /// The user that an image names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageUser {
@@ -162,6 +165,18 @@ pub enum NonRootError {
         "container has runAsNonRoot and image will run as root (pod: \"{pod}\", container: {container})"
     )]
     Root {
+        /// The pod.
+        pod: String,
+        /// The container.
+        container: String,
+    },
+    /// The image's user is none that there can be.
+    #[error(
+        "container has runAsNonRoot and image has an invalid user id ({uid}). (Must be 1-({UID_MAX})): must be between 0 and {UID_MAX}, inclusive (pod: \"{pod}\", container: {container})"
+    )]
+    Invalid {
+        /// The user.
+        uid: i64,
         /// The pod.
         pod: String,
         /// The container.
@@ -227,6 +242,9 @@ pub fn check_user(
         ((true, Some(0)), _) => Err(NonRootError::Asked { pod: pod_name, container: name }),
         ((true, None), ImageUser::Id(0)) => {
             Err(NonRootError::Root { pod: pod_name, container: name })
+        }
+        ((true, None), ImageUser::Id(uid)) if !(0..=UID_MAX).contains(uid) => {
+            Err(NonRootError::Invalid { uid: *uid, pod: pod_name, container: name })
         }
         ((true, None), ImageUser::Name(user)) => {
             Err(NonRootError::Name { user: user.clone(), pod: pod_name, container: name })
@@ -362,6 +380,12 @@ mod tests {
         check(&none, &non_root, &root, is_root);
         check(&non_root, &json!({ "runAsNonRoot": false }), &root, "");
         check(&non_root, &none, &other, "");
+        check(
+            &non_root,
+            &none,
+            &ImageUser::Id(1 << 31),
+            "container has runAsNonRoot and image has an invalid user id (2147483648). (Must be 1-(2147483647)): must be between 0 and 2147483647, inclusive",
+        );
         check(
             &non_root,
             &none,

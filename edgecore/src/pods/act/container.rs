@@ -114,6 +114,7 @@ impl Job {
             image: container.and_then(|c| c.image.clone()).unwrap_or_default(),
             image_ref: image_ref.to_owned(),
             spec_hash: container.map(container_hash),
+            user: None,
         };
 
         SeenContainer { view, log_path: String::new() }

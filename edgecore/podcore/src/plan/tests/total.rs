@@ -87,6 +87,7 @@ fn observed() -> impl Strategy<Value = Observed> {
                 image: "x".to_owned(),
                 image_ref: "sha256:x".to_owned(),
                 spec_hash: bool::then(is_other, || "other".to_owned()),
+                user: None,
             };
             Observed {
                 sandboxes: sandboxes.into_iter().enumerate().map(sandbox).collect(),
