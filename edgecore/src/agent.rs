@@ -86,6 +86,19 @@ impl AgentError {
     }
 }
 
+/// The agent's own oom_score_adj, as the kubelet's (`KubeletOOMScoreAdj`).
+const OOM_SCORE_ADJ: &str = "-999";
+
+/// Where memory is short, pods go before the agent that looks after them.
+fn outlive_pods() {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ) {
+        tracing::warn!(
+            %error,
+            "cannot lower oom_score_adj: the kernel may kill the agent when memory is short; it lacks CAP_SYS_RESOURCE"
+        );
+    }
+}
+
 /// The running agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -101,6 +114,7 @@ impl Agent {
         if !rustix::process::geteuid().is_root() {
             return Err(AgentError::NotRoot);
         }
+        outlive_pods();
         let mut tasks = Tasks::default();
         let identity = joined::load(&config.identity_dir);
         let local = Local::start(&config, &mut tasks)?;

@@ -145,6 +145,11 @@ async fn the_kernel_grants_what_a_pod_asks_for() -> Result<()> {
     let client = cluster.client().await?;
     let node = EdgeNode::join(&cluster, &client).await?;
     limit_processes(&node, &client).await?;
+    let score = format!("/proc/{}/oom_score_adj", node.agent_pid().await?);
+    let score = tokio::fs::read_to_string(score).await?;
+    // A machine may not let it: that is a warning.
+    let is_told = node.agent_log().await?.contains("cannot lower oom_score_adj");
+    ensure!(is_told || score.trim() == "-999", "{score}");
     let look = Look { cluster, client, node, suffix: unique() };
     let made = |make: fn(&str, &str) -> Value, name: &str| make(&look.name(name), look.node.name());
     let all = [
