@@ -1,5 +1,7 @@
 //! One question of a probe, and the Event if it was not answered well.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{
     Container, ExecAction, GRPCAction, HTTPGetAction, Probe, TCPSocketAction,
 };
@@ -11,6 +13,9 @@ use podcore::probe::{self, ProbeKind};
 use super::{Done, Job};
 use crate::events::EventType::Warning;
 use crate::handlers::{self, Answer, Get, Question, scheme_is_https};
+
+/// How often what cannot be asked is tried (kubelet: `maxProbeRetries`).
+const TRIES_MAX: usize = 3;
 
 impl Job {
     pub(super) async fn probe(
@@ -25,7 +30,7 @@ impl Job {
             Some((of, probe)) => match self.question(of, &id, probe) {
                 Ok(question) => {
                     let limit = probe::timeout(probe).unsigned_abs();
-                    handlers::ask(&self.context.runtime, &question, limit).await
+                    self.insist(&question, limit).await
                 }
                 Err(text) => Answer::Unknown(text),
             },
@@ -51,6 +56,20 @@ impl Job {
         };
 
         Done::noted(Outcome::Probed { container, id, kind, number, passed })
+    }
+
+    /// Asks again what could not be asked.
+    async fn insist(&self, question: &Question, limit: Duration) -> Answer {
+        let ask = || handlers::ask(&self.context.runtime, question, limit);
+        let mut answer = ask().await;
+        for _ in 1..TRIES_MAX {
+            if !matches!(answer, Answer::Unknown(_)) {
+                break;
+            }
+            answer = ask().await;
+        }
+
+        answer
     }
 
     fn asked(&self, name: &str, kind: ProbeKind) -> Option<(&Container, &Probe)> {
