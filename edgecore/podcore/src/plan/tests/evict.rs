@@ -66,6 +66,7 @@ fn an_evicted_pod_stops_in_the_time_that_it_is_given_and_says_why() {
     };
     assert_eq!(world.events, ["Evicted: The node was low on resource: memory. "]);
     assert!(world.stored.ended.is_some(), "it could go on after a crash");
+    assert!(world.trace.contains(&"stop:a:1s".to_owned()), "{:?}", world.trace);
     // Told when nothing of it runs any more.
     assert_eq!(told(&world), ("Running".to_owned(), None, None));
 
@@ -73,5 +74,4 @@ fn an_evicted_pod_stops_in_the_time_that_it_is_given_and_says_why() {
     world.settle();
     let disrupted = ("True".to_owned(), Some("TerminationByKubelet".to_owned()));
     assert_eq!(told(&world), ("Failed".to_owned(), Some("Evicted".to_owned()), Some(disrupted)));
-    assert!(world.trace.contains(&"stop:a:1s".to_owned()), "{:?}", world.trace);
 }
