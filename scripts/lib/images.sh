@@ -1,14 +1,16 @@
 # Builds the images of tests/images without a container engine or registry. Sourced after common.sh.
 #
-# A recipe sets name, optionally entrypoint and command (words), and make_root DIR.
+# A recipe sets name (words, if it has several names), optionally user, entrypoint and command (words),
+# and make_root DIR.
 
-# Builds what is missing and prints the archives, one a line.
+# image_archives [FOLDER [MADE_OF]]: builds what is missing and prints the archives, one a line. MADE_OF
+# names what the recipes of FOLDER use besides their own files.
 image_archives() {
-  local recipe key archive
+  local recipe key archive folder=${1:-$CHECKOUT/tests/images} made_of=${2:-}
   mkdir -p "$CACHE/images"
-  for recipe in "$CHECKOUT"/tests/images/*/; do
+  for recipe in "$folder"/*/; do
     recipe=${recipe%/}
-    key=$(cat "$recipe"/* "$CHECKOUT/scripts/lib/images.sh" | sha256sum | cut -c1-12)
+    key=$({ cat "$recipe"/* "$CHECKOUT/scripts/lib/images.sh"; printf %s "$made_of"; } | sha256sum | cut -c1-12)
     archive=$CACHE/images/$(basename "$recipe")-$key.tar
     [ -s "$archive" ] || under_lock images build_image "$recipe" "$archive"
     printf '%s\n' "$archive"
@@ -35,7 +37,7 @@ assemble() {
 }
 
 assemble_now() {
-  local name='' entrypoint='' command='' word config
+  local name='' user='' entrypoint='' command='' word config names
   . "$recipe/recipe"
   mkdir "$work/root"; chmod 755 "$work/root"
   make_root "$work/root"
@@ -43,11 +45,14 @@ assemble_now() {
   umoci new --image "$work/oci:x"
   umoci insert --rootless --image "$work/oci:x" "$work/root" /
   config=(--config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
+  [ -z "$user" ] || config+=(--config.user "$user")
   for word in $entrypoint; do config+=(--config.entrypoint "$word"); done
   for word in $command; do config+=(--config.cmd "$word"); done
   umoci config --image "$work/oci:x" "${config[@]}"
   rm -f "$archive"
-  skopeo copy --insecure-policy "oci:$work/oci:x" "docker-archive:$archive:$name"
+  names=()
+  for word in $name; do names+=(--additional-tag "$word"); done
+  skopeo copy --insecure-policy "${names[@]}" "oci:$work/oci:x" "docker-archive:$archive"
 }
 
 busybox_root() {
