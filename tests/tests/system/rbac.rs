@@ -92,11 +92,12 @@ async fn what_cloudcore_does_not_do_is_not_granted() -> Result<()> {
         "patch pods --subresource status --namespace default",
         "create serviceaccounts --subresource token --namespace default",
         "update leases --namespace holdfast",
+        // The mirrors of static pods.
+        "create pods --namespace default",
     ] {
         ensure!(may(&cluster, what).await?, "cloudcore may not {what}");
     }
     for what in [
-        "create pods --namespace default",
         "create pods --subresource exec --namespace default",
         "update secrets --namespace default",
         "create secrets --namespace kube-system",
