@@ -3,19 +3,26 @@
 mod series;
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::Request;
 use kube::Client;
-use proto::ids::Uid;
+use proto::ids::{NodeName, Uid};
 use proto::wire::Seq;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use self::series::{Series, Write};
+use self::series::{Reported, Series, Subject, Write};
 use crate::cluster::Cluster;
 use crate::hub::SessionHandle;
 use crate::{clock, pods, telemetry};
+
+/// Statuses go first: an Event is written when the node has said nothing of its pods for this long. Twenty
+/// pods that start together are sixty Events, and the API server has the statuses to take.
+const REST: Duration = Duration::from_millis(300);
+
+/// After this an Event waits no longer.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Writes the Events of the node of one session.
 pub struct Writer {
@@ -24,9 +31,18 @@ pub struct Writer {
     session: SessionHandle,
     series: Series,
     /// Bounded by what a session may leave unanswered.
-    waiting: VecDeque<(Seq, Bytes)>,
+    waiting: VecDeque<Waiting>,
     /// At most one: the next may be of the same series.
     under_way: JoinSet<Ended>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    seq: Seq,
+    event: serde_json::Result<Reported>,
+    /// It was about a pod of the node when it came: the last of a pod may be written when that is gone.
+    was_bound: bool,
 }
 
 /// A write that has ended.
@@ -47,8 +63,19 @@ impl Writer {
     }
 
     /// The node says an Event. It waits for its turn, and for [`Self::go_on`].
-    pub fn take(&mut self, seq: Seq, bytes: Bytes) {
-        self.waiting.push_back((seq, bytes));
+    pub fn take(&mut self, seq: Seq, bytes: &[u8]) {
+        let event = serde_json::from_slice(bytes);
+        let was_bound = event.as_ref().is_ok_and(|event: &Reported| {
+            is_bound(&self.cluster, self.session.node(), &event.involved_object)
+        });
+        self.waiting.push_back(Waiting { since: clock::now(), seq, event, was_bound });
+    }
+
+    /// When the next write may start, if one waits for that; `heard` is when the node last spoke of a pod.
+    pub fn due(&self, heard: Instant) -> Option<Instant> {
+        let first = self.waiting.front().filter(|_| self.under_way.is_empty())?;
+
+        Some((heard + REST).min(first.since + PATIENCE))
     }
 
     /// Resolves when a write has ended; never if none is under way. May be dropped and called again.
@@ -68,12 +95,13 @@ impl Writer {
         self.session.event_done(seq).await;
     }
 
-    /// Starts the next write, if none is under way. To be called when pods of the node are known.
+    /// Starts the next write, if none is under way. To be called when pods of the node are known, and
+    /// the write is [due](Self::due).
     pub async fn go_on(&mut self) {
         while self.under_way.is_empty()
-            && let Some((seq, bytes)) = self.waiting.pop_front()
+            && let Some(Waiting { seq, event, was_bound, .. }) = self.waiting.pop_front()
         {
-            match self.decide(&bytes) {
+            match self.decide(event, was_bound) {
                 Ok(write) => {
                     let (client, session) = (self.client.clone(), self.session.clone());
                     self.under_way.spawn(async move {
@@ -90,21 +118,27 @@ impl Writer {
         }
     }
 
-    fn decide(&mut self, bytes: &[u8]) -> Result<Write, String> {
-        let reported = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    fn decide(
+        &mut self,
+        event: serde_json::Result<Reported>,
+        was_bound: bool,
+    ) -> Result<Write, String> {
+        let event = event.map_err(|error| error.to_string())?;
         let (cluster, node) = (&self.cluster, self.session.node());
-        let is_bound = |object: &series::Subject| {
-            let uid = Uid::new(object.uid.clone()).ok();
-            let found = uid.and_then(|uid| pods::find(cluster, node, &uid));
-            found.is_some_and(|(path, _)| {
-                path.namespace == object.namespace && path.name == object.name
-            })
-        };
+        let is_theirs = |object: &Subject| was_bound || is_bound(cluster, node, object);
 
         self.series
-            .take(node, reported, is_bound, clock::now())
+            .take(node, event, is_theirs, clock::now())
             .map_err(|refused| refused.to_string())
     }
+}
+
+/// Whether it is a pod that is bound to the node.
+fn is_bound(cluster: &Cluster, node: &NodeName, object: &Subject) -> bool {
+    let uid = Uid::new(object.uid.clone()).ok();
+    let found = uid.and_then(|uid| pods::find(cluster, node, &uid));
+
+    found.is_some_and(|(path, _)| path.namespace == object.namespace && path.name == object.name)
 }
 
 /// Carries a write out; whether it made an Event. One that the API server does not take is dropped:

@@ -48,7 +48,7 @@ pub(super) struct Subject {
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct Reported {
     metadata: Metadata,
-    involved_object: Subject,
+    pub(super) involved_object: Subject,
     reason: String,
     message: String,
     source: Source,

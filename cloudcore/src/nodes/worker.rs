@@ -15,7 +15,7 @@ use proto::wire::{Health, Outcome, Report, ReportKey, Seq};
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 
 use self::gone::UNCERTAIN_RETRY;
 use super::mirrors::Mirrors;
@@ -51,6 +51,8 @@ struct Worker {
     /// When the agent last answered.
     alive: std::time::Instant,
     status_written: Option<std::time::Instant>,
+    /// When the node last spoke of a pod.
+    pods_heard: std::time::Instant,
     /// Writes under way: answers to reports.
     writes: JoinSet<()>,
     /// Port of the node's kubelet API, served as long as this worker lives.
@@ -78,6 +80,7 @@ pub(super) async fn run(shared: Arc<Shared>, connected: Connected) -> NodeName {
         health: None,
         alive: clock::now(),
         status_written: None,
+        pods_heard: clock::now(),
         writes: JoinSet::new(),
         port: None,
         serving: JoinSet::new(),
@@ -112,9 +115,7 @@ impl Worker {
             if !self.is_synced && shared.cluster.index().has_passed(&high_water) {
                 self.synchronise().await;
             }
-            if self.is_synced {
-                self.events.go_on().await;
-            }
+            let events_due = self.events.due(self.pods_heard).filter(|_| self.is_synced);
             tokio::select! {
                 event = events.recv() => match event {
                     None | Some(SessionEvent::Lost { .. }) => break,
@@ -128,6 +129,9 @@ impl Worker {
                 ready = self.pods.ready() => self.pods.go_on(ready).await,
                 () = self.mirrors.ready() => self.mirror(),
                 ended = self.events.ended() => self.events.done(ended).await,
+                () = sleep_until(events_due.unwrap_or_else(clock::now).into()), if events_due.is_some() => {
+                    self.events.go_on().await;
+                }
             }
         }
         // First: from now on others answer at this port.
@@ -220,7 +224,7 @@ impl Worker {
         self.alive = clock::now();
         match event {
             SessionEvent::Report { seq, report } => self.report(seq, report).await,
-            SessionEvent::Event { seq, bytes } => self.events.take(seq, bytes),
+            SessionEvent::Event { seq, bytes } => self.events.take(seq, &bytes),
             SessionEvent::Unwanted { key, version } => self.unwanted(key, version).await,
             SessionEvent::InSync => tracing::info!(node = %self.node, "the node is in sync"),
             SessionEvent::Alive { health } => {
@@ -260,6 +264,7 @@ impl Worker {
                 self.session.report_done(seq, outcome).await;
             }
             ReportKey::PodStatus(uid) => {
+                self.pods_heard = clock::now();
                 self.pods.report(seq, uid, bytes, done, self.is_synced).await;
             }
             ReportKey::TokenWanted { pod, source } => self.token(seq, pod, source, bytes),

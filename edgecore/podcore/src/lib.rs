@@ -42,6 +42,7 @@ pub mod static_pod;
 pub mod status;
 pub mod sub_path;
 pub mod support;
+pub mod telling;
 pub mod translate;
 pub mod usage;
 pub mod volumes;

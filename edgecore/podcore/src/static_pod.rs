@@ -60,6 +60,16 @@ pub struct StaticPod {
     pub object: Value,
 }
 
+/// By way of text, as `PodView` reads pods of the API server.
+fn typed(object: &Value) -> Result<Pod, StaticPodError> {
+    serde_json::from_slice(object.to_string().as_bytes()).map_err(|error| {
+        let error = error.to_string();
+        let reason = error.rsplit_once(" at line ").map_or(error.as_str(), |(reason, _)| reason);
+
+        StaticPodError::Type { reason: reason.to_owned() }
+    })
+}
+
 /// Reads the pod in `file`.
 pub fn read(
     manifest: &Value,
@@ -75,8 +85,7 @@ pub fn read(
     let mut object = json!({ "apiVersion": "v1", "kind": "Pod", "spec": manifest["spec"] });
     defaults::apply(&mut object);
     object["metadata"] = metadata(manifest);
-    let typed: Pod = serde_json::from_value(object.clone())
-        .map_err(|error| StaticPodError::Type { reason: error.to_string() })?;
+    let typed = typed(&object)?;
     validate(&typed)?;
     if let Some(kind) = refers_to(&object["spec"]) {
         return Err(StaticPodError::Reference(kind));

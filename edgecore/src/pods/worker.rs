@@ -18,6 +18,7 @@ use podcore::observed::{Observed, VolumesState};
 use podcore::plan::{Action, plan};
 use podcore::pod::PodView;
 use podcore::resize::granted;
+use podcore::telling::Telling;
 use proto::ids::Uid;
 use proto::object::{Object, Version};
 use tokio::task::{AbortHandle, JoinSet};
@@ -75,7 +76,10 @@ pub struct Worker {
     under_way: BTreeMap<Action, AbortHandle>,
     retries: BTreeMap<Action, Retry>,
     tokens: Tokens,
+    /// As of the last round.
+    status_json: Bytes,
     reported: Option<(Bytes, bool)>,
+    telling: Telling,
 }
 
 impl Worker {
@@ -111,7 +115,9 @@ impl Worker {
             under_way: BTreeMap::new(),
             retries: BTreeMap::new(),
             tokens: Tokens::default(),
+            status_json: Bytes::new(),
             reported: None,
+            telling: Telling::default(),
         }
     }
 
@@ -227,7 +233,7 @@ impl Worker {
         let wanted = (!pod.is_deleted()).then_some(&gathered.asks);
         wake_at = earlier(wake_at, self.tokens.ask(&self.context, &self.uid, wanted, now));
         let status = self.status(&pod, now);
-        self.report(&status, next.finished);
+        wake_at = earlier(wake_at, self.report(&status, next.finished, now));
         self.enter(&pod, &status);
         // The rest of the memory can be found out again: one commit when the pod has settled.
         if !self.under_way.keys().any(|action| !matches!(action, Action::Probe { .. })) {

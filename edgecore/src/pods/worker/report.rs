@@ -44,7 +44,7 @@ impl Worker {
             pod: Some(pod_ref(pod, &self.observed, &self.memory, status, logs)),
             cgroup: cgroup_parent(pod, &self.context.cgroup_root, self.context.cgroup_driver),
             started_at: status.start_time.as_ref().map(|time| time.0),
-            status: self.reported.as_ref().map(|(json, _)| json.clone()).unwrap_or_default(),
+            status: self.status_json.clone(),
             answers: answers(&self.memory),
         };
         self.context.registry.update(&self.uid, entry);
@@ -73,22 +73,35 @@ impl Worker {
         status(pod, &self.memory, &self.observed, &context, now)
     }
 
-    /// Reports the status if it is not the last one reported.
-    pub(super) fn report(&mut self, status: &PodStatus, finished: bool) {
+    /// Reports the status if it is not the last one reported. Answers when to come back, if it waits.
+    pub(super) fn report(
+        &mut self,
+        status: &PodStatus,
+        finished: bool,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
         let done = finished && self.under_way.is_empty();
         let json = match serde_json::to_vec(status) {
             Ok(json) => json,
             Err(error) => {
                 tracing::error!(%error, "the status of the pod cannot be written as JSON");
-                return;
+                return None;
             }
         };
         let next = (Bytes::from(json), done);
-        if self.reported.as_ref() != Some(&next) {
+        self.status_json = next.0.clone();
+        if self.reported.as_ref() == Some(&next) {
+            self.telling.nothing();
+            return None;
+        }
+        let wait = self.telling.news(status.phase.as_deref(), done, now);
+        if wait.is_none() {
             let key = ReportKey::PodStatus(self.uid.clone());
             self.context.upstream.report(Report { key, bytes: next.0.clone(), done });
             self.reported = Some(next);
         }
+
+        wait
     }
 }
 
