@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use podcore::shutdown::Periods;
 use proto::ids::NodeName;
 use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
@@ -134,6 +135,12 @@ struct File {
     eviction_max_pod_grace_period: i64,
     #[serde(default = "defaults::shutdown_grace_seconds")]
     shutdown_grace_seconds: u64,
+    #[serde(default = "defaults::system_bus")]
+    system_bus: PathBuf,
+    #[serde(default)]
+    shutdown_grace_period_seconds: u64,
+    #[serde(default)]
+    shutdown_grace_period_critical_pods_seconds: u64,
     #[serde(default = "defaults::log_level")]
     log_level: String,
 }
@@ -215,6 +222,9 @@ mod defaults {
     }
     pub(super) fn shutdown_grace_seconds() -> u64 {
         5
+    }
+    pub(super) fn system_bus() -> PathBuf {
+        "/run/dbus/system_bus_socket".into()
     }
     pub(super) fn log_level() -> String {
         "info".into()
@@ -324,6 +334,10 @@ pub struct Config {
     pub eviction: podcore::pressure::Policy,
     /// What tasks get to finish on SIGTERM.
     pub shutdown_grace: Duration,
+    /// Socket of the message bus on which logind is.
+    pub system_bus: PathBuf,
+    /// What pods get to stop when the node goes down; nothing stops none.
+    pub shutdown_periods: Periods,
     /// What is logged.
     pub log_level: LevelFilter,
 }

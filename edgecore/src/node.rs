@@ -7,5 +7,6 @@ pub mod gate;
 pub mod machine;
 pub mod monitor;
 pub mod pressure;
+pub mod shutdown;
 pub mod status;
 pub mod usage;

@@ -16,6 +16,7 @@ use edgecore::link::{Delivery, LinkState};
 use edgecore::tasks::Tasks;
 use edgecore::{Config, clock, telemetry};
 use jiff::SignedDuration;
+use podcore::shutdown::Periods;
 use proto::ids::{Kind, ObjectKey, Uid};
 use proto::object::{Change, ContentHash, Object, Version};
 use proto::wire::ReportKey;
@@ -24,6 +25,9 @@ use tokio::sync::oneshot;
 
 /// Longest wait for anything: a slow machine needs seconds.
 const DEADLINE: Duration = Duration::from_secs(40);
+
+#[path = "agent/logind.rs"]
+mod logind;
 
 struct Site {
     facts: BTreeMap<String, String>,
@@ -73,6 +77,7 @@ struct Agent {
     local: Local,
     tasks: Tasks,
     statuses: BTreeMap<Uid, (Value, bool)>,
+    node: Value,
     events: Vec<String>,
     revision: u64,
 }
@@ -83,7 +88,14 @@ impl Agent {
         let local = Local::start(config, &mut tasks)
             .unwrap_or_else(|error| panic!("{}", telemetry::chain(&error)));
 
-        Self { local, tasks, statuses: BTreeMap::new(), events: Vec::new(), revision: 0 }
+        Self {
+            local,
+            tasks,
+            statuses: BTreeMap::new(),
+            node: Value::Null,
+            events: Vec::new(),
+            revision: 0,
+        }
     }
 
     async fn stop(self) {
@@ -135,7 +147,6 @@ impl Agent {
     /// Reads reports until `pod` satisfies `wanted`.
     async fn wait(&mut self, pod: &str, wanted: impl Fn(&Value, bool) -> bool) -> Value {
         let uid = Uid::new(pod).unwrap();
-        let upstream = self.local.upstream.clone();
         let found = tokio::time::timeout(DEADLINE, async {
             loop {
                 if let Some((status, done)) = self.statuses.get(&uid)
@@ -143,17 +154,7 @@ impl Agent {
                 {
                     return status.clone();
                 }
-                let (reports, events) = upstream.take().await;
-                for event in events {
-                    let event: Value = serde_json::from_slice(&event).unwrap();
-                    self.events.push(format!("{} {}", event["reason"], event["message"]));
-                }
-                for report in reports {
-                    if let ReportKey::PodStatus(uid) = report.key {
-                        let status = serde_json::from_slice(&report.bytes).unwrap();
-                        self.statuses.insert(uid, (status, report.done));
-                    }
-                }
+                self.hear().await;
             }
         });
         match found.await {
@@ -163,6 +164,40 @@ impl Agent {
                 self.statuses.get(&uid),
                 self.events
             ),
+        }
+    }
+
+    /// Reads reports until the node's condition Ready has this message.
+    async fn wait_for_node(&mut self, message: &str) -> Value {
+        let found = tokio::time::timeout(DEADLINE, async {
+            loop {
+                let conditions = self.node["status"]["conditions"].as_array();
+                let mut conditions = conditions.into_iter().flatten();
+                if let Some(ready) = conditions.find(|c| c["type"] == "Ready")
+                    && ready["message"] == message
+                {
+                    return ready.clone();
+                }
+                self.hear().await;
+            }
+        });
+        found.await.unwrap_or_else(|_elapsed| panic!("not {message:?}: {:#}", self.node))
+    }
+
+    /// Takes the next reports and Events.
+    async fn hear(&mut self) {
+        let (reports, events) = self.local.upstream.take().await;
+        for event in events {
+            let event: Value = serde_json::from_slice(&event).unwrap();
+            self.events.push(format!("{} {}", event["reason"], event["message"]));
+        }
+        for report in reports {
+            let told = || serde_json::from_slice(&report.bytes).unwrap();
+            if let ReportKey::PodStatus(uid) = &report.key {
+                self.statuses.insert(uid.clone(), (told(), report.done));
+            } else if report.key == ReportKey::NodeStatus {
+                self.node = told();
+            }
         }
     }
 }
@@ -521,4 +556,108 @@ fn pods_run_again_after_a_power_cut_without_the_cloud() {
         .await;
         agent.stop().await;
     });
+}
+
+#[test]
+#[ignore = "needs a site, which scripts/test makes"]
+fn pods_are_stopped_in_order_and_run_again_after_the_shutdown() {
+    run(async {
+        let site = Site::find();
+        let state = tempfile::tempdir().unwrap();
+        let (mut logind, bus) = logind::FakeLogind::start(state.path());
+        let mut config = site.config(state.path());
+        config.system_bus = bus;
+        config.shutdown_periods = Periods { normal_s: 20, critical_s: 20 };
+        let mut agent = Agent::start(&config);
+        // The critical pod would end at once, the other takes its time.
+        let slow = "trap 'sleep 2; exit 0' TERM; sleep 3600 & wait";
+        let mut changes = vec![words(&mut agent, "hello")];
+        for (uid, command, policy, priority) in [
+            ("plain", slow, "OnFailure", 0),
+            ("critical", SERVE, "Always", 2_000_000_000),
+            ("once", SERVE, "Never", 0),
+        ] {
+            let mut spec = sleeper(command);
+            spec["restartPolicy"] = json!(policy);
+            spec["priority"] = json!(priority);
+            changes.push(agent.put(pod_key(uid), uid, &pod(uid, &spec)));
+        }
+        agent.deliver(changes).await;
+        for uid in ["plain", "critical", "once"] {
+            agent.wait(uid, ready).await;
+        }
+        go_down(&mut agent, &mut logind).await;
+        agent.stop().await;
+
+        // The machine went down and comes up, without the cloud.
+        Site::script("powercut");
+        Site::script("up");
+        let mut agent = Agent::start(&config);
+        for uid in ["plain", "critical"] {
+            let status = agent.wait(uid, ready).await;
+            assert_eq!(status["containerStatuses"][0]["restartCount"], 1, "{uid}");
+            assert!(status["reason"].is_null(), "{uid}");
+        }
+        failed_for_good(&mut agent, "once").await;
+
+        // A shutdown that is called off.
+        logind.next_delay();
+        logind.say(true);
+        agent.wait("plain", stopped).await;
+        agent.wait("critical", stopped).await;
+        logind.say(false);
+        agent.wait("plain", ready).await;
+        agent.wait_for_node("kubelet is posting ready status").await;
+        logind.next_delay();
+        let all = ["plain", "critical", "once", "late"];
+        let gone = all.map(|uid| Change::Delete { key: pod_key(uid), uid: Uid::new(uid).unwrap() });
+        agent.deliver(gone.to_vec()).await;
+        for uid in all {
+            agent.wait(uid, done).await;
+        }
+        agent.stop().await;
+    });
+}
+
+/// The machine goes down.
+async fn go_down(agent: &mut Agent, logind: &mut logind::FakeLogind) {
+    let delay = logind.next_delay();
+    logind.say(true);
+    let mut ends = Vec::new();
+    for (uid, phase) in [("plain", "Running"), ("critical", "Running"), ("once", "Failed")] {
+        let status = agent.wait(uid, stopped).await;
+        assert_eq!(status["phase"], phase, "{uid}: {status:#}");
+        ends.push(ended(&status));
+    }
+    assert!(ends[0] <= ends[1], "the critical pod ended first: {ends:?}");
+    logind::released(delay).await;
+    let node = agent.wait_for_node("node is shutting down").await;
+    assert_eq!((&node["status"], &node["reason"]), (&json!("False"), &json!("KubeletNotReady")));
+    let late = agent.put(pod_key("late"), "late", &pod("late", &sleeper(SERVE)));
+    agent.deliver(vec![late]).await;
+    let late = agent.wait("late", |status, _| status["reason"] == "NodeShutdown").await;
+    assert_eq!(late["phase"], "Failed");
+    let message = "Pod was rejected: Pod was rejected as the node is shutting down.";
+    assert_eq!(late["message"], message);
+}
+
+async fn failed_for_good(agent: &mut Agent, uid: &str) {
+    let status = agent.wait(uid, |status, _| status["phase"] == "Failed").await;
+    assert_eq!(status["reason"], "Terminated");
+    let message = "Pod was terminated in response to imminent node shutdown.";
+    assert_eq!(status["message"], message);
+    let mut conditions = status["conditions"].as_array().unwrap().iter();
+    let disrupted = conditions.find(|c| c["type"] == "DisruptionTarget").unwrap();
+    assert_eq!(disrupted["reason"], "TerminationByKubelet");
+}
+
+/// Stopped because the node goes down.
+fn stopped(status: &Value, _done: bool) -> bool {
+    status["reason"] == "Terminated" && !ended(status).is_empty()
+}
+
+fn ended(status: &Value) -> String {
+    let state = &status["containerStatuses"][0]["state"]["terminated"];
+
+    state["finishedAt"].as_str().unwrap_or_default().to_owned()
 }

@@ -12,6 +12,7 @@
 //! - [`plan`]: from pod, [`memory`] and what is [`observed`] to the next actions.
 //! - [`probe`]: when to ask a container how it is, and what the answers come to.
 //!   [`hook`]: what runs right after a container's start.
+//! - [`shutdown`]: in which order pods are stopped when the node goes down.
 //! - [`status`]: the PodStatus to report.
 //! - [`translate`]: the CRI messages; with [`env`], [`dns`], [`hosts`], [`volumes`], [`sub_path`],
 //!   [`resources`].
@@ -36,6 +37,7 @@ pub mod probe;
 pub mod quantity;
 pub mod resize;
 pub mod resources;
+pub mod shutdown;
 #[cfg(test)]
 mod sim;
 pub mod static_pod;

@@ -11,6 +11,7 @@ use crate::hook::Hooked;
 use crate::observed::Eviction;
 use crate::probe::{Answers, Askings, ProbeKind};
 use crate::resize::{Actual, Resize, Resources};
+use crate::shutdown::{MESSAGE, REASON};
 
 /// What is kept for one pod, across restarts of the agent and power loss.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,15 +59,28 @@ fn is_nothing(resize: &Resize) -> bool {
 
 impl Memory {
     /// Whether the step from `before` to `self` must be durable before it is acted upon or told: an end
-    /// must not be forgotten, or a finished pod would run again; nor that the pod was taken in, or it
-    /// could be refused while it runs.
+    /// must not be forgotten, or a finished pod would run again; nor that it was none, or a pod that ended
+    /// well because its node went down would not; nor that the pod was taken in, or it could be refused
+    /// while it runs.
     pub fn must_be_durable_after(&self, before: &Self) -> bool {
-        self.ended != before.ended || self.is_admitted() != before.is_admitted()
+        let interrupted = |memory: &Self, name: &str| {
+            memory.containers.get(name).and_then(|kept| kept.interrupted)
+        };
+        let mut names = self.containers.keys();
+
+        self.ended != before.ended
+            || self.is_admitted() != before.is_admitted()
+            || names.any(|name| interrupted(self, name) != interrupted(before, name))
     }
 
     /// Whether the node has taken the pod in, or refused it: that is decided once.
     pub fn is_admitted(&self) -> bool {
         self.start_time.is_some()
+    }
+
+    /// Whether that attempt of a container was stopped because the node went down.
+    pub fn is_interrupted(&self, container: &str, attempt: u32) -> bool {
+        self.containers.get(container).is_some_and(|kept| kept.interrupted == Some(attempt))
     }
 
     /// Whether that attempt of a container was stopped to make way for another definition.
@@ -164,6 +178,11 @@ impl Ended {
         }
     }
 
+    /// The end of a pod that was stopped because its node went down.
+    pub fn shut_down() -> Self {
+        Self { disruption: Some(MESSAGE.to_owned()), ..Self::failed(REASON, MESSAGE) }
+    }
+
     /// Whether the pod was never taken in.
     pub fn is_refusal(&self) -> bool {
         // Earlier builds noted only the reason.
@@ -190,6 +209,9 @@ pub struct ContainerMemory {
     /// whatever the restart policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replaced: Option<u32>,
+    /// The attempt that was stopped because the node went down: another follows, unless it never restarts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interrupted: Option<u32>,
     /// What the node grants it (`status.containerStatuses.allocatedResources`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocated: Option<Resources>,

@@ -31,6 +31,8 @@ pub struct Observed {
     /// By how many seconds the wall clock was set, all in all, since the agent started: what it
     /// moved beyond the time that passed.
     pub clock_set_s: i64,
+    /// The node goes down and it is the pod's turn to stop: seconds that it has at most.
+    pub shutdown_s: Option<i64>,
 }
 
 /// Whether the node takes a pod in.

@@ -6,6 +6,7 @@
 //! start an action that equals one still under way.
 
 mod converge;
+mod go_down;
 mod initialize;
 mod outcome;
 #[cfg(test)]
@@ -186,13 +187,18 @@ pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp)
     resize::grant(pod, observed, now, &mut plan);
     let granted = resize::granted(pod, &plan.memory);
     let pod = granted.as_ref().unwrap_or(pod);
+    let hurried = observed.shutdown_s.map(|grace_s| pod.within(grace_s));
+    let pod = hurried.as_ref().unwrap_or(pod);
     if pod.is_deleted() {
         wind_down::delete(pod, observed, now, &mut plan);
     } else {
         evict(pod, observed, &mut plan);
+        go_down::end(pod, observed, &mut plan);
         expire(pod, observed, now, &mut plan);
         if plan.memory.ended.is_some() {
             wind_down::end(pod, observed, now, &mut plan);
+        } else if hurried.is_some() {
+            go_down::go_down(pod, observed, now, &mut plan);
         } else {
             converge::converge(pod, observed, now, &mut plan);
         }
@@ -391,8 +397,9 @@ pub(crate) fn has_completed(pod: &PodView, observed: &Observed, memory: &Memory)
     Some(Ended::by_itself(succeeded))
 }
 
-/// Whether another attempt follows that end: by the restart policy, because its definition changed, or
-/// because a probe or hook of it failed. An init container that completed is the caller's to know.
+/// Whether another attempt follows that end: by the restart policy, because its definition changed,
+/// because a probe or hook of it failed, or because the node went down. An init container that completed is
+/// the caller's to know.
 pub(crate) fn is_followed(
     pod: &PodView,
     memory: &Memory,
@@ -403,7 +410,9 @@ pub(crate) fn is_followed(
 
     pod.restarts(container, end.exit_code)
         || memory.is_replaced(&container.name, end.attempt)
-        || may_restart && memory.is_unhealthy(&container.name, end.attempt)
+        || may_restart
+            && (memory.is_unhealthy(&container.name, end.attempt)
+                || memory.is_interrupted(&container.name, end.attempt))
 }
 
 fn volumes_gone(observed: &Observed) -> bool {

@@ -187,6 +187,20 @@ impl PodView {
         }
     }
 
+    /// Whether no end of a container is followed by another attempt.
+    pub fn never_restarts(&self) -> bool {
+        RestartPolicy::read(self.spec.restart_policy.as_deref()) == RestartPolicy::Never
+    }
+
+    /// The pod with a grace of at most so many seconds.
+    #[must_use]
+    pub fn within(&self, grace_s: i64) -> Self {
+        let mut pod = self.clone();
+        pod.pod.metadata.deletion_grace_period_seconds = Some(self.grace_seconds().min(grace_s));
+
+        pod
+    }
+
     /// `spec.hostNetwork`.
     pub fn host_network(&self) -> bool {
         self.spec.host_network.unwrap_or(false)

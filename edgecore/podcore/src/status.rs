@@ -16,6 +16,7 @@ use crate::observed::Observed;
 use crate::pod::{PodView, is_sidecar};
 use crate::resize;
 use crate::resources::qos_class;
+use crate::shutdown;
 
 /// What of the node a status names.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +71,7 @@ pub fn status(
     let ended = memory.ended.as_ref().filter(|ended| ended.stopped);
     let phase = phase(pod, ended, &init_statuses, &container_statuses);
     let pod_ips = if pod.host_network() { &context.host_ips } else { &memory.ips };
+    let why = why(ended, observed);
     let optional = |statuses: Vec<ContainerStatus>| (!statuses.is_empty()).then_some(statuses);
 
     PodStatus {
@@ -83,12 +85,21 @@ pub fn status(
         pod_ip: pod_ips.first().cloned(),
         pod_ips: (!pod_ips.is_empty())
             .then(|| pod_ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()),
-        message: ended.and_then(|ended| ended.message.clone()),
-        reason: ended.and_then(|ended| ended.reason.clone()),
+        message: why.1,
+        reason: why.0,
         observed_generation: pod.generation(),
         qos_class: Some(qos_class(pod).as_str().to_owned()),
         start_time: memory.start_time.map(Time),
         ..PodStatus::default()
+    }
+}
+
+/// Reason and message: of the end, or of a stop that is none.
+fn why(ended: Option<&Ended>, observed: &Observed) -> (Option<String>, Option<String>) {
+    match (ended, observed.shutdown_s) {
+        (Some(ended), _) => (ended.reason.clone(), ended.message.clone()),
+        (None, Some(_)) => (Some(shutdown::REASON.to_owned()), Some(shutdown::MESSAGE.to_owned())),
+        (None, None) => (None, None),
     }
 }
 

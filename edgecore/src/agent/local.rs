@@ -29,6 +29,7 @@ use crate::node::cgroups::{Cgroups, Limits};
 use crate::node::facts;
 use crate::node::monitor::{self, Beat, Monitor};
 use crate::node::pressure::Shortages;
+use crate::node::shutdown::Shutdowns;
 use crate::node::usage::{Place, Usages};
 use crate::pods;
 use crate::pods::context::{Context, STARTS_MAX};
@@ -106,9 +107,8 @@ impl Local {
             upstream: upstream.clone(),
         };
         start_watching(tasks, watched, monitor);
-        let watched = store.clone();
-        tasks.spawn("store", |stop| repair::run(watched, stop));
-        tasks.spawn("static-pods", |stop| ends_well(statics.run(stop)));
+        let shutdowns = Shutdowns::new(config, &shortages.gate, &registry, &upstream);
+        start_minding(tasks, store.clone(), shutdowns, statics);
         start_desired(tasks, &desired, &store, delivered, link_seen.clone());
         let place = Place::new(config, &layout, &cgroups, &facts);
         let usages = Usages::new(place, runtime.clone(), Arc::new(registry.clone()));
@@ -154,6 +154,13 @@ impl Local {
 fn start_watching(tasks: &mut Tasks, watched: Addresses, monitor: Monitor) {
     tasks.spawn("addresses", |stop| ends_well(addresses::run(watched, stop)));
     tasks.spawn("node", |stop| ends_well(monitor::run(monitor, stop)));
+}
+
+/// Minds the store, shutdowns and files of pods.
+fn start_minding(tasks: &mut Tasks, store: Store, shutdowns: Shutdowns, statics: StaticPods) {
+    tasks.spawn("store", |stop| repair::run(store, stop));
+    tasks.spawn("shutdown", |stop| ends_well(shutdowns.run(stop)));
+    tasks.spawn("static-pods", |stop| ends_well(statics.run(stop)));
 }
 
 fn start_desired(

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use podcore::pressure;
+use podcore::shutdown::Periods;
 use proto::ids::NodeName;
 use tracing::level_filters::LevelFilter;
 
@@ -13,6 +14,8 @@ use crate::pods::image_gc::Policy;
 
 /// Longest time a stop may take; systemd's own patience is 90 s.
 const SHUTDOWN_GRACE_SECONDS_MAX: u64 = 60;
+/// Longest that a shutdown may be held up.
+const SHUTDOWN_GRACE_PERIOD_SECONDS_MAX: u64 = 3600;
 /// More pods than that on one node were never tried.
 const PODS_MAX: u32 = 1000;
 /// More pulls at once only fight for the link.
@@ -52,6 +55,7 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
     let p = &mut problems;
     let image_policy = image_policy(p, &file);
     let eviction = eviction(p, &file);
+    let shutdown_periods = shutdown_periods(p, &file);
     let node = match NodeName::new(file.node_name) {
         Ok(node) => Some(node),
         Err(error) => {
@@ -104,6 +108,8 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
             0,
             SHUTDOWN_GRACE_SECONDS_MAX,
         )),
+        system_bus: p.absolute("systemBus", file.system_bus),
+        shutdown_periods,
         log_level: log_level(p, &file.log_level),
     };
     // Placeholders let the other fields be checked too when one of these two is wrong.
@@ -150,6 +156,15 @@ fn eviction(p: &mut Problems, file: &File) -> pressure::Policy {
         }
         pressure::Policy::default()
     })
+}
+
+fn shutdown_periods(p: &mut Problems, file: &File) -> Periods {
+    let all = file.shutdown_grace_period_seconds;
+    let critical = file.shutdown_grace_period_critical_pods_seconds;
+    p.within("shutdownGracePeriodSeconds", all, 0, SHUTDOWN_GRACE_PERIOD_SECONDS_MAX);
+    p.within("shutdownGracePeriodCriticalPodsSeconds", critical, 0, all);
+
+    Periods { normal_s: all.saturating_sub(critical), critical_s: critical }
 }
 
 fn cloud_address(p: &mut Problems, text: &str) -> Option<CloudAddress> {

@@ -51,6 +51,10 @@ fn bad_values_are_named() {
         &["runtimeEndpoint: \"tcp://x\" is not unix:// and an absolute path"],
     );
     check("staticPodPath: pods", &["staticPodPath: pods is not an absolute path"]);
+    check(
+        "shutdownGracePeriodSeconds: 5\nshutdownGracePeriodCriticalPodsSeconds: 6",
+        &["shutdownGracePeriodCriticalPodsSeconds: 6 is not between 0 and 5"],
+    );
     check("rootDir: kubelet", &["rootDir: kubelet is not an absolute path"]);
     check(
         "cgroupRoot: /a/../b",

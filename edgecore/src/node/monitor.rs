@@ -110,6 +110,9 @@ pub async fn run(mut monitor: Monitor, stop: CancellationToken) {
 
         monitor.find_images().await;
         let seen = monitor.look(&mut not_ready).await;
+        if monitor.pressure.gate.shuts_down() {
+            not_ready.push("node is shutting down".to_owned());
+        }
         let verdict = watch.observe(&monitor.pressure.policy, &seen, began.elapsed());
         let next = monitor.report(&images, not_ready, &verdict, &conditions);
         monitor.pressure.tell(verdict, seen);
@@ -124,6 +127,7 @@ pub async fn run(mut monitor: Monitor, stop: CancellationToken) {
             () = tokio::time::sleep(PERIOD) => {}
             () = monitor.pulled.notified() => images_at = None,
             Ok(()) = monitor.runtime_version.changed() => {}
+            () = monitor.pressure.gate.shutdown_changed() => {}
         }
     }
 }

@@ -51,6 +51,8 @@ struct Known {
     claim: Option<Claim>,
     admission: Admission,
     eviction: Option<Eviction>,
+    /// The node goes down and it is its turn to stop: seconds that it has at most.
+    shutdown_s: Option<i64>,
 }
 
 #[derive(Debug, Default)]
@@ -107,12 +109,20 @@ impl Registry {
         }
     }
 
-    /// What was decided about the pod.
-    pub fn decided(&self, pod: &Uid) -> (Admission, Option<Eviction>) {
-        let state = self.state();
-        let decided = state.pods.get(pod).map(|k| (k.admission.clone(), k.eviction.clone()));
+    /// Stops the pod within that many seconds because the node goes down; lets it go on if `None`.
+    pub fn shut_down(&self, pod: &Uid, within_s: Option<i64>) {
+        if let Some(known) = self.state().pods.get_mut(pod) {
+            known.shutdown_s = within_s;
+            known.wake.because(|reasons| reasons.report = true);
+        }
+    }
 
-        decided.unwrap_or_default()
+    /// What was decided about the pod.
+    pub fn decided(&self, pod: &Uid) -> (Admission, Option<Eviction>, Option<i64>) {
+        let state = self.state();
+        let decided = state.pods.get(pod);
+
+        decided.map(|k| (k.admission.clone(), k.eviction.clone(), k.shutdown_s)).unwrap_or_default()
     }
 
     /// What the pod has of the node now.
@@ -242,6 +252,15 @@ impl Registry {
         });
 
         running.collect()
+    }
+
+    /// Whether a container of the pod runs.
+    pub fn runs(&self, pod: &Uid) -> bool {
+        let state = self.state();
+        let pod = state.pods.get(pod).and_then(|known| known.entry.pod.as_ref());
+        let mut containers = pod.into_iter().flat_map(|pod| &pod.containers);
+
+        containers.any(|container| matches!(container.state, ContainerState::Running(_)))
     }
 
     /// What the task of the pod believes the runtime to hold.

@@ -207,7 +207,7 @@ impl Worker {
         self.observed.room = Some(self.room());
         self.observed.abilities = Arc::clone(&self.context.abilities.borrow());
         self.observed.clock_set_s = clock::set_s();
-        (self.observed.admission, self.observed.eviction) =
+        (self.observed.admission, self.observed.eviction, self.observed.shutdown_s) =
             self.context.registry.decided(&self.uid);
         let before = self.memory.clone();
         let next = plan(&pod, &before, &self.observed, now);

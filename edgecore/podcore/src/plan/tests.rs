@@ -3,6 +3,7 @@
 
 mod ephemeral;
 mod evict;
+mod go_down;
 mod hooks;
 mod images;
 mod init;

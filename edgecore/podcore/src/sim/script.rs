@@ -18,6 +18,7 @@ use crate::status::{StatusContext, status};
 /// - `sandbox lost`, `sandbox gone` (with all in it), `wiped` (the runtime knows nothing),
 ///   `power loss`, `agent restart`, `agent crash` (what was under way is done, but not noted);
 /// - `break WHAT REASON MESSAGE`, `mend WHAT`, `slow WHAT`, `release`;
+/// - `shutdown S` (it is the pod's turn, with so much grace), `shutdown over`;
 /// - `resize NAME CPU` (asks for that much), `room CPU USED` (of the node, in thousandths);
 /// - `image NAME IMAGE`, `debug NAME` (adds an ephemeral container), `delete S`, `missing WHAT`, `found`;
 /// - `status` (does nothing, shows the PodStatus), `sizes` (CPU granted and had, and what is to come), `ready` (which containers are ready, or only started), `events` (shows and forgets them).
@@ -137,6 +138,7 @@ impl World {
             ["stops", name, code] => {
                 self.on_stop.insert((*name).to_owned(), code.parse().unwrap());
             }
+            ["shutdown", when] => self.observed.shutdown_s = when.parse().ok(),
             ["missing", what] => self.observed.missing = vec![(*what).to_owned()],
             ["found"] => self.observed.missing.clear(),
             other => panic!("no such step: {other:?}"),

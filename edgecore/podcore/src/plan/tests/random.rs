@@ -90,6 +90,7 @@ fn step() -> impl Strategy<Value = String> {
         2 => Just("agent crash".to_owned()),
         1 => (name(), prop_oneof![Just("x"), Just("y"), Just("z")])
             .prop_map(|(name, image)| format!("image {name} {image}")),
+        1 => prop_oneof![Just("shutdown 5"), Just("shutdown over")].prop_map(str::to_owned),
         1 => Just("missing secret".to_owned()),
         1 => Just("found".to_owned()),
         1 => Just("debug e".to_owned()),
@@ -110,7 +111,7 @@ fn is_possible(world: &World, step: &str) -> bool {
 
 /// All is well from now on; whoever should end does.
 fn recover(world: &mut World) {
-    for step in ["mend", "found", "release"] {
+    for step in ["mend", "found", "release", "shutdown over"] {
         world.step(step);
     }
     for _ in 0..8 {

@@ -73,8 +73,11 @@ fn observed() -> impl Strategy<Value = Observed> {
         Just(VolumesState::Gone),
     ];
     let missing = vec(Just("secret".to_owned()), 0..2);
-    (sandboxes, containers, volumes, missing, any_set(), (admission(), eviction())).prop_map(
-        |(sandboxes, containers, volumes, missing, clock_set_s, (admission, eviction))| {
+    let shutdown_s = option::weighted(0.3, 0..100_i64);
+    let decided = (admission(), eviction(), shutdown_s);
+    (sandboxes, containers, volumes, missing, any_set(), decided).prop_map(
+        |(sandboxes, containers, volumes, missing, clock_set_s, decided)| {
+            let (admission, eviction, shutdown_s) = decided;
             let sandbox = |(at, (attempt, ready, ips)): (usize, (u32, bool, Vec<String>))| {
                 SandboxView { id: format!("s{at}"), attempt, ready, ips }
             };
@@ -99,6 +102,7 @@ fn observed() -> impl Strategy<Value = Observed> {
                 admission,
                 eviction,
                 clock_set_s,
+                shutdown_s,
             }
         },
     )
@@ -166,6 +170,7 @@ fn container_memory() -> impl Strategy<Value = ContainerMemory> {
                 backoff: Backoff { delay_s, since, hash: None },
                 backoff_attempt,
                 replaced,
+                interrupted: replaced,
                 allocated: None,
                 actual: None,
                 probed,
@@ -319,6 +324,7 @@ fn nothing_of_the_link_enters_a_plan() {
         admission: _,
         eviction: _,
         clock_set_s: _,
+        shutdown_s: _,
     } = Observed::default();
     let StatusContext { host_ips: _, runtime: _ } = StatusContext::default();
     let Memory {
