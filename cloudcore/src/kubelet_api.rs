@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
 use kube::Client;
 use proto::ids::NodeName;
+use proto::stream::STREAMS_MAX;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -41,8 +42,8 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HEAD_MAX: Duration = Duration::from_secs(10);
 /// `kubectl exec` puts the command into the head.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Connections to one node's port: an API server pools a few, and each stream takes one.
-const CONNECTIONS_MAX: usize = 128;
+/// Connections to one node's port: an API server pools a few, and each stream may take one.
+const CONNECTIONS_MAX: usize = 2 * STREAMS_MAX;
 
 /// What every port needs.
 pub struct Shared {

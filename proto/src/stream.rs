@@ -17,9 +17,9 @@ pub const CHUNK_BYTES_MAX: usize = 16 * 1024;
 /// keep 50 ms of round trip busy at 10 Mbit/s.
 pub const WINDOW_BYTES: u32 = 64 * 1024;
 
-/// Streams open at once on one link; more are refused. Both buffers of all are 8 MiB at worst, as
-/// long as nobody reads; `kubectl logs -f` of every pod of a usual node fits.
-pub const STREAMS_MAX: usize = 64;
+/// Streams open at once on one link; more are refused. Both buffers of all are 16 MiB at worst, as
+/// long as nobody reads; `kubectl logs -f` of every pod of a full node (110), and some `exec`, fit.
+pub const STREAMS_MAX: usize = 128;
 
 /// Refusals and resets waiting for the socket. A peer that ignores them is cut off.
 const CLOSES_MAX: usize = 2 * STREAMS_MAX;

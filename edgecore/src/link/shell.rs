@@ -18,7 +18,7 @@ use proto::ids::NodeName;
 use proto::session::{
     BatchId, CloseReason, EdgeInput, EdgeOutput, EdgeSession, FAREWELL_MAX, Introduction,
 };
-use proto::stream::StreamInput;
+use proto::stream::{STREAMS_MAX, StreamInput};
 use proto::wire::{Outcome, Report, ReportKey, StreamKind};
 use store::{Store, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -36,7 +36,7 @@ use crate::identity::Identity;
 use crate::telemetry::chain;
 
 /// Streams opened by the cloud and not yet taken; the session bounds how many there are.
-pub const ACCEPTED_MAX: usize = 64;
+pub const ACCEPTED_MAX: usize = STREAMS_MAX;
 
 /// A message more is taken from the socket before the session is asked, as long as they are there:
 /// what arrives together is stored together.

@@ -131,7 +131,7 @@ fn a_cloud_that_breaks_the_rules_is_left() {
         (vec![open(3), data(3, WINDOW_BYTES as usize + 1)], "sends 65537 bytes with credit for"),
         (vec![open(3), data(3, 1), data(3, 1)], "stream 3 sends bytes after its end"),
         (vec![open(3), credit(3, u32::MAX)], "stream 3 is given credit beyond"),
-        ((1..=many).map(open).collect(), "more than 128 refused streams await the peer"),
+        ((1..=many).map(open).collect(), "more than 256 refused streams await the peer"),
     ];
     for (frames, expected) in cases {
         let mut pair = Pair::up();
