@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use index::{Index, Reference, Touched};
 use kube::Client;
-use proto::ids::{Kind, NodeName};
+use proto::ids::NodeName;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use crate::watch::{self, KINDS, Told};
 /// Events of all watches that wait for the index. A full queue holds the watches back.
 const TOLD_MAX: usize = 256;
 
-/// GETs of ConfigMaps and Secrets under way at once.
+/// GETs of what pods refer to under way at once.
 const FETCHES_MAX: usize = 8;
 
 /// See the module's documentation. Cheap to clone.
@@ -209,12 +209,7 @@ async fn fetch(
     client: Client,
     reference: Reference,
 ) -> (Reference, bool) {
-    let collection = match reference.kind {
-        Kind::ConfigMap => "configmaps",
-        Kind::Secret | Kind::Pod | Kind::Service | Kind::Node | Kind::Token => "secrets",
-    };
-    let path =
-        format!("/api/v1/namespaces/{}/{collection}/{}", reference.namespace, reference.name);
+    let path = watch::path_of(&reference);
     let epoch = cluster.index().epoch();
     let found = match watch::get(&client, &path).await {
         // What is gone is deleted on the edge: only our cluster may say so, in this history.

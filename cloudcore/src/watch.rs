@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::AsyncBufReadExt as _;
+use index::Reference;
 use kube::Client;
 use proto::ids::Kind;
 use proto::object::Point;
@@ -55,34 +56,41 @@ pub struct Watched {
     pub metadata_only: bool,
 }
 
+impl Watched {
+    const fn whole(kind: Kind, path: &'static str) -> Self {
+        Self { kind, path, field_selector: "", metadata_only: false }
+    }
+
+    /// Of a kind whose objects are asked for one by one.
+    const fn metadata(kind: Kind, path: &'static str) -> Self {
+        Self { kind, path, field_selector: "", metadata_only: true }
+    }
+}
+
 /// Every kind the index is fed with.
-pub const KINDS: [Watched; 5] = [
-    Watched {
-        kind: Kind::Pod,
-        path: "/api/v1/pods",
-        field_selector: "spec.nodeName!%3D",
-        metadata_only: false,
-    },
-    Watched {
-        kind: Kind::ConfigMap,
-        path: "/api/v1/configmaps",
-        field_selector: "",
-        metadata_only: true,
-    },
-    Watched {
-        kind: Kind::Secret,
-        path: "/api/v1/secrets",
-        field_selector: "",
-        metadata_only: true,
-    },
-    Watched {
-        kind: Kind::Service,
-        path: "/api/v1/services",
-        field_selector: "",
-        metadata_only: false,
-    },
-    Watched { kind: Kind::Node, path: "/api/v1/nodes", field_selector: "", metadata_only: false },
+pub const KINDS: [Watched; 8] = [
+    Watched { field_selector: "spec.nodeName!%3D", ..Watched::whole(Kind::Pod, "/api/v1/pods") },
+    Watched::metadata(Kind::ConfigMap, "/api/v1/configmaps"),
+    Watched::metadata(Kind::Secret, "/api/v1/secrets"),
+    Watched::whole(Kind::Service, "/api/v1/services"),
+    Watched::whole(Kind::Node, "/api/v1/nodes"),
+    Watched::metadata(Kind::PersistentVolumeClaim, "/api/v1/persistentvolumeclaims"),
+    Watched::metadata(Kind::PersistentVolume, "/api/v1/persistentvolumes"),
+    Watched::metadata(Kind::RuntimeClass, "/apis/node.k8s.io/v1/runtimeclasses"),
 ];
+
+/// Where what pods refer to is asked for.
+pub fn path_of(reference: &Reference) -> String {
+    let watched = KINDS.iter().find(|watched| watched.kind == reference.kind);
+    let (root, resource) =
+        watched.and_then(|watched| watched.path.rsplit_once('/')).unwrap_or_default();
+    let Reference { namespace, name, .. } = reference;
+    if namespace.is_empty() {
+        return format!("{root}/{resource}/{name}");
+    }
+
+    format!("{root}/namespaces/{namespace}/{resource}/{name}")
+}
 
 /// What a watch tells, in the epoch that it was read in.
 pub type Telling = (u64, Told);

@@ -15,6 +15,8 @@ pub struct Lane(Semaphore);
 
 const FILES_MAX: usize = 4;
 const HOST_PATHS_MAX: usize = 1;
+const LOCAL_VOLUMES_MAX: usize = 1;
+const SERVERS_MAX: usize = 2;
 const LOOKUPS_MAX: usize = 3;
 const MEASURES_MAX: usize = 1;
 
@@ -28,8 +30,16 @@ pub static HOST_PATHS: Lane = Lane(Semaphore::const_new(HOST_PATHS_MAX));
 /// For counting what directories hold, which may take long.
 pub static MEASURES: Lane = Lane(Semaphore::const_new(MEASURES_MAX));
 
+/// For local volumes, of which one may take long to give to a group. One at a time: pods that share one
+/// do not get into each other's way.
+pub static LOCAL_VOLUMES: Lane = Lane(Semaphore::const_new(LOCAL_VOLUMES_MAX));
+
+/// For volumes on servers, which may be away.
+pub static SERVERS: Lane = Lane(Semaphore::const_new(SERVERS_MAX));
+
 /// A thread for each; there are only as many as have work.
-pub const BLOCKING_THREADS_MAX: usize = FILES_MAX + HOST_PATHS_MAX + LOOKUPS_MAX + MEASURES_MAX;
+pub const BLOCKING_THREADS_MAX: usize =
+    FILES_MAX + HOST_PATHS_MAX + LOCAL_VOLUMES_MAX + SERVERS_MAX + LOOKUPS_MAX + MEASURES_MAX;
 
 /// How long an idle blocking thread is kept: its stack counts against the agent's memory.
 pub const BLOCKING_THREAD_KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(2);

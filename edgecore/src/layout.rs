@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use podcore::volumes::Place;
+
 /// Longest file name, without `.log`, of a link in the containers' log directory (as the kubelet).
 const LOG_LINK_BYTES_MAX: usize = 251;
 
@@ -34,8 +36,17 @@ impl Layout {
     }
 
     /// Directory of a volume: `plugin` as in `kubernetes.io/empty-dir`.
-    pub fn volume(&self, uid: &proto::ids::Uid, plugin: &str, name: &str) -> PathBuf {
+    fn volume(&self, uid: &proto::ids::Uid, plugin: &str, name: &str) -> PathBuf {
         self.pod(uid).join("volumes").join(plugin.replace('/', "~")).join(name)
+    }
+
+    /// Where a volume is. Its name comes from the API server: one that is no file name is refused.
+    pub fn place(&self, uid: &proto::ids::Uid, place: &Place) -> Result<PathBuf, String> {
+        match place {
+            Place::Host(path) => Ok(PathBuf::from(path)),
+            Place::Own { plugin, name } if is_file_name(name) => Ok(self.volume(uid, plugin, name)),
+            Place::Own { name, .. } => Err(format!("volume {name:?} has a name that is not one")),
+        }
     }
 
     /// Directory of what belongs to one container, for example its termination log.

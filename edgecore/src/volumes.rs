@@ -3,7 +3,10 @@
 pub mod atomic;
 pub mod env_file;
 pub mod host_path;
+pub mod local;
 pub mod mounts;
+pub mod nfs;
+pub mod options;
 pub mod ownership;
 pub mod remove;
 pub mod setup;

@@ -100,12 +100,27 @@ pub enum Kind {
     /// A service account token for one projected volume source of one pod
     /// (an `authentication.k8s.io/v1 TokenRequest` with its status), keyed by pod UID and source.
     Token = 6,
+    /// A PersistentVolumeClaim that a pod of the node references.
+    PersistentVolumeClaim = 7,
+    /// The PersistentVolume that such a claim is bound to.
+    PersistentVolume = 8,
+    /// A RuntimeClass that a pod of the node references.
+    RuntimeClass = 9,
 }
 
 impl Kind {
     /// Every kind, in wire order.
-    pub const ALL: [Self; 6] =
-        [Self::Pod, Self::ConfigMap, Self::Secret, Self::Service, Self::Node, Self::Token];
+    pub const ALL: [Self; 9] = [
+        Self::Pod,
+        Self::ConfigMap,
+        Self::Secret,
+        Self::Service,
+        Self::Node,
+        Self::Token,
+        Self::PersistentVolumeClaim,
+        Self::PersistentVolume,
+        Self::RuntimeClass,
+    ];
 
     /// The kind with this wire number.
     pub fn from_wire(number: u32) -> Option<Self> {
@@ -121,6 +136,9 @@ impl Kind {
             Self::Service => "Service",
             Self::Node => "Node",
             Self::Token => "Token",
+            Self::PersistentVolumeClaim => "PersistentVolumeClaim",
+            Self::PersistentVolume => "PersistentVolume",
+            Self::RuntimeClass => "RuntimeClass",
         }
     }
 }
@@ -128,7 +146,7 @@ impl Kind {
 /// What an object is stored and sent under.
 ///
 /// Pods go by UID, so that the delete of one and the put of its successor under the same name both
-/// happen. The others go by `namespace/name` (nodes: `name`; tokens: `podUID/hash`).
+/// happen. The others go by `namespace/name` (without a namespace: `name`; tokens: `podUID/hash`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     kind: Kind,
@@ -147,6 +165,11 @@ impl ObjectKey {
     /// The key of a namespaced object other than a pod.
     pub fn named(kind: Kind, namespace: &str, name: &str) -> Self {
         Self { kind, id: format!("{namespace}/{name}") }
+    }
+
+    /// The key of an object that is in no namespace.
+    pub fn in_cluster(kind: Kind, name: &str) -> Self {
+        Self { kind, id: name.to_owned() }
     }
 
     /// The key of the Node object.

@@ -104,6 +104,10 @@ fn desired() -> Vec<(&'static str, Frame)> {
     let entries = [&pod, &config, &service, &secret, &node, &token]
         .map(|key| (key.clone(), version()))
         .to_vec();
+    let claim = ObjectKey::named(Kind::PersistentVolumeClaim, "shop", "data");
+    let volume = ObjectKey::in_cluster(Kind::PersistentVolume, "disk-1");
+    let class = ObjectKey::in_cluster(Kind::RuntimeClass, "kata");
+    let later = [&claim, &volume, &class].map(|key| (key.clone(), version())).to_vec();
     let put = |key: &ObjectKey, payload| {
         let key = key.clone();
         Frame::Put { seq: 9, key, version: version(), payload }
@@ -112,6 +116,8 @@ fn desired() -> Vec<(&'static str, Frame)> {
     vec![
         ("put-plain", put(&pod, plain(r#"{"kind":"Pod"}"#))),
         ("put-zstd", put(&config, zstd_payload())),
+        ("put-claim", put(&claim, plain(r#"{"kind":"PersistentVolumeClaim"}"#))),
+        ("put-volume", put(&volume, plain(r#"{"kind":"PersistentVolume"}"#))),
         (
             "delete",
             Frame::Delete {
@@ -126,6 +132,7 @@ fn desired() -> Vec<(&'static str, Frame)> {
         ("nack", Frame::Nack { seq: 9, reason: "disk full".to_owned() }),
         ("list-held", Frame::ListHeld { request: 3 }),
         ("held", Frame::Held { request: 3, entries, last: false }),
+        ("held-volumes", Frame::Held { request: 3, entries: later, last: false }),
         ("held-none", Frame::Held { request: 3, entries: vec![], last: true }),
         ("synced", Frame::Synced),
     ]

@@ -25,4 +25,5 @@ pub mod process;
 pub mod relay;
 pub mod site;
 pub mod stock;
+pub mod volumes;
 pub mod wait;

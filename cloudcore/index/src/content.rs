@@ -9,6 +9,8 @@ use proto::static_pod::MIRROR;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::references::{Binding, Reference};
+
 /// Why an object cannot be taken in; it is skipped, and the watch goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
@@ -57,6 +59,8 @@ struct Wire<'a> {
     #[serde(borrow, default, rename = "type")]
     kind: Option<&'a RawValue>,
     #[serde(borrow, default)]
+    handler: Option<&'a RawValue>,
+    #[serde(borrow, default)]
     status: Option<&'a RawValue>,
 }
 
@@ -80,6 +84,10 @@ struct Metadata<'a> {
     deletion_grace_period_seconds: Option<&'a RawValue>,
     #[serde(borrow, default)]
     generation: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    owner_references: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    finalizers: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -110,6 +118,35 @@ struct Condition {
     status: String,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ClaimSpec {
+    #[serde(default)]
+    volume_name: String,
+}
+
+#[derive(Deserialize)]
+struct ClaimStatus {
+    #[serde(default)]
+    phase: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct VolumeSpec {
+    claim_ref: Option<ClaimRef>,
+}
+
+#[derive(Deserialize)]
+struct ClaimRef {
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    uid: String,
+}
+
 /// The parts of an object that the index needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
@@ -128,6 +165,8 @@ pub struct Content {
     pub mirrors: Option<Uid>,
     /// `metadata.deletionTimestamp` is set.
     pub is_deleted: bool,
+    /// Of a claim or a volume.
+    pub binding: Binding,
     hash: ContentHash,
 }
 
@@ -154,10 +193,13 @@ impl Content {
             _ => None,
         };
         let bound_to = spec.as_ref().and_then(|spec| NodeName::new(spec.node_name.clone()).ok());
-        let gates = match (&spec, wire.status) {
-            (Some(spec), Some(status)) if !spec.readiness_gates.is_empty() => {
+        let used_status = match (kind, &spec, wire.status) {
+            (_, Some(spec), Some(status)) if !spec.readiness_gates.is_empty() => {
                 let status: PodStatus = serde_json::from_str(status.get()).map_err(json)?;
                 gate_values(spec, &status)
+            }
+            (Kind::PersistentVolumeClaim, _, Some(status)) => {
+                serde_json::from_str::<ClaimStatus>(status.get()).map_err(json)?.phase
             }
             _ => String::new(),
         };
@@ -165,7 +207,8 @@ impl Content {
         Ok(Self {
             kind,
             namespace: metadata.namespace.clone(),
-            hash: hash(kind, &wire, &gates),
+            hash: hash(kind, &wire, &used_status),
+            binding: binding(kind, wire.spec).map_err(json)?,
             name,
             uid,
             revision,
@@ -179,10 +222,12 @@ impl Content {
     pub fn identity(&self) -> String {
         match self.kind {
             Kind::Pod => self.uid.to_string(),
-            Kind::Node => self.name.clone(),
-            Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::Token => {
-                format!("{}/{}", self.namespace, self.name)
-            }
+            Kind::Node | Kind::PersistentVolume | Kind::RuntimeClass => self.name.clone(),
+            Kind::ConfigMap
+            | Kind::Secret
+            | Kind::Service
+            | Kind::Token
+            | Kind::PersistentVolumeClaim => format!("{}/{}", self.namespace, self.name),
         }
     }
 
@@ -193,15 +238,9 @@ impl Content {
 
     /// The object as it is sent.
     pub fn into_object(self, epoch: u64, bytes: Bytes) -> Object {
-        let key = match self.kind {
-            Kind::Pod => ObjectKey::pod(&self.uid),
-            Kind::Node | Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::Token => {
-                let id = self.identity();
-                // Names from the API server are within the bound.
-                ObjectKey::from_parts(self.kind, id)
-                    .unwrap_or_else(|| ObjectKey::named(self.kind, &self.namespace, &self.name))
-            }
-        };
+        // Names from the API server are within the bound.
+        let key = ObjectKey::from_parts(self.kind, self.identity())
+            .unwrap_or_else(|| ObjectKey::named(self.kind, &self.namespace, &self.name));
         let version = Version { uid: self.uid, epoch, revision: self.revision, hash: self.hash };
 
         Object { key, version, bytes }
@@ -225,8 +264,39 @@ fn gate_values(spec: &PodSpec, status: &PodStatus) -> String {
     spec.readiness_gates.iter().map(value).collect::<Vec<_>>().join(",")
 }
 
+/// What holds a claim or a volume to the other.
+fn binding(kind: Kind, spec: Option<&RawValue>) -> Result<Binding, serde_json::Error> {
+    let Some(spec) = spec else { return Ok(Binding::None) };
+    match kind {
+        Kind::PersistentVolumeClaim => {
+            let ClaimSpec { volume_name } = serde_json::from_str(spec.get())?;
+            let volume = Reference::new(Kind::PersistentVolume, "", &volume_name);
+
+            Ok(if volume_name.is_empty() { Binding::None } else { Binding::Claim(volume) })
+        }
+        Kind::PersistentVolume => {
+            let VolumeSpec { claim_ref } = serde_json::from_str(spec.get())?;
+            let bound =
+                claim_ref.and_then(|claim| Some((Uid::new(claim.uid.clone()).ok()?, claim)));
+
+            Ok(bound.map_or(Binding::None, |(uid, claim)| {
+                let ClaimRef { namespace, name, .. } = claim;
+                let claim = Reference::new(Kind::PersistentVolumeClaim, &namespace, &name);
+                Binding::Volume { claim, uid }
+            }))
+        }
+        Kind::Pod
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::Service
+        | Kind::Node
+        | Kind::Token
+        | Kind::RuntimeClass => Ok(Binding::None),
+    }
+}
+
 /// Everything an edge uses, and nothing that changes by our own status patches.
-fn hash(kind: Kind, wire: &Wire<'_>, gates: &str) -> ContentHash {
+fn hash(kind: Kind, wire: &Wire<'_>, used_status: &str) -> ContentHash {
     let raw = |value: Option<&RawValue>| value.map(RawValue::get).unwrap_or_default().to_owned();
     let pairs = |map: &BTreeMap<String, String>| {
         let pieces = map.iter().flat_map(|(key, value)| [key.as_str(), "\0", value, "\0"]);
@@ -241,7 +311,7 @@ fn hash(kind: Kind, wire: &Wire<'_>, gates: &str) -> ContentHash {
             raw(metadata.deletion_timestamp),
             raw(metadata.deletion_grace_period_seconds),
             raw(metadata.generation),
-            gates.to_owned(),
+            used_status.to_owned(),
         ],
         Kind::ConfigMap | Kind::Secret => {
             vec![raw(wire.data), raw(wire.binary_data), raw(wire.kind)]
@@ -249,6 +319,15 @@ fn hash(kind: Kind, wire: &Wire<'_>, gates: &str) -> ContentHash {
         Kind::Service => vec![raw(wire.spec)],
         Kind::Node => vec![raw(wire.spec), pairs(&metadata.labels), pairs(&metadata.annotations)],
         Kind::Token => vec![raw(wire.status)],
+        Kind::PersistentVolumeClaim => vec![
+            raw(wire.spec),
+            raw(metadata.deletion_timestamp),
+            raw(metadata.finalizers),
+            raw(metadata.owner_references),
+            used_status.to_owned(),
+        ],
+        Kind::PersistentVolume => vec![raw(wire.spec), pairs(&metadata.annotations)],
+        Kind::RuntimeClass => vec![raw(wire.handler)],
     };
     let parts: Vec<&[u8]> = parts.iter().map(String::as_bytes).collect();
 

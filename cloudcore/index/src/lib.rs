@@ -5,11 +5,13 @@
 //! that may be said to it ([`Index::has_passed`], invariant 8).
 //!
 //! - [`epoch`]: when the API server is taken for one that was restored;
-//! - [`content`]: what an object's JSON says that matters here, and the hash of what an edge uses.
+//! - [`content`]: what an object's JSON says that matters here, and the hash of what an edge uses;
+//! - [`references`] and [`shared`]: what pods refer to, and what the API server has of it.
 
 pub mod content;
 pub mod epoch;
 mod references;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +24,8 @@ use proto::ids::{Kind, NodeName, ObjectKey, Uid};
 use proto::object::{Object, Point, Version};
 
 pub use content::{Content, ContentError};
-pub use references::Reference;
+pub use references::{Binding, Reference};
+use shared::{Answer, SharedObjects};
 
 /// The API server's Service, told to every container.
 const MASTER_SERVICE: (&str, &str) = ("default", "kubernetes");
@@ -42,25 +45,13 @@ struct Pod {
     is_missing: bool,
 }
 
-/// A ConfigMap or Secret that pods refer to.
-#[derive(Clone, Debug, Default)]
-struct Shared {
-    object: Option<Arc<Object>>,
-    /// Pods that refer to it.
-    pods: BTreeSet<Uid>,
-    /// To be asked for: never was, or the metadata watch told of a change since it last was.
-    is_stale: bool,
-    /// An answer came: `object` is what the API server had, also if that is nothing.
-    is_known: bool,
-}
-
 /// See the crate's documentation.
 #[derive(Debug)]
 pub struct Index {
     epoch: u64,
     pods: BTreeMap<Uid, Pod>,
     by_node: BTreeMap<NodeName, BTreeSet<Uid>>,
-    shared: BTreeMap<Reference, Shared>,
+    shared: SharedObjects,
     services: BTreeMap<(String, String), Arc<Object>>,
     nodes: BTreeMap<NodeName, Arc<Object>>,
     /// Nodes that are told what they must hold: only what their pods refer to is asked for.
@@ -79,7 +70,7 @@ impl Index {
             epoch,
             pods: BTreeMap::new(),
             by_node: BTreeMap::new(),
-            shared: BTreeMap::new(),
+            shared: SharedObjects::default(),
             services: BTreeMap::new(),
             nodes: BTreeMap::new(),
             served: BTreeSet::new(),
@@ -98,9 +89,7 @@ impl Index {
         if epoch > self.epoch {
             self.epoch = epoch;
             self.passed.clear();
-            for shared in self.shared.values_mut() {
-                shared.is_stale = true;
-            }
+            self.shared.doubt_all();
         }
     }
 
@@ -170,30 +159,22 @@ impl Index {
         self.served.insert(node.clone());
     }
 
-    /// ConfigMaps and Secrets to be asked for: none that only pods of other nodes refer to.
+    /// What pods refer to and is to be asked for: nothing that only pods of other nodes refer to.
     pub fn stale(&self) -> Vec<Reference> {
         let is_served =
             |uid: &Uid| self.pods.get(uid).is_some_and(|pod| self.served.contains(&pod.node));
-        let stale = self
-            .shared
-            .iter()
-            .filter(|(_, shared)| shared.is_stale && shared.pods.iter().any(is_served));
 
-        stale.map(|(reference, _)| reference.clone()).collect()
+        self.shared.stale(is_served)
     }
 
     /// A GET of the reference begins: what is heard from now on asks for another.
     pub fn asking(&mut self, reference: &Reference) {
-        if let Some(shared) = self.shared.get_mut(reference) {
-            shared.is_stale = false;
-        }
+        self.shared.mark(reference, false);
     }
 
     /// The GET of the reference failed.
     pub fn ask_again(&mut self, reference: &Reference) {
-        if let Some(shared) = self.shared.get_mut(reference) {
-            shared.is_stale = true;
-        }
+        self.shared.mark(reference, true);
     }
 
     /// The answer to a GET of a reference: the object, or that there is none.
@@ -202,24 +183,18 @@ impl Index {
         reference: &Reference,
         found: Option<Bytes>,
     ) -> Result<Touched, ContentError> {
-        let Some(shared) = self.shared.get_mut(reference) else { return Ok(Touched::new()) };
-        let object = match found {
+        if !self.shared.contains(reference) {
+            return Ok(Touched::new());
+        }
+        let answer = match found {
             Some(bytes) => {
                 let content = Content::read(reference.kind, &bytes)?;
-                Some(Arc::new(content.into_object(self.epoch, bytes)))
+                let binding = content.binding.clone();
+                Some(Answer { object: Arc::new(content.into_object(self.epoch, bytes)), binding })
             }
             None => None,
         };
-        let is_same = match (&shared.object, &object) {
-            (Some(old), Some(new)) => {
-                old.version.hash == new.version.hash && old.version.uid == new.version.uid
-            }
-            (None, None) => true,
-            (Some(_), None) | (None, Some(_)) => false,
-        };
-        shared.object = object;
-        let is_news = !std::mem::replace(&mut shared.is_known, true) || !is_same;
-        let pods = if is_news { shared.pods.clone() } else { BTreeSet::new() };
+        let pods = self.shared.fetched(reference, answer);
 
         Ok(self.nodes_of(&pods))
     }
@@ -261,17 +236,8 @@ impl Index {
                 has_mirrors = true;
                 continue;
             }
-            let known = |reference: &Reference| {
-                self.shared.get(reference).is_some_and(|shared| shared.is_known)
-            };
-            if !pod.references.iter().all(known) {
-                continue;
-            }
-            for reference in &pod.references {
-                if let Some(object) = self.shared[reference].object.as_ref() {
-                    put(object);
-                }
-            }
+            let Some(objects) = self.shared.objects(&pod.references) else { continue };
+            objects.into_iter().for_each(&mut put);
             pods.push(Arc::clone(&pod.object));
         }
         for ((namespace, name), object) in &self.services {
@@ -291,13 +257,13 @@ impl Index {
     pub fn is_wanted(&self, node: &NodeName, key: &ObjectKey) -> Option<bool> {
         match key.kind() {
             Kind::Pod => Some(self.pods_of(node).any(|(uid, _)| ObjectKey::pod(uid) == *key)),
-            Kind::ConfigMap | Kind::Secret => {
-                let references = || self.pods_of(node).flat_map(|(_, pod)| &pod.references);
-                let Some(reference) = references().find(|reference| reference.key() == *key) else {
-                    return Some(false);
-                };
-                let shared = self.shared.get(reference).filter(|shared| shared.is_known)?;
-                Some(shared.object.is_some())
+            Kind::ConfigMap
+            | Kind::Secret
+            | Kind::PersistentVolumeClaim
+            | Kind::PersistentVolume
+            | Kind::RuntimeClass => {
+                let references = self.pods_of(node).flat_map(|(_, pod)| &pod.references);
+                self.shared.has(references, key)
             }
             Kind::Service | Kind::Node | Kind::Token => Some(false),
         }
@@ -360,16 +326,14 @@ impl Index {
     fn set(&mut self, kind: Kind, content: Content, bytes: Bytes) -> Touched {
         match kind {
             Kind::Pod => self.set_pod(content, bytes),
-            Kind::ConfigMap | Kind::Secret => {
-                // The watch carries metadata only: it says what to ask for.
+            Kind::ConfigMap
+            | Kind::Secret
+            | Kind::PersistentVolumeClaim
+            | Kind::PersistentVolume
+            | Kind::RuntimeClass => {
                 let reference = Reference::new(kind, &content.namespace, &content.name);
-                let seen = Point { epoch: self.epoch, revision: content.revision };
-                let held = self.shared.get_mut(&reference);
-                if let Some(shared) = held
-                    && shared.object.as_ref().is_none_or(|object| object.version.point() < seen)
-                {
-                    shared.is_stale = true;
-                }
+                let point = Point { epoch: self.epoch, revision: content.revision };
+                self.shared.seen(&reference, point);
                 Touched::new()
             }
             Kind::Service => {
@@ -394,35 +358,26 @@ impl Index {
     fn set_pod(&mut self, content: Content, bytes: Bytes) -> Touched {
         let Some(node) = content.bound_to.clone() else { return self.remove(&content.uid.clone()) };
         let uid = content.uid.clone();
-        let references = references::of_pod(&content.namespace, &bytes);
+        let references = references::of_pod(&content.namespace, &content.name, &bytes);
         let (namespace, name) = (content.namespace.clone(), content.name.clone());
         let (mirrors, is_deleted) = (content.mirrors.clone(), content.is_deleted);
         let object = Arc::new(content.into_object(self.epoch, bytes));
-        for reference in &references {
-            let shared = self
-                .shared
-                .entry(reference.clone())
-                .or_insert_with(|| Shared { is_stale: true, ..Shared::default() });
-            shared.pods.insert(uid.clone());
-        }
-        let before = self.pods.insert(
+        let before = self.pods.get(&uid).map(|pod| pod.references.clone()).unwrap_or_default();
+        self.shared.refer(&uid, &references, &before);
+        self.pods.insert(
             uid.clone(),
             Pod {
                 node: node.clone(),
                 namespace,
                 name,
                 object,
-                references: references.clone(),
+                references,
                 mirrors,
                 is_deleted,
                 is_missing: false,
             },
         );
-        self.by_node.entry(node.clone()).or_default().insert(uid.clone());
-        if let Some(before) = before {
-            let gone: Vec<_> = before.references.difference(&references).cloned().collect();
-            self.release(&uid, gone.iter());
-        }
+        self.by_node.entry(node.clone()).or_default().insert(uid);
 
         Touched::from([node])
     }
@@ -430,11 +385,12 @@ impl Index {
     fn forget(&mut self, kind: Kind, content: &Content) -> Touched {
         match kind {
             Kind::Pod => self.remove(&content.uid),
-            Kind::ConfigMap | Kind::Secret => {
-                let reference = Reference::new(kind, &content.namespace, &content.name);
-                if let Some(shared) = self.shared.get_mut(&reference) {
-                    shared.is_stale = true;
-                }
+            Kind::ConfigMap
+            | Kind::Secret
+            | Kind::PersistentVolumeClaim
+            | Kind::PersistentVolume
+            | Kind::RuntimeClass => {
+                self.shared.mark(&Reference::new(kind, &content.namespace, &content.name), true);
                 Touched::new()
             }
             Kind::Service => {
@@ -459,21 +415,9 @@ impl Index {
                 self.by_node.remove(&pod.node);
             }
         }
-        self.release(uid, pod.references.iter());
+        self.shared.refer(uid, &BTreeSet::new(), &pod.references);
 
         Touched::from([pod.node])
-    }
-
-    /// Forgets what no pod refers to any more.
-    fn release<'a>(&mut self, uid: &Uid, references: impl Iterator<Item = &'a Reference>) {
-        for reference in references {
-            if let Some(shared) = self.shared.get_mut(reference) {
-                shared.pods.remove(uid);
-                if shared.pods.is_empty() {
-                    self.shared.remove(reference);
-                }
-            }
-        }
     }
 
     fn miss(&mut self, kind: Kind, seen: &BTreeSet<String>) -> Touched {
@@ -494,13 +438,11 @@ impl Index {
                     self.remove(&uid);
                 }
             }
-            Kind::ConfigMap | Kind::Secret => {
-                for (reference, shared) in &mut self.shared {
-                    if reference.kind == kind && !seen.contains(&reference.identity()) {
-                        shared.is_stale = true;
-                    }
-                }
-            }
+            Kind::ConfigMap
+            | Kind::Secret
+            | Kind::PersistentVolumeClaim
+            | Kind::PersistentVolume
+            | Kind::RuntimeClass => self.shared.listed(kind, seen),
             Kind::Service => {
                 let identity = |key: &(String, String)| format!("{}/{}", key.0, key.1);
                 let gone: Vec<_> = self

@@ -1,16 +1,16 @@
-//! The ConfigMaps and Secrets that a pod refers to: all that its node may read (invariant 12).
+//! What a pod refers to: all that its node may read (invariant 12).
 
 use std::collections::BTreeSet;
 
-use proto::ids::{Kind, ObjectKey};
+use proto::ids::{Kind, ObjectKey, Uid};
 use serde_json::Value;
 
-/// A ConfigMap or Secret by name.
+/// An object by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Reference {
-    /// ConfigMap or Secret.
+    /// One of those that pods refer to.
     pub kind: Kind,
-    /// Its namespace.
+    /// Its namespace; empty if it is in none.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -24,20 +24,55 @@ impl Reference {
 
     /// The key of what it refers to.
     pub fn key(&self) -> ObjectKey {
-        ObjectKey::named(self.kind, &self.namespace, &self.name)
+        if self.namespace.is_empty() {
+            ObjectKey::in_cluster(self.kind, &self.name)
+        } else {
+            ObjectKey::named(self.kind, &self.namespace, &self.name)
+        }
     }
 
-    /// `namespace/name`.
+    /// `namespace/name`, or the name.
     pub(crate) fn identity(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
+        self.key().id().to_owned()
     }
 }
 
-/// Every place of the pod API that names a ConfigMap or Secret to the node.
-pub(crate) fn of_pod(namespace: &str, bytes: &[u8]) -> BTreeSet<Reference> {
+/// What holds a claim and a volume together, as the one or the other says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Binding {
+    /// Neither, or not bound.
+    #[default]
+    None,
+    /// A claim's: the volume.
+    Claim(Reference),
+    /// A volume's: the claim and its UID.
+    Volume {
+        /// Which claim.
+        claim: Reference,
+        /// And not another of that name.
+        uid: Uid,
+    },
+}
+
+impl Binding {
+    /// The volume that a claim names.
+    pub(crate) fn volume(&self) -> Option<&Reference> {
+        if let Self::Claim(volume) = self { Some(volume) } else { None }
+    }
+
+    pub(crate) fn into_volume(self) -> Option<Reference> {
+        if let Self::Claim(volume) = self { Some(volume) } else { None }
+    }
+}
+
+/// Every place of the pod API that names an object to the node.
+pub(crate) fn of_pod(namespace: &str, name: &str, bytes: &[u8]) -> BTreeSet<Reference> {
     let mut found = BTreeSet::new();
     let Ok(pod) = serde_json::from_slice::<Value>(bytes) else { return found };
     let spec = &pod["spec"];
+    if let Some(class) = spec["runtimeClassName"].as_str().filter(|class| !class.is_empty()) {
+        found.insert(Reference::new(Kind::RuntimeClass, "", class));
+    }
     let mut add = |kind: Kind, name: &Value| {
         if let Some(name) = name.as_str().filter(|name| !name.is_empty()) {
             found.insert(Reference::new(kind, namespace, name));
@@ -61,6 +96,13 @@ pub(crate) fn of_pod(namespace: &str, bytes: &[u8]) -> BTreeSet<Reference> {
     for volume in items(&spec["volumes"]) {
         add(Kind::ConfigMap, &volume["configMap"]["name"]);
         add(Kind::Secret, &volume["secret"]["secretName"]);
+        add(Kind::PersistentVolumeClaim, &volume["persistentVolumeClaim"]["claimName"]);
+        if let (Some(volume_name), true) =
+            (volume["name"].as_str(), volume["ephemeral"].is_object())
+        {
+            // The claim is made from the pod's template, and named after both.
+            add(Kind::PersistentVolumeClaim, &format!("{name}-{volume_name}").into());
+        }
         for source in items(&volume["projected"]["sources"]) {
             add(Kind::ConfigMap, &source["configMap"]["name"]);
             add(Kind::Secret, &source["secret"]["name"]);

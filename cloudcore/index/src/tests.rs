@@ -34,7 +34,16 @@ fn named(name: &str, revision: u64, data: &str) -> Bytes {
     }))
 }
 
-const KINDS: [Kind; 5] = [Kind::Pod, Kind::ConfigMap, Kind::Secret, Kind::Service, Kind::Node];
+const KINDS: [Kind; 8] = [
+    Kind::Pod,
+    Kind::ConfigMap,
+    Kind::Secret,
+    Kind::Service,
+    Kind::Node,
+    Kind::PersistentVolumeClaim,
+    Kind::PersistentVolume,
+    Kind::RuntimeClass,
+];
 
 fn edge() -> NodeName {
     NodeName::new("edge-1").unwrap()
@@ -279,4 +288,115 @@ fn a_mirror_is_run_by_nobody_and_found_by_what_it_shows() {
     assert_eq!(found(&index), Some("m2".to_owned()), "the one that stays");
     let seen: Vec<_> = index.mirrors_on(&edge()).map(|m| (m.uid.as_str(), m.is_deleted)).collect();
     assert_eq!(seen, [("m2", false), ("m1", true)]);
+}
+
+/// A claim `default/NAME` that names a volume.
+fn claim(name: &str, revision: u64, volume: &str, phase: &str) -> Bytes {
+    bytes(&json!({
+        "metadata": { "namespace": "default", "name": name, "uid": format!("uid-{name}"),
+            "resourceVersion": revision.to_string() },
+        "spec": { "volumeName": volume }, "status": { "phase": phase },
+    }))
+}
+
+/// A volume that is bound to a claim `default/CLAIM`.
+fn volume(name: &str, revision: u64, claim: &str) -> Bytes {
+    bytes(&json!({
+        "metadata": { "name": name, "uid": format!("uid-{name}"),
+            "resourceVersion": revision.to_string() },
+        "spec": { "local": { "path": "/data" }, "claimRef": {
+            "namespace": "default", "name": claim, "uid": format!("uid-{claim}") } },
+    }))
+}
+
+fn with_claim(name: &str, revision: u64, claim: &str) -> Bytes {
+    let source = json!({ "claimName": claim });
+
+    pod(
+        name,
+        "edge-1",
+        revision,
+        &json!({ "volumes": [{ "name": "v", "persistentVolumeClaim": source }] }),
+    )
+}
+
+#[test]
+fn a_claim_leads_to_its_volume_and_both_come_before_the_pod() {
+    let mut index = serving(1);
+    let data = Reference::new(Kind::PersistentVolumeClaim, "default", "data");
+    let disk = Reference::new(Kind::PersistentVolume, "", "disk");
+    index.apply(Kind::Pod, with_claim("web", 5, "data")).unwrap();
+    assert_eq!(index.stale(), std::slice::from_ref(&data));
+    index.asking(&data);
+    index.fetched(&data, Some(claim("data", 4, "", "Pending"))).unwrap();
+    assert_eq!(held(&index), ["PersistentVolumeClaim default/data", "Pod uid-web"]);
+
+    // It is bound later: nothing new is said before the volume is there too.
+    index.apply(Kind::PersistentVolumeClaim, claim("data", 6, "", "")).unwrap();
+    index.asking(&data);
+    index.fetched(&data, Some(claim("data", 6, "disk", "Bound"))).unwrap();
+    assert_eq!(held(&index), [""; 0]);
+    assert_eq!(index.is_wanted(&edge(), &disk.key()), None);
+    assert_eq!(index.is_wanted(&edge(), &data.key()), Some(true));
+    assert_eq!(index.stale(), std::slice::from_ref(&disk));
+    index.asking(&disk);
+    let touched = index.fetched(&disk, Some(volume("disk", 7, "data"))).unwrap();
+    assert_eq!(touched, Touched::from([edge()]));
+    let all = ["PersistentVolumeClaim default/data", "PersistentVolume disk", "Pod uid-web"];
+    assert_eq!(held(&index), all);
+    assert_eq!(index.is_wanted(&edge(), &disk.key()), Some(true));
+
+    // A phase is part of what the edge uses; other statuses are not.
+    let hash = |index: &Index| versions(&index.desired(&edge()))[&data.key()].hash;
+    let bound = hash(&index);
+    index.fetched(&data, Some(claim("data", 8, "disk", "Lost"))).unwrap();
+    assert_ne!(hash(&index), bound);
+
+    index.apply(Kind::Pod, pod("web", "edge-1", 9, &json!({}))).unwrap();
+    assert_eq!(held(&index), ["Pod uid-web"]);
+    assert_eq!(index.is_wanted(&edge(), &disk.key()), Some(false));
+    assert_eq!(index.stale(), [], "nobody uses the volume");
+}
+
+#[test]
+fn a_claim_that_names_the_volume_of_another_does_not_get_it() {
+    let mut index = serving(1);
+    let disk = Reference::new(Kind::PersistentVolume, "", "disk");
+    index.apply(Kind::Pod, with_claim("thief", 5, "mine")).unwrap();
+    let mine = Reference::new(Kind::PersistentVolumeClaim, "default", "mine");
+    index.fetched(&mine, Some(claim("mine", 4, "disk", "Pending"))).unwrap();
+    index.fetched(&disk, Some(volume("disk", 4, "data"))).unwrap();
+    assert_eq!(held(&index), ["PersistentVolumeClaim default/mine", "Pod uid-thief"]);
+    assert_eq!(index.is_wanted(&edge(), &disk.key()), Some(false));
+
+    // One that has it by right brings it, for as long as it is there.
+    index.apply(Kind::Pod, with_claim("web", 6, "data")).unwrap();
+    let data = Reference::new(Kind::PersistentVolumeClaim, "default", "data");
+    index.fetched(&data, Some(claim("data", 4, "disk", "Bound"))).unwrap();
+    assert_eq!(index.is_wanted(&edge(), &disk.key()), Some(true));
+    index.delete(Kind::Pod, &with_claim("web", 7, "data")).unwrap();
+    assert_eq!(index.is_wanted(&edge(), &disk.key()), Some(false));
+    // The same name, another claim.
+    index.apply(Kind::Pod, with_claim("web", 8, "data")).unwrap();
+    let other = String::from_utf8(claim("data", 9, "disk", "Bound").to_vec()).unwrap();
+    let other = Bytes::from(other.replace("uid-data", "uid-other"));
+    index.fetched(&data, Some(other)).unwrap();
+    assert_eq!(index.is_wanted(&edge(), &disk.key()), Some(false));
+}
+
+#[test]
+fn ephemeral_claims_and_runtime_classes_are_referred_to() {
+    let mut index = serving(1);
+    let spec =
+        json!({ "runtimeClassName": "kata", "volumes": [{ "name": "scratch", "ephemeral": {} }] });
+    index.apply(Kind::Pod, pod("web", "edge-1", 5, &spec)).unwrap();
+    let claim = Reference::new(Kind::PersistentVolumeClaim, "default", "web-scratch");
+    let class = Reference::new(Kind::RuntimeClass, "", "kata");
+    assert_eq!(index.stale(), [claim.clone(), class.clone()]);
+    index.fetched(&claim, None).unwrap();
+    let kata = json!({ "metadata": { "name": "kata", "uid": "c", "resourceVersion": "3" },
+        "handler": "kata-qemu" });
+    index.fetched(&class, Some(bytes(&kata))).unwrap();
+
+    assert_eq!(held(&index), ["RuntimeClass kata", "Pod uid-web"]);
 }

@@ -8,7 +8,8 @@
 //!   [`admission`]: whether the node takes it in; [`pressure`]: when the node is short of something, and
 //!   [`eviction`]: who goes then.
 //! - [`static_pod`]: a pod as a file of the node holds it; [`defaults`]: what it leaves unsaid.
-//! - [`materials`]: the ConfigMaps, Secrets, tokens and Services it needs.
+//! - [`materials`]: the ConfigMaps, Secrets, tokens, claims and Services it needs; [`claims`]: what claims
+//!   lead to.
 //! - [`plan`]: from pod, [`memory`] and what is [`observed`] to the next actions.
 //! - [`probe`]: when to ask a container how it is, and what the answers come to.
 //!   [`hook`]: what runs right after a container's start.
@@ -21,6 +22,7 @@
 pub mod abilities;
 pub mod admission;
 pub mod backoff;
+pub mod claims;
 pub mod defaults;
 pub mod dns;
 pub mod env;

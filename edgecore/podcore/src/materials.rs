@@ -1,13 +1,16 @@
-//! What a pod needs besides itself: ConfigMaps, Secrets, service account tokens, Services.
+//! What a pod needs besides itself: ConfigMaps, Secrets, service account tokens, claims with their volumes,
+//! a RuntimeClass, Services.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Secret, Service, Volume};
 use proto::object::{ContentHash, hex};
 
+use crate::claims::{Claim, PersistentVolume, RuntimeClass, bound, claim_name};
 use crate::env::EnvFile;
+use crate::observed::Missing;
 use crate::pod::PodView;
 
 /// Lifetime of a token whose source does not say (API: `ServiceAccountTokenProjection`).
@@ -27,6 +30,10 @@ pub struct References {
     pub tokens: Vec<TokenAsk>,
     /// The volume that first needs what is named in these words.
     volumes: BTreeMap<String, String>,
+    /// Claims of the pod's namespace.
+    pub claims: BTreeSet<String>,
+    /// The RuntimeClass.
+    pub runtime_class: Option<String>,
 }
 
 /// One service account token that a projected volume asks for.
@@ -54,6 +61,12 @@ pub struct Materials {
     /// Files of variables that the container at hand needs, by volume and path in it; only while it is
     /// made.
     pub env_files: BTreeMap<(String, String), EnvFile>,
+    /// By name.
+    pub claims: BTreeMap<String, Claim>,
+    /// What these claims are bound to, by name.
+    pub volumes: BTreeMap<String, PersistentVolume>,
+    /// The pod's.
+    pub runtime_class: Option<RuntimeClass>,
     /// Services of the pod's namespace, and `default/kubernetes`.
     pub services: Vec<Service>,
 }
@@ -69,25 +82,31 @@ impl References {
         *all &= optional;
     }
 
-    /// What the pod needs and `materials` lack, in words; empty if it can start.
-    ///
-    pub fn missing(&self, materials: &Materials) -> Vec<String> {
+    /// What keeps the pod from starting; empty if it can.
+    pub fn missing(&self, pod: &PodView, materials: &Materials) -> Vec<Missing> {
         let config_maps = self
             .config_maps
             .iter()
             .filter(|(name, optional)| !**optional && !materials.config_maps.contains_key(*name))
-            .map(|(name, _)| self.of_volume(format!("configmap \"{name}\" not found")));
+            .map(|(name, _)| {
+                Missing::Object(self.of_volume(format!("configmap \"{name}\" not found")))
+            });
         let secrets = self
             .secrets
             .iter()
             .filter(|(name, optional)| !**optional && !materials.secrets.contains_key(*name))
-            .map(|(name, _)| self.of_volume(format!("secret \"{name}\" not found")));
-        let tokens =
-            self.tokens.iter().filter(|ask| !materials.tokens.contains_key(&ask.source)).map(
-                |ask| format!("token of service account \"{}\" not here yet", ask.service_account),
-            );
+            .map(|(name, _)| {
+                Missing::Object(self.of_volume(format!("secret \"{name}\" not found")))
+            });
+        let is_away = |ask: &&TokenAsk| !materials.tokens.contains_key(&ask.source);
+        let tokens = self.tokens.iter().filter(is_away);
+        let tokens = tokens.map(|ask| Missing::Token { of: ask.service_account.clone() });
+        let claims = pod.spec().volumes.iter().flatten().filter_map(|volume| {
+            let why = bound(pod, volume, materials).err()?.to_string();
+            Some(Missing::Claim { volume: volume.name.clone(), why })
+        });
 
-        config_maps.chain(secrets).chain(tokens).collect()
+        config_maps.chain(secrets).chain(tokens).chain(claims).collect()
     }
 
     /// What is missing, in the words of the kubelet's FailedMount Event.
@@ -116,6 +135,7 @@ pub fn references(pod: &PodView) -> References {
     for secret in pod.spec().image_pull_secrets.as_deref().unwrap_or_default() {
         found.secret(&secret.name, true);
     }
+    found.runtime_class = pod.spec().runtime_class_name.clone().filter(|name| !name.is_empty());
 
     found
 }
@@ -142,6 +162,7 @@ fn of_environment(container: &Container, found: &mut References) {
 }
 
 fn of_volume(pod: &PodView, volume: &Volume, found: &mut References) {
+    found.claims.extend(claim_name(pod, volume));
     if let Some(map) = &volume.config_map {
         found.config_map(&map.name, map.optional.unwrap_or(false));
         found.needed_by(volume, "configmap", &map.name);
@@ -228,12 +249,13 @@ mod tests {
         let pod = json!({
             "metadata": { "uid": "u", "namespace": "shop", "name": "web" },
             "spec": {
-                "imagePullSecrets": [{ "name": "pull" }],
+                "imagePullSecrets": [{ "name": "pull" }], "runtimeClassName": "kata",
                 "initContainers": [{ "name": "i", "envFrom": [{ "configMapRef": { "name": "from" } }] }],
                 "containers": [{ "name": "a", "env": [
                     { "name": "A", "valueFrom": { "secretKeyRef": { "name": "key", "key": "k" } } } ] }],
                 "volumes": [
                     { "name": "v", "configMap": { "name": "vol", "optional": true } },
+                    { "name": "c", "persistentVolumeClaim": { "claimName": "data" } },
                     { "name": "p", "projected": { "sources": [
                         { "secret": { "name": "inner" } },
                         { "serviceAccountToken": { "path": "token", "expirationSeconds": 600 } } ] } },
@@ -244,12 +266,20 @@ mod tests {
         let found = references(&pod);
 
         assert_eq!(
-            found.missing(&Materials::default()),
+            found.missing(&pod, &Materials::default()),
             [
-                "for volume \"p\" : secret \"inner\" not found",
-                "token of service account \"default\" not here yet",
+                Missing::Object("for volume \"p\" : secret \"inner\" not found".to_owned()),
+                Missing::Token { of: "default".to_owned() },
+                Missing::Claim {
+                    volume: "c".to_owned(),
+                    why: "error processing PVC shop/data: failed to fetch PVC from API server: \
+                          persistentvolumeclaims \"data\" not found"
+                        .to_owned(),
+                },
             ]
         );
+        assert_eq!(found.claims, ["data".to_owned()].into());
+        assert_eq!(found.runtime_class.as_deref(), Some("kata"));
         assert!(found.config_maps["vol"]);
         assert!(found.secrets["pull"]);
         assert_eq!(found.tokens[0].expiration_seconds, 600);

@@ -17,9 +17,8 @@ pub struct Observed {
     pub containers: Vec<ContainerView>,
     /// Whether the volumes, /etc/hosts and termination files are in place.
     pub volumes: VolumesState,
-    /// ConfigMaps, Secrets and tokens that the pod needs and the node does not hold (not the
-    /// optional ones), for example `configmap "web" not found`.
-    pub missing: Vec<String>,
+    /// What the pod needs and the node does not hold (not what is optional).
+    pub missing: Vec<Missing>,
     /// What machine and runtime can do.
     pub abilities: Arc<Abilities>,
     /// What the node has for the pod; `None` if nobody counts.
@@ -58,6 +57,25 @@ pub struct Eviction {
     pub disruption: Option<String>,
     /// Seconds that its containers have, if not those of the pod.
     pub grace_s: Option<i64>,
+}
+
+/// What keeps a pod from starting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// A ConfigMap or Secret, for example `for volume "v" : configmap "web" not found`.
+    Object(String),
+    /// A claim of a volume that cannot be used.
+    Claim {
+        /// Name of the volume in the pod.
+        volume: String,
+        /// In the kubelet's words.
+        why: String,
+    },
+    /// A service account's token, which comes a moment after its pod.
+    Token {
+        /// The service account.
+        of: String,
+    },
 }
 
 /// The state of the pod's directory.

@@ -25,6 +25,8 @@ pub struct StatusContext {
     pub host_ips: Vec<String>,
     /// Prefix of container ids: the runtime's name, for example `containerd`.
     pub runtime: String,
+    /// It can make mounts read-only with all that is below them.
+    pub recursive_read_only: bool,
 }
 
 /// Where a pod is in its life.

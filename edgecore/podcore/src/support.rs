@@ -42,10 +42,7 @@ fn said(refused: &[String]) -> Option<String> {
 }
 
 fn of_spec(spec: &PodSpec, refused: &mut Vec<String>) {
-    let asked = [
-        ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|v| !v.is_empty())),
-        ("runtimeClassName", spec.runtime_class_name.as_ref().is_some_and(|v| !v.is_empty())),
-    ];
+    let asked = [("resourceClaims", spec.resource_claims.as_ref().is_some_and(|v| !v.is_empty()))];
     push_asked("", &asked, refused);
     if let Some(context) = &spec.security_context {
         of_pod_security(context, refused);
@@ -99,10 +96,8 @@ fn of_container(container: &Container, refused: &mut Vec<String>) {
         }
     }
     for mount in container.volume_mounts.as_deref().unwrap_or_default() {
-        let recursive = mount.recursive_read_only.as_ref().is_some_and(|mode| mode != "Disabled");
         let options = mount.bind_mount_options.as_ref().is_some_and(|options| !options.is_empty());
-        let asked = [("recursiveReadOnly", recursive), ("bindMountOptions", options)];
-        push_asked(&prefix, &asked, refused);
+        push_asked(&prefix, &[("bindMountOptions", options)], refused);
     }
     if let Some(context) = &container.security_context {
         of_security(&prefix, context, refused);

@@ -2,6 +2,7 @@
 //! that log collectors and adoption find what they know (`pkg/kubelet/kuberuntime`).
 
 mod container;
+mod mounts;
 pub(crate) mod security;
 
 use std::collections::BTreeMap;
@@ -12,9 +13,10 @@ use cri_api::v1::{
 };
 
 pub use self::container::{
-    ContainerContext, ContainerPaths, MountedImage, container_config, container_hash,
+    ConfigError, ContainerContext, ContainerPaths, MountedImage, container_config, container_hash,
     container_resources,
 };
+pub use self::mounts::{MountError, can_be_recursive, is_recursive};
 pub use self::security::{ImageUser, NonRootError, UserRange, asks_for_image_user, check_user};
 use crate::dns::{Resolvers, resolver};
 use crate::pod::{PodView, is_sidecar};

@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
-    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Secret, Volume, VolumeProjection,
+    ConfigMap, DownwardAPIVolumeFile, EmptyDirVolumeSource, KeyToPath, Secret, Volume,
+    VolumeProjection,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::claims::{ClaimError, HostPathSource, NfsSource, PersistentVolume, Source, bound};
 use crate::env::{FieldError, NodeFields, pod_field, resource_field};
 use crate::materials::{Materials, token_ask};
 use crate::pod::PodView;
@@ -19,18 +22,35 @@ const MODE_DEFAULT: i32 = 0o644;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VolumeSetup {
     /// A directory of the pod's own.
-    EmptyDir {
-        /// On a tmpfs instead of the disk.
-        memory: bool,
-        /// Size of the tmpfs, in bytes.
-        size_limit: Option<u64>,
-    },
+    EmptyDir(Medium),
     /// A path of the node, checked for its type (`hostPath.type`, empty for none).
     HostPath {
         /// The path.
         path: String,
         /// `DirectoryOrCreate`, `File`, ... or empty.
         kind: String,
+    },
+    /// A directory of the node, bound to the volume's.
+    Local {
+        /// The directory.
+        path: String,
+        /// How it is bound.
+        options: Vec<String>,
+        /// Nothing of the pod writes to it.
+        read_only: bool,
+        /// The group may have what is in it since before: its directory shows that.
+        only_if_mismatch: bool,
+    },
+    /// What a server exports.
+    Nfs {
+        /// Name or address of the server.
+        server: String,
+        /// What of it.
+        path: String,
+        /// How it is mounted.
+        options: Vec<String>,
+        /// Nothing of the pod writes to it.
+        read_only: bool,
     },
     /// Files, replaced as one by an atomic swap.
     Files {
@@ -39,6 +59,20 @@ pub enum VolumeSetup {
         /// On a tmpfs, because they are secret.
         memory: bool,
     },
+}
+
+/// What an emptyDir is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Medium {
+    /// The disk.
+    Disk,
+    /// Memory, a tmpfs.
+    Memory {
+        /// Its size in bytes.
+        size_limit: Option<u64>,
+    },
+    /// Huge pages of so many bytes each.
+    HugePages(u64),
 }
 
 /// One file of a volume.
@@ -104,16 +138,85 @@ pub enum VolumeError {
         /// The path.
         path: String,
     },
+    /// Its claim cannot be used.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// Huge pages of no size, or of several.
+    #[error("volume {volume}: {why}")]
+    HugePages {
+        /// The volume.
+        volume: String,
+        /// The kubelet's words.
+        why: String,
+    },
     /// A kind of volume this build does not set up.
     #[error("volume {volume} is of a kind that this node does not support")]
     Unsupported {
-        /// The volume.
+        /// The volume, of the pod or the cluster.
         volume: String,
     },
 }
 
-/// The kubelet's plugin name of a volume, which names its directory.
-pub fn plugin(volume: &Volume) -> &'static str {
+/// Plugin names of volumes of the cluster.
+const LOCAL_PLUGIN: &str = "kubernetes.io/local-volume";
+const NFS_PLUGIN: &str = "kubernetes.io/nfs";
+
+/// Where a volume is on the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At a path of the host.
+    Host(String),
+    /// In a directory of the pod.
+    Own {
+        /// The kubelet's plugin name, which names its directory.
+        plugin: &'static str,
+        /// The volume's name, of the pod or the cluster.
+        name: String,
+    },
+}
+
+/// Decides where one volume is.
+pub fn place(pod: &PodView, volume: &Volume, materials: &Materials) -> Result<Place, VolumeError> {
+    let own = |plugin, name: &str| Place::Own { plugin, name: name.to_owned() };
+    if let Some(bound) = bound(pod, volume, materials)? {
+        return match bound.source() {
+            Some(Source::HostPath(host)) => Ok(Place::Host(host.path.clone())),
+            Some(Source::Local(_)) => Ok(own(LOCAL_PLUGIN, bound.name())),
+            Some(Source::Nfs(_)) => Ok(own(NFS_PLUGIN, bound.name())),
+            None => Err(VolumeError::Unsupported { volume: bound.name().to_owned() }),
+        };
+    }
+    if let Some(host) = &volume.host_path {
+        return Ok(Place::Host(host.path.clone()));
+    }
+
+    Ok(own(plugin(volume), &volume.name))
+}
+
+/// Whether a volume at that place may be labelled for its pod (kubelet: `Attributes`).
+pub fn is_relabelled(volume: &Volume, place: &Place) -> bool {
+    match place {
+        Place::Host(_) => false,
+        Place::Own { plugin, .. } if *plugin == LOCAL_PLUGIN => !is_read_only(volume),
+        Place::Own { plugin, .. } => *plugin != NFS_PLUGIN,
+    }
+}
+
+/// Whether no container may write to the volume, whatever its mounts say: files of the agent, and what the
+/// pod itself mounts only to read.
+pub fn is_read_only(volume: &Volume) -> bool {
+    let claim = volume.persistent_volume_claim.as_ref();
+
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
+        || claim.is_some_and(|claim| claim.read_only == Some(true))
+        || volume.nfs.as_ref().is_some_and(|nfs| nfs.read_only == Some(true))
+}
+
+/// The kubelet's plugin name of a volume without a claim.
+fn plugin(volume: &Volume) -> &'static str {
     if volume.empty_dir.is_some() {
         "kubernetes.io/empty-dir"
     } else if volume.config_map.is_some() {
@@ -124,6 +227,8 @@ pub fn plugin(volume: &Volume) -> &'static str {
         "kubernetes.io/downward-api"
     } else if volume.projected.is_some() {
         "kubernetes.io/projected"
+    } else if volume.nfs.is_some() {
+        NFS_PLUGIN
     } else {
         "kubernetes.io/host-path"
     }
@@ -137,15 +242,21 @@ pub fn setup(
     node: &NodeFields,
 ) -> Result<VolumeSetup, VolumeError> {
     if let Some(dir) = &volume.empty_dir {
-        let size = dir.size_limit.as_ref().and_then(quantity::units);
-        return Ok(VolumeSetup::EmptyDir {
-            memory: dir.medium.as_deref() == Some("Memory"),
-            size_limit: size.and_then(|size| u64::try_from(size).ok()).filter(|size| *size > 0),
-        });
+        let medium = medium(pod, dir)
+            .map_err(|why| VolumeError::HugePages { volume: volume.name.clone(), why })?;
+        return Ok(VolumeSetup::EmptyDir(medium));
     }
     if let Some(host) = &volume.host_path {
         let kind = host.type_.clone().unwrap_or_default();
         return Ok(VolumeSetup::HostPath { path: host.path.clone(), kind });
+    }
+    if let Some(nfs) = &volume.nfs {
+        let (server, path) = (nfs.server.clone(), nfs.path.clone());
+        let read_only = is_read_only(volume);
+        return Ok(VolumeSetup::Nfs { server, path, options: Vec::new(), read_only });
+    }
+    if let Some(bound) = bound(pod, volume, materials)? {
+        return of_persistent(pod, bound, is_read_only(volume));
     }
     let mut files = Files { pod, volume: &volume.name, node, materials, made: BTreeMap::new() };
     let mut memory = false;
@@ -171,6 +282,72 @@ pub fn setup(
     }
 
     Ok(VolumeSetup::Files { files: files.made, memory })
+}
+
+fn medium(pod: &PodView, dir: &EmptyDirVolumeSource) -> Result<Medium, String> {
+    let name = dir.medium.as_deref().unwrap_or_default();
+    if let Some(size) = name.strip_prefix("HugePages") {
+        return huge_pages(pod, size.strip_prefix('-')).map(Medium::HugePages);
+    }
+    let size = dir.size_limit.as_ref().and_then(quantity::units);
+    let size_limit = size.and_then(|size| u64::try_from(size).ok()).filter(|size| *size > 0);
+
+    Ok(if name == "Memory" { Medium::Memory { size_limit } } else { Medium::Disk })
+}
+
+/// The size of the pages of a medium, which containers must request (kubelet: `getPageSizeMountOption`).
+fn huge_pages(pod: &PodView, size: Option<&str>) -> Result<u64, String> {
+    let bytes = |size: &str| {
+        let units = quantity::units(&Quantity(size.to_owned()))?;
+        u64::try_from(units).ok().filter(|bytes| *bytes > 0)
+    };
+    let requests = pod.admitted_containers().filter_map(|container| container.resources.as_ref());
+    let requests = requests.flat_map(|resources| resources.requests.iter().flatten());
+    let sizes = requests.filter_map(|(name, _)| bytes(name.strip_prefix("hugepages-")?));
+    let mut sizes: BTreeSet<u64> = sizes.collect();
+    let medium = size.map_or_else(|| "HugePages".to_owned(), |size| format!("HugePages-{size}"));
+    if let Some(size) = size {
+        sizes.retain(|other| Some(*other) == bytes(size));
+    }
+    match (sizes.first(), sizes.len()) {
+        (Some(only), 1) => Ok(*only),
+        (Some(_), _) => Err(format!(
+            "medium: {medium} can't be used if container requests multiple huge page sizes"
+        )),
+        (None, _) => Err(format!(
+            "medium {medium}: hugePages storage requested, but there is no resource request for huge pages"
+        )),
+    }
+}
+
+/// Sets up a volume of the cluster.
+fn of_persistent(
+    pod: &PodView,
+    volume: &PersistentVolume,
+    read_only: bool,
+) -> Result<VolumeSetup, VolumeError> {
+    match volume.source() {
+        Some(Source::HostPath(HostPathSource { path, kind })) => {
+            Ok(VolumeSetup::HostPath { path: path.clone(), kind: kind.clone() })
+        }
+        Some(Source::Local(local)) => {
+            let context = pod.spec().security_context.as_ref();
+            let policy = context.and_then(|context| context.fs_group_change_policy.as_deref());
+            Ok(VolumeSetup::Local {
+                path: local.path.clone(),
+                options: volume.mount_options(),
+                read_only,
+                only_if_mismatch: policy == Some("OnRootMismatch"),
+            })
+        }
+        Some(Source::Nfs(NfsSource { server, path })) => Ok(VolumeSetup::Nfs {
+            server: server.clone(),
+            path: path.clone(),
+            options: volume.mount_options(),
+            read_only,
+        }),
+        None => Err(VolumeError::Unsupported { volume: volume.name().to_owned() }),
+    }
 }
 
 struct Files<'a> {
@@ -352,4 +529,40 @@ fn config_map_data(map: &ConfigMap) -> BTreeMap<String, Vec<u8>> {
 
 fn secret_data(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
     secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn check(medium: &str, requests: &Value, expected: &str) {
+        let pod = json!({ "metadata": { "uid": "p-1", "namespace": "shop", "name": "web" },
+            "spec": { "containers": [{ "name": "a", "resources": { "requests": requests } }],
+                "volumes": [{ "name": "v", "emptyDir": { "medium": medium } }] } });
+        let pod = PodView::parse(pod.to_string().as_bytes()).unwrap();
+        let volume = &pod.spec().volumes.as_ref().unwrap()[0];
+        let made = setup(&pod, volume, &Materials::default(), &NodeFields::default());
+        let made = made.map_or_else(|error| error.to_string(), |made| format!("{made:?}"));
+        assert_eq!(made, expected, "{medium} {requests}");
+    }
+
+    #[test]
+    fn huge_pages_are_of_the_size_that_containers_request() {
+        let (small, large) = (json!({ "hugepages-2Mi": "4Mi" }), json!({ "hugepages-1Gi": "1Gi" }));
+        let both = json!({ "hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi", "cpu": "1" });
+        let of = |bytes: u64| format!("EmptyDir(HugePages({bytes}))");
+        let none = "hugePages storage requested, but there is no resource request for huge pages";
+        check("HugePages", &small, &of(2 << 20));
+        check("HugePages-1Gi", &large, &of(1 << 30));
+        check("HugePages-2Mi", &both, &of(2 << 20));
+        check(
+            "HugePages",
+            &both,
+            "volume v: medium: HugePages can't be used if container requests multiple huge page sizes",
+        );
+        check("HugePages", &json!({ "cpu": "1" }), &format!("volume v: medium HugePages: {none}"));
+        check("HugePages-2Mi", &large, &format!("volume v: medium HugePages-2Mi: {none}"));
+    }
 }

@@ -11,7 +11,8 @@ use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, Volume, VolumeMount};
+use podcore::claims::Claim;
 use podcore::dns::{ResolvConf, Resolvers};
 use podcore::env::NodeFields;
 use podcore::hosts;
@@ -23,7 +24,7 @@ use podcore::translate::{
     ContainerContext, ContainerPaths, ImageUser, MountedImage, SandboxContext, UserRange,
     container_config, sandbox_config,
 };
-use podcore::volumes::{VolumeSetup, plugin, setup};
+use podcore::volumes::{Medium, Place, VolumeSetup, is_relabelled, place, setup};
 use serde_json::{Map, Value, json};
 
 /// The attempt that everything is translated for.
@@ -53,6 +54,13 @@ fn node(special: &Value) -> NodeFields {
     }
 }
 
+fn parse_claim(metadata: &Value, volume: &str) -> Claim {
+    let claim = json!({ "metadata": metadata, "spec": { "volumeName": volume },
+        "status": { "phase": "Bound" } });
+
+    serde_json::from_value(claim).unwrap()
+}
+
 fn materials() -> Materials {
     let parse = |value: Value| serde_json::from_value(value).unwrap();
     let mut materials = Materials::default();
@@ -61,6 +69,34 @@ fn materials() -> Materials {
     materials.config_maps.insert("map".to_owned(), serde_json::from_value(map).unwrap());
     let secret = json!({ "data": { "password": "czNjcmV0" } });
     materials.secrets.insert("secret".to_owned(), serde_json::from_value(secret).unwrap());
+    for (claim, volume, spec) in [
+        (
+            "data",
+            "disk-1",
+            json!({ "local": { "path": "/mnt/disk" }, "mountOptions": ["noatime"] }),
+        ),
+        (
+            "web-scratch",
+            "disk-2",
+            json!({ "hostPath": { "path": "/mnt/scratch", "type": "Directory" } }),
+        ),
+        (
+            "films",
+            "share-1",
+            json!({ "nfs": { "server": "files.example", "path": "/films" },
+            "mountOptions": ["nfsvers=4.1"] }),
+        ),
+    ] {
+        let owners = json!([{ "uid": "u-1", "controller": true }]);
+        let metadata = json!({ "uid": claim, "ownerReferences": owners });
+        let made = parse_claim(&metadata, volume);
+        materials.claims.insert(claim.to_owned(), made);
+        let mut spec = spec;
+        spec["claimRef"] = json!({ "uid": claim });
+        let group = json!({ "pv.beta.kubernetes.io/gid": "1234" });
+        let made = json!({ "metadata": { "name": volume, "annotations": group }, "spec": spec });
+        materials.volumes.insert(volume.to_owned(), serde_json::from_value(made).unwrap());
+    }
     let service = |namespace: &str, name: &str, ports: Value| {
         json!({ "metadata": { "namespace": namespace, "name": name },
             "spec": { "clusterIP": "10.96.0.9", "ports": ports } })
@@ -101,14 +137,22 @@ fn translated(pod: &PodView, special: &Value) -> Value {
         .as_u64()
         .map(|first| UserRange { first: first.try_into().unwrap(), length: 65_536 });
     let volumes = pod.spec().volumes.iter().flatten();
-    let path = |volume: &k8s_openapi::api::core::v1::Volume| match &volume.host_path {
-        Some(host) => host.path.clone(),
-        None => format!("/pods/u-1/volumes/{}/{}", plugin(volume).replace('/', "~"), volume.name),
+    let path = |volume: &Volume| match place(pod, volume, &materials) {
+        Ok(Place::Host(path)) => path,
+        Ok(Place::Own { plugin, name }) => {
+            format!("/pods/u-1/volumes/{}/{name}", plugin.replace('/', "~"))
+        }
+        Err(error) => error.to_string(),
     };
     let mut containers = Map::new();
     for container in pod.all_containers() {
         let paths = ContainerPaths {
             volumes: volumes.clone().map(|volume| (volume.name.clone(), path(volume))).collect(),
+            relabelled: volumes
+                .clone()
+                .filter(|v| place(pod, v, &materials).is_ok_and(|place| is_relabelled(v, &place)))
+                .map(|volume| volume.name.clone())
+                .collect(),
             sub_paths: BTreeMap::new(),
             images: images(pod, container),
             etc_hosts: Some("/pods/u-1/etc-hosts".to_owned()),
@@ -123,6 +167,7 @@ fn translated(pod: &PodView, special: &Value) -> Value {
             target,
             image_user: image_user.as_ref(),
             users,
+            recursive_read_only: true,
         };
         let made = container_config(pod, container, ATTEMPT, "sha256:0123", &context);
         let told = match made {
@@ -140,12 +185,6 @@ fn translated(pod: &PodView, special: &Value) -> Value {
     } else {
         hosts::own(pod, &node.pod_ips, "cluster.local")
     };
-    let limits = pod_limits(pod);
-    let mut cgroup = json!({ "cpuShares": limits.cpu_shares, "cpuQuota": limits.cpu_quota,
-        "memory": limits.memory });
-    for (size, limit) in &limits.huge_pages {
-        cgroup[page_size_name(*size)] = json!(limit);
-    }
     let sandbox = sandbox_config(pod, ATTEMPT, &sandbox_context(users));
 
     json!({
@@ -153,8 +192,19 @@ fn translated(pod: &PodView, special: &Value) -> Value {
         "containers": containers,
         "volumes": volumes.collect::<Map<_, _>>(),
         "hosts": hosts.lines().collect::<Vec<_>>(),
-        "cgroup": cgroup,
+        "cgroup": of_cgroup(pod),
     })
+}
+
+fn of_cgroup(pod: &PodView) -> Value {
+    let limits = pod_limits(pod);
+    let mut cgroup = json!({ "cpuShares": limits.cpu_shares, "cpuQuota": limits.cpu_quota,
+        "memory": limits.memory });
+    for (size, limit) in &limits.huge_pages {
+        cgroup[page_size_name(*size)] = json!(limit);
+    }
+
+    cgroup
 }
 
 /// The images that a container mounts, found under names of their own.
@@ -173,8 +223,19 @@ fn images(pod: &PodView, container: &Container) -> BTreeMap<usize, MountedImage>
 
 fn of_volume(volume: VolumeSetup) -> Value {
     match volume {
-        VolumeSetup::EmptyDir { memory, size_limit } => {
+        VolumeSetup::EmptyDir(medium) => {
+            let (memory, size_limit) = match medium {
+                Medium::Memory { size_limit } => (true, size_limit),
+                Medium::Disk | Medium::HugePages(_) => (false, None),
+            };
             json!({ "emptyDir": { "memory": memory, "sizeLimit": size_limit } })
+        }
+        VolumeSetup::Nfs { server, path, options, read_only } => {
+            json!({ "nfs": server, "path": path, "options": options, "readOnly": read_only })
+        }
+        VolumeSetup::Local { path, options, read_only, only_if_mismatch } => {
+            json!({ "local": path, "options": options, "readOnly": read_only,
+                "onlyIfMismatch": only_if_mismatch })
         }
         VolumeSetup::HostPath { path, kind } => json!({ "hostPath": path, "type": kind }),
         VolumeSetup::Files { files, memory } => {

@@ -22,7 +22,7 @@ use podcore::plan::{Action, Outcome};
 use podcore::pod::PodView;
 
 use self::forget::forgettable;
-pub use self::volumes::remove_cgroup;
+pub use self::volumes::{remove_cgroup, tear_down};
 use super::context::{Context, Teller};
 use super::logs::Forgotten;
 use super::observe::SeenContainer;

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use podcore::claims::Claim;
 use podcore::materials::{Materials, References, TokenAsk, refresh_at};
+use podcore::observed::Missing;
 use podcore::pod::PodView;
 use proto::ids::{Kind, ObjectKey};
 use serde::de::DeserializeOwned;
@@ -17,19 +19,33 @@ pub struct Gathered {
     /// The objects.
     pub materials: Arc<Materials>,
     /// What keeps the pod from starting.
-    pub missing: Vec<String>,
+    pub missing: Vec<Missing>,
     /// Tokens wanted and when the one held should be replaced (`None`: now).
     pub asks: Vec<(TokenAsk, Option<jiff::Timestamp>)>,
 }
 
-/// Keys whose changes concern the pod; its own too.
-pub fn keys(pod: &PodView, references: &References) -> BTreeSet<ObjectKey> {
-    let named = |kind, name: &String| ObjectKey::named(kind, &pod.namespace, name);
-    let config_maps = references.config_maps.keys().map(|name| named(Kind::ConfigMap, name));
-    let secrets = references.secrets.keys().map(|name| named(Kind::Secret, name));
-    let tokens = references.tokens.iter().map(|ask| ObjectKey::token(&pod.uid, &ask.source));
+impl Gathered {
+    /// Keys whose changes concern the pod; its own too.
+    pub fn keys(&self, pod: &PodView, references: &References) -> BTreeSet<ObjectKey> {
+        let named = |kind, name: &String| ObjectKey::named(kind, &pod.namespace, name);
+        let config_maps = references.config_maps.keys().map(|name| named(Kind::ConfigMap, name));
+        let secrets = references.secrets.keys().map(|name| named(Kind::Secret, name));
+        let claims = references.claims.iter().map(|name| named(Kind::PersistentVolumeClaim, name));
+        let tokens = references.tokens.iter().map(|ask| ObjectKey::token(&pod.uid, &ask.source));
+        let volumes = self.materials.claims.values().filter_map(volume_key);
+        let class = references.runtime_class.iter().map(|name| class_key(name));
+        let own = config_maps.chain(secrets).chain(claims).chain(tokens);
 
-    config_maps.chain(secrets).chain(tokens).chain([ObjectKey::pod(&pod.uid)]).collect()
+        own.chain(volumes).chain(class).chain([ObjectKey::pod(&pod.uid)]).collect()
+    }
+}
+
+fn volume_key(claim: &Claim) -> Option<ObjectKey> {
+    claim.volume_name().map(|name| ObjectKey::in_cluster(Kind::PersistentVolume, name))
+}
+
+fn class_key(name: &str) -> ObjectKey {
+    ObjectKey::in_cluster(Kind::RuntimeClass, name)
 }
 
 /// Looks up and parses everything that `references` names.
@@ -56,8 +72,20 @@ pub fn gather(desired: &Desired, pod: &PodView, references: &References) -> Gath
             materials.tokens.insert(ask.source.clone(), token);
         }
     }
+    for name in &references.claims {
+        let key = ObjectKey::named(Kind::PersistentVolumeClaim, &pod.namespace, name);
+        let Some(claim) = held(desired, &key) else { continue };
+        if let Some(key) = volume_key(&claim)
+            && let Some(volume) = held(desired, &key)
+        {
+            materials.volumes.insert(key.id().to_owned(), volume);
+        }
+        materials.claims.insert(name.clone(), claim);
+    }
+    let class = references.runtime_class.as_ref();
+    materials.runtime_class = class.and_then(|name| held(desired, &class_key(name)));
     materials.services = services(desired, &pod.namespace);
-    let missing = references.missing(&materials);
+    let missing = references.missing(pod, &materials);
 
     Gathered { materials: Arc::new(materials), missing, asks }
 }

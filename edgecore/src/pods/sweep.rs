@@ -11,13 +11,12 @@ use podcore::pod::PodView;
 use podcore::resources::CgroupDriver;
 use proto::ids::Uid;
 
-use super::act::remove_cgroup;
+use super::act::{remove_cgroup, tear_down};
 use super::context::Context;
 use super::observe::Listed;
 use crate::blocking;
 use crate::layout::Layout;
 use crate::volumes::remove::{gone_is_done, remove_tree};
-use crate::volumes::setup::tear_down;
 
 /// Stops and removes the sandboxes of an orphan.
 pub async fn remove_orphan(context: Arc<Context>, pod: Uid, listed: Listed) {
@@ -44,7 +43,7 @@ pub async fn remove_leftovers(context: Arc<Context>, alive: BTreeSet<Uid>) {
     let found = blocking::run(move || Leftovers::find(&layout)).await;
     for (uid, dir) in found.pods.into_iter().filter(|(uid, _)| orphan(uid)) {
         tracing::info!(pod = %uid, "removing the volumes of a pod that is gone");
-        if let Err(error) = blocking::run(move || tear_down(&dir)).await {
+        if let Err(error) = tear_down(dir).await {
             tracing::warn!(%error, pod = %uid, "volumes of a pod that is gone are still there");
         }
     }

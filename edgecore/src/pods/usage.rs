@@ -13,6 +13,7 @@ use podcore::eviction::{Candidate, ContainerUsage, PodUsage, Taken};
 use podcore::pod::PodView;
 use podcore::resources::cgroup_parent;
 use podcore::translate::{CONTAINER_NAME_LABEL, POD_UID_LABEL};
+use podcore::volumes::Place;
 use proto::ids::{ObjectKey, Uid};
 
 use super::context::Context;
@@ -86,16 +87,16 @@ fn usage(context: &Context, pod: &PodView, mut containers: Vec<ContainerUsage>) 
             container.logs = Some(taken(&logs.join(&container.name)));
         }
     }
-    let volumes = pod.spec().volumes.iter().flatten().filter(|v| is_file_name(&v.name));
-    let volumes = volumes.filter_map(|volume| {
+    let volumes = pod.spec().volumes.iter().flatten().filter_map(|volume| {
         let on_disk = |medium: &Option<String>| medium.as_deref().unwrap_or_default().is_empty();
         let plugin = if volume.empty_dir.as_ref().is_some_and(|dir| on_disk(&dir.medium)) {
             "kubernetes.io/empty-dir"
         } else {
             volume.config_map.as_ref().map(|_| "kubernetes.io/configmap")?
         };
-        let dir = layout.volume(&pod.uid, plugin, &volume.name);
-        Some((volume.name.clone(), taken(&dir)))
+        let name = volume.name.clone();
+        let dir = layout.place(&pod.uid, &Place::Own { plugin, name: name.clone() }).ok()?;
+        Some((name, taken(&dir)))
     });
     let parent = cgroup_parent(pod, &context.cgroup_root, context.cgroup_driver);
 

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::work::{Finished, Retry};
 use super::context::Context;
-use super::materials::{Gathered, gather, keys};
+use super::materials::{Gathered, gather};
 use super::observe::Listed;
 use super::tokens::Tokens;
 use super::wake::{Reasons, Wake};
@@ -232,7 +232,7 @@ impl Worker {
         let mut wake_at = earlier(next.wake_at, self.act(&pod, &gathered, &next, now));
         let wanted = (!pod.is_deleted()).then_some(&gathered.asks);
         wake_at = earlier(wake_at, self.tokens.ask(&self.context, &self.uid, wanted, now));
-        let status = self.status(&pod, now);
+        let status = self.status(&pod, &gathered.materials, now);
         wake_at = earlier(wake_at, self.report(&status, next.finished, now));
         self.enter(&pod, &status);
         // The rest of the memory can be found out again: one commit when the pod has settled.
@@ -259,14 +259,11 @@ impl Worker {
                     }
                 };
                 let references = references(&pod);
-                self.context.registry.refer(&self.uid, keys(&pod, &references));
                 let version = self.object.version.clone();
                 Parsed { version, pod: Arc::new(pod), references, gathered: None }
             }
         };
-        let gathered = parsed.gathered.clone().unwrap_or_else(|| {
-            Arc::new(gather(&self.context.desired, &parsed.pod, &parsed.references))
-        });
+        let gathered = parsed.gathered.clone().unwrap_or_else(|| self.gather(&parsed));
         let pod = if self.is_gone && !parsed.pod.is_deleted() {
             Arc::new(deleted(&parsed.pod))
         } else {
@@ -275,6 +272,15 @@ impl Worker {
         self.parsed = Some(Parsed { gathered: Some(Arc::clone(&gathered)), ..parsed });
 
         Some((pod, gathered))
+    }
+
+    /// What the pod references. Changes of it concern the pod from now on: nothing else runs between.
+    fn gather(&self, parsed: &Parsed) -> Arc<Gathered> {
+        let Parsed { pod, references, .. } = parsed;
+        let gathered = gather(&self.context.desired, pod, references);
+        self.context.registry.refer(&self.uid, gathered.keys(pod, references));
+
+        Arc::new(gathered)
     }
 }
 

@@ -5,22 +5,47 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
+};
 
 /// Unmounts tried on one path: mounts can be stacked, but nobody stacks this many.
 const STACKED_MOUNTS_MAX: usize = 16;
 
+/// A mount point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Point {
+    path: PathBuf,
+    /// Something on a server, which may be away: whoever looks at it may wait for ever.
+    leads_away: bool,
+}
+
 /// The mount points at or below `dir`, in the order in which they were mounted.
 pub fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    Ok(points(dir)?.into_iter().map(|point| point.path).collect())
+}
+
+/// Whether anything at or below `dir` is on a server.
+pub fn lead_away(dir: &Path) -> io::Result<bool> {
+    Ok(points(dir)?.iter().any(|point| point.leads_away))
+}
+
+fn points(dir: &Path) -> io::Result<Vec<Point>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
 
     Ok(points_below(&table, dir))
 }
 
-fn points_below(table: &str, dir: &Path) -> Vec<PathBuf> {
-    let point = |line: &str| line.split(' ').nth(4).map(unescape);
+fn points_below(table: &str, dir: &Path) -> Vec<Point> {
+    let point = |line: &str| {
+        let path = line.split(' ').nth(4).map(unescape)?;
+        let kind = line
+            .split_once(" - ")
+            .map_or("", |(_, rest)| rest.split(' ').next().unwrap_or_default());
+        Some(Point { path, leads_away: kind.starts_with("nfs") })
+    };
 
-    table.lines().filter_map(point).filter(|point| point.starts_with(dir)).collect()
+    table.lines().filter_map(point).filter(|point| point.path.starts_with(dir)).collect()
 }
 
 /// mountinfo writes space, tab, newline and backslash as three octal digits (proc(5)).
@@ -69,6 +94,50 @@ pub fn ensure_tmpfs(dir: &Path, size_bytes: Option<u64>) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Makes sure that huge pages of `size_bytes` are mounted on `dir`; whether they were just now.
+pub fn ensure_huge_pages(dir: &Path, size_bytes: u64) -> io::Result<bool> {
+    if is_mount_point(dir)? {
+        return Ok(false);
+    }
+    let options = CString::new(format!("pagesize={size_bytes}"))?;
+    let mounted = mount("nodev", dir, "hugetlbfs", MountFlags::empty(), options.as_c_str());
+
+    mounted.map(|()| true).map_err(|error| match error {
+        Errno::NODEV | Errno::INVAL => io::Error::other(format!(
+            "this node has no huge pages of {size_bytes} bytes: see /sys/kernel/mm/hugepages"
+        )),
+        other => other.into(),
+    })
+}
+
+/// Makes sure that mounts that are made below `dir` show in all who have it, as far as they want: on hosts
+/// that keep mounts private it becomes a mount of its own. (The kubelet does so with its whole root.)
+pub fn share(dir: &Path) -> io::Result<()> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    // What is mounted already would be hidden below it.
+    if is_shared(&table, dir) || !points_below(&table, dir).is_empty() {
+        return Ok(());
+    }
+    mount_bind(dir, dir)?;
+
+    Ok(mount_change(dir, MountPropagationFlags::SHARED)?)
+}
+
+/// Whether the mount that `path` is in passes on what is mounted in it.
+fn is_shared(table: &str, path: &Path) -> bool {
+    let mounts = table.lines().filter_map(|line| {
+        let point = line.split(' ').nth(4).map(unescape)?;
+        path.starts_with(&point).then_some((point.components().count(), line))
+    });
+    // Of those at one place the last is on top.
+    let innermost = mounts.max_by_key(|(depth, _)| *depth);
+
+    innermost.is_some_and(|(_, line)| {
+        let optional = line.split(' ').skip(6).take_while(|field| *field != "-");
+        optional.into_iter().any(|field| field.starts_with("shared:"))
+    })
+}
+
 /// Whether something is mounted on `dir` itself.
 pub fn is_mount_point(dir: &Path) -> io::Result<bool> {
     Ok(below(dir)?.iter().any(|point| point == dir))
@@ -79,7 +148,7 @@ pub fn is_mount_point(dir: &Path) -> io::Result<bool> {
 /// A mount still in use is detached: it disappears from the tree now and ends with its last user.
 pub fn unmount_below(dir: &Path) -> io::Result<()> {
     for _ in 0..STACKED_MOUNTS_MAX {
-        let points = below(dir)?;
+        let points = points(dir)?;
         if points.is_empty() {
             return Ok(());
         }
@@ -91,11 +160,15 @@ pub fn unmount_below(dir: &Path) -> io::Result<()> {
     Err(io::Error::other(format!("{} is mounted over again and again", dir.display())))
 }
 
-fn take_down(point: &Path) -> io::Result<()> {
-    match unmount(point, UnmountFlags::NOFOLLOW) {
+fn take_down(point: &Point) -> io::Result<()> {
+    let path = &point.path;
+    // What is not on this node is taken out of the tree without asking its server; the kernel writes the
+    // rest when it can.
+    let flags = if point.leads_away { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match unmount(path, UnmountFlags::NOFOLLOW | flags) {
         // EINVAL: no longer a mount point, for example gone with its parent.
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-        Err(Errno::BUSY) => Ok(unmount(point, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?),
+        Err(Errno::BUSY) => Ok(unmount(path, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?),
         Err(error) => Err(error.into()),
     }
 }
@@ -105,18 +178,62 @@ mod tests {
     use super::*;
 
     fn check(table: &str, dir: &str, expected: &[&str]) {
-        let expected: Vec<_> = expected.iter().map(PathBuf::from).collect();
-        assert_eq!(points_below(table, Path::new(dir)), expected);
+        let shown = points_below(table, Path::new(dir)).into_iter().map(|point| {
+            let mark = if point.leads_away { "!" } else { "" };
+            format!("{mark}{}", point.path.display())
+        });
+        assert_eq!(shown.collect::<Vec<_>>(), expected);
     }
 
     #[test]
     fn mount_points_are_found_by_whole_path_components() {
         let table = "36 35 98:0 / /k/pods/a/volumes/x rw - tmpfs tmpfs rw\n\
                      37 35 98:0 / /k/pods/ab rw - tmpfs tmpfs rw\n\
-                     38 35 98:0 /s /k/pods/a/with\\040space rw - ext4 /dev/x rw\n";
-        check(table, "/k/pods/a", &["/k/pods/a/volumes/x", "/k/pods/a/with space"]);
+                     38 35 98:0 /s /k/pods/a/with\\040space rw shared:1 - ext4 /dev/x rw\n\
+                     39 35 0:50 / /k/pods/a/nfs rw - nfs4 s:/films rw\n";
+        check(
+            table,
+            "/k/pods/a",
+            &["/k/pods/a/volumes/x", "/k/pods/a/with space", "!/k/pods/a/nfs"],
+        );
         check(table, "/k/pods/ab", &["/k/pods/ab"]);
         check(table, "/elsewhere", &[]);
+    }
+
+    #[test]
+    fn a_directory_is_shared_by_the_mount_that_it_is_in() {
+        let table = "1 1 8:0 / / rw shared:1 - ext4 /dev/x rw\n\
+                     2 1 8:0 / /k rw - ext4 /dev/x rw\n\
+                     3 1 8:0 / /k/pods rw master:2 shared:3 - ext4 /dev/x rw\n\
+                     4 1 8:0 / /k/pods rw master:2 - ext4 /dev/x rw\n";
+        for (path, expected) in [("/a", true), ("/k/a", false), ("/k/pods/a", false), ("/kk", true)]
+        {
+            assert_eq!(is_shared(table, Path::new(path)), expected, "{path}");
+        }
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(path.join("volume")).unwrap();
+        for _ in 0..2 {
+            share(&path).unwrap();
+        }
+        let now = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(is_shared(&now, &path.join("volume")) && below(&path).unwrap().len() < 2);
+        unmount_below(&path).unwrap();
+    }
+
+    #[test]
+    fn huge_pages_of_a_size_that_the_machine_lacks_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap();
+        let error = ensure_huge_pages(&path, 3 << 20).unwrap_err().to_string();
+        assert!(error.starts_with("this node has no huge pages of 3145728 bytes"), "{error}");
+
+        if Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists() {
+            assert!(ensure_huge_pages(&path, 2 << 20).unwrap());
+            assert!(!ensure_huge_pages(&path, 2 << 20).unwrap());
+            unmount_below(&path).unwrap();
+        }
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! Setting up all volumes of one pod, and taking them down again. Doing it twice is doing it once:
 //! what is in place stays, changed files are swapped, lost tmpfs mounts are made again.
 
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use podcore::volumes::VolumeSetup;
+use podcore::volumes::{Medium, VolumeSetup};
 
 use super::atomic::{self, FileContent, Payload};
 use super::host_path::{self, HostPathError};
-use super::{mounts, ownership, remove};
+use super::local::{Local, LocalError};
+use super::nfs::{Export, NfsError};
+use super::{mounts, ownership};
 
 /// Modes as the kubelet's: a pod's directory is the node's, a volume's is its containers'.
 const POD_DIR_MODE: u32 = 0o750;
@@ -39,6 +42,24 @@ pub enum SetupError {
         #[source]
         source: io::Error,
     },
+    /// A volume cannot be used here.
+    #[error("MountVolume.NewMounter initialization failed for volume \"{volume}\" ")]
+    Local {
+        /// Which.
+        volume: String,
+        /// Why not.
+        #[source]
+        source: LocalError,
+    },
+    /// A server's export cannot be mounted.
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" ")]
+    Nfs {
+        /// Which.
+        volume: String,
+        /// Why not.
+        #[source]
+        source: NfsError,
+    },
     /// The host lacks a path.
     #[error("MountVolume.SetUp failed for volume \"{volume}\" ")]
     HostPath {
@@ -61,9 +82,37 @@ pub struct PodVolume {
     pub setup: VolumeSetup,
 }
 
+/// What setting a volume up may have to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// The node's own disk.
+    Own,
+    /// Whatever is at a path of the host.
+    HostPath,
+    /// The disk behind a local volume.
+    Disk,
+    /// A server.
+    Server,
+}
+
+impl PodVolume {
+    fn reach(&self) -> Reach {
+        match &self.setup {
+            // Anything will do: the path is not looked at.
+            VolumeSetup::HostPath { kind, .. } if kind.is_empty() => Reach::Own,
+            VolumeSetup::HostPath { .. } => Reach::HostPath,
+            VolumeSetup::Local { .. } => Reach::Disk,
+            VolumeSetup::Nfs { .. } => Reach::Server,
+            VolumeSetup::EmptyDir(_) | VolumeSetup::Files { .. } => Reach::Own,
+        }
+    }
+}
+
 /// Everything of one pod in the file system but its containers' own files.
 #[derive(Debug)]
 pub struct PodVolumes {
+    /// The directory of all pods.
+    pub pods_dir: PathBuf,
     /// The pod's directory.
     pub pod_dir: PathBuf,
     /// The directory of its logs.
@@ -74,9 +123,29 @@ pub struct PodVolumes {
     pub fs_group: Option<u32>,
     /// Most that each volume in memory may hold.
     pub memory_bytes: Option<u64>,
+    /// Containers want to see what is mounted in volumes, or to show it.
+    pub propagate: bool,
 }
 
 impl PodVolumes {
+    /// In parts by what they may have to wait for; the first is never left out.
+    pub fn by_reach(self) -> Vec<(Reach, Self)> {
+        let mut parts = BTreeMap::from([(Reach::Own, Vec::new())]);
+        for volume in self.volumes {
+            parts.entry(volume.reach()).or_default().push(volume);
+        }
+        let part = |(reach, volumes)| {
+            let (pods_dir, pod_dir) = (self.pods_dir.clone(), self.pod_dir.clone());
+            let (logs_dir, fs_group) = (self.logs_dir.clone(), self.fs_group);
+            let (memory_bytes, propagate) = (self.memory_bytes, self.propagate);
+            let part =
+                Self { pods_dir, pod_dir, logs_dir, volumes, fs_group, memory_bytes, propagate };
+            (reach, part)
+        };
+
+        parts.into_iter().map(part).collect()
+    }
+
     /// Sets everything up.
     pub fn set_up(&self, now: Timestamp) -> Result<(), SetupError> {
         for (path, mode) in [
@@ -87,6 +156,10 @@ impl PodVolumes {
             (self.logs_dir.clone(), LOGS_MODE),
         ] {
             make_dir(&path, mode).map_err(|source| SetupError::Directory { path, source })?;
+        }
+        if self.propagate {
+            let path = self.pod_dir.clone();
+            mounts::share(&path).map_err(|source| SetupError::Directory { path, source })?;
         }
         for volume in &self.volumes {
             self.one(volume, now)?;
@@ -100,10 +173,24 @@ impl PodVolumes {
         match &volume.setup {
             VolumeSetup::HostPath { path, kind } => host_path::check(Path::new(path), kind)
                 .map_err(|source| SetupError::HostPath { volume: volume.name.clone(), source }),
-            VolumeSetup::EmptyDir { memory, size_limit } => {
-                let size = [*size_limit, self.memory_bytes].into_iter().flatten().min();
-                self.empty_dir(&volume.dir, *memory, size).map_err(failed)
+            VolumeSetup::Local { path, options, read_only, only_if_mismatch } => {
+                let local = Local {
+                    path: Path::new(path),
+                    options,
+                    read_only: *read_only,
+                    group: self.fs_group.map(|gid| (gid, *only_if_mismatch)),
+                };
+                local
+                    .mount(&volume.dir, &self.pods_dir)
+                    .map_err(|source| SetupError::Local { volume: volume.name.clone(), source })
             }
+            VolumeSetup::Nfs { server, path, options, read_only } => {
+                let export = Export { server, path, options, read_only: *read_only };
+                export
+                    .mount(&volume.dir)
+                    .map_err(|source| SetupError::Nfs { volume: volume.name.clone(), source })
+            }
+            VolumeSetup::EmptyDir(medium) => self.empty_dir(&volume.dir, *medium).map_err(failed),
             VolumeSetup::Files { files, memory } => {
                 let payload: Payload = files
                     .iter()
@@ -113,7 +200,9 @@ impl PodVolumes {
                         (PathBuf::from(path), content)
                     })
                     .collect();
-                make_volume(&volume.dir, *memory, self.memory_bytes)
+                let medium =
+                    if *memory { Medium::Memory { size_limit: None } } else { Medium::Disk };
+                self.make_volume(&volume.dir, medium)
                     .and_then(|_is_new| match self.fs_group {
                         Some(gid) => ownership::give_dir_to_readers(&volume.dir, gid),
                         None => Ok(()),
@@ -127,8 +216,8 @@ impl PodVolumes {
 
     /// The group gets the directory when it is made, and empty: what containers do in it later, and with
     /// it, is theirs.
-    fn empty_dir(&self, dir: &Path, memory: bool, size_limit: Option<u64>) -> io::Result<()> {
-        let is_new = make_volume(dir, memory, size_limit)?;
+    fn empty_dir(&self, dir: &Path, medium: Medium) -> io::Result<()> {
+        let is_new = self.make_volume(dir, medium)?;
         let is_begun = || Ok::<_, io::Error>(fs::read_dir(dir)?.next().is_some());
         match self.fs_group {
             // A crash may have come between the two.
@@ -136,16 +225,28 @@ impl PodVolumes {
             Some(_) | None => Ok(()),
         }
     }
-}
 
-/// Makes the directory, and its mount if it is to be in memory; whether it was made just now.
-fn make_volume(dir: &Path, memory: bool, size_limit: Option<u64>) -> io::Result<bool> {
-    let is_new = !dir.exists();
-    if is_new {
-        make_dir(dir, VOLUME_MODE)?;
+    /// Makes the directory, and its mount if it is to be in memory; whether it was made just now.
+    fn make_volume(&self, dir: &Path, medium: Medium) -> io::Result<bool> {
+        let is_new = !dir.exists();
+        if is_new {
+            make_dir(dir, VOLUME_MODE)?;
+        }
+        match medium {
+            Medium::Disk => Ok(is_new),
+            Medium::Memory { size_limit } => {
+                let size = [size_limit, self.memory_bytes].into_iter().flatten().min();
+                mounts::ensure_tmpfs(dir, size)
+            }
+            Medium::HugePages(size) => {
+                let is_new = mounts::ensure_huge_pages(dir, size)?;
+                if is_new {
+                    fs::set_permissions(dir, Permissions::from_mode(VOLUME_MODE))?;
+                }
+                Ok(is_new)
+            }
+        }
     }
-
-    Ok(if memory { mounts::ensure_tmpfs(dir, size_limit)? } else { is_new })
 }
 
 fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
@@ -154,17 +255,13 @@ fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
-/// Unmounts and removes everything in the pod's directory, and the directory.
-pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
-    remove::remove_tree(pod_dir)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     use podcore::volumes::File;
 
+    use super::super::remove;
     use super::*;
 
     fn at(second: i64) -> Timestamp {
@@ -179,11 +276,12 @@ mod tests {
         };
         let file = File { data: token.into(), mode: 0o644, uid: None };
         PodVolumes {
+            pods_dir: dir.to_owned(),
             pod_dir: dir.join("pod"),
             logs_dir: dir.join("logs"),
             volumes: vec![
-                volume("disk", VolumeSetup::EmptyDir { memory: false, size_limit: None }),
-                volume("ram", VolumeSetup::EmptyDir { memory: true, size_limit: Some(1 << 20) }),
+                volume("disk", VolumeSetup::EmptyDir(Medium::Disk)),
+                volume("ram", VolumeSetup::EmptyDir(Medium::Memory { size_limit: Some(1 << 20) })),
                 volume(
                     "token",
                     VolumeSetup::Files { files: [("t".into(), file)].into(), memory: true },
@@ -195,6 +293,7 @@ mod tests {
             ],
             fs_group: Some(3000),
             memory_bytes: Some(1 << 22),
+            propagate: false,
         }
     }
 
@@ -228,7 +327,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&token).unwrap(), "two");
         assert_eq!(fs::read_to_string(dir.join("pod/volumes/disk/data")).unwrap(), "kept");
 
-        tear_down(&dir.join("pod")).unwrap();
+        remove::remove_tree(&dir.join("pod")).unwrap();
         assert!(mounts::below(&dir).unwrap().is_empty());
         assert!(!dir.join("pod").exists() && Path::new("/etc").is_dir());
     }

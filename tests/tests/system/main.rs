@@ -32,4 +32,5 @@ mod sample;
 mod static_pods;
 mod storage;
 mod updates;
+mod volumes;
 mod workloads;

@@ -14,7 +14,7 @@ use system_tests::cluster::{Cluster, unique};
 use system_tests::node::EdgeNode;
 use system_tests::pods;
 use system_tests::process::output;
-use system_tests::wait;
+use system_tests::{volumes, wait};
 
 const LIMIT: Duration = Duration::from_mins(2);
 const CUTS: usize = 20;
@@ -39,6 +39,8 @@ const MAIN: &str = "
     echo run >> /disk/runs
     [ $(wc -l < /disk/runs) = $(( $(cat /witness/$POD 2>/dev/null | wc -l) + 1 )) ] || fail emptyDir on disk
     [ $(wc -l < /disk/init) = $(wc -l < /disk/runs) ] || fail init container
+    echo run >> /kept/$POD
+    [ $(wc -l < /kept/$POD) = $(wc -l < /disk/runs) ] || fail local volume
     echo ok >> /witness/$POD
     while :; do echo $POD | nc -l -p 8080; done &
     while :; do sleep 1000 & wait $!; done";
@@ -81,7 +83,11 @@ impl World {
         let metadata = json!({ "name": name, "namespace": "default" });
         let pull = json!({ "auths": { "registry.holdfast.test": {
             "username": "holdfast", "password": "secret" } } });
+        let kept = self.witness.with_file_name("kept");
+        fs::create_dir_all(&kept)?;
         let mut objects = vec![
+            volumes::persistent(name, self.node.name(), &kept),
+            volumes::claim(name),
             json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata,
                 "data": { "color": "red" } }),
             json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata,
@@ -107,6 +113,7 @@ impl World {
             { "name": "witness", "hostPath": { "path": self.witness, "type": "DirectoryOrCreate" } },
             { "name": "disk", "emptyDir": {} },
             { "name": "ram", "emptyDir": { "medium": "Memory" } },
+            { "name": "kept", "persistentVolumeClaim": { "claimName": shared } },
             { "name": "map", "configMap": { "name": shared } },
             { "name": "secret", "secret": { "secretName": shared } },
             { "name": "pod", "downwardAPI": { "items": [
@@ -124,7 +131,7 @@ impl World {
         }]);
         let mut mounts = vec![disk];
         mounts.extend(
-            ["witness", "ram", "map", "secret", "pod", "all"]
+            ["witness", "ram", "kept", "map", "secret", "pod", "all"]
                 .map(|name| json!({ "name": name, "mountPath": format!("/{name}") })),
         );
         let main = &mut spec["containers"][0];
@@ -281,11 +288,10 @@ async fn all_that_pods_lean_on_is_there_after_twenty_power_cuts_without_the_clou
         |held: &Held| held.addresses == 0 && held.networks == 0 && held.mounts.is_empty();
     wait::until("nothing to be held in the end", LIMIT, nothing, is_nothing).await?;
     let shared = &world.pods[0];
-    let secrets = format!("secret/{shared}-pull");
+    let named = ["configmap", "secret", "pvc", "pv"].map(|kind| format!("{kind}/{shared}"));
+    let pull = format!("secret/{shared}-pull");
+    let mut all = vec!["delete", "--wait=false", &pull];
+    all.extend(named.iter().map(String::as_str));
 
-    world
-        .cluster
-        .kubectl(&["delete", &format!("configmap/{shared}"), &format!("secret/{shared}"), &secrets])
-        .await
-        .map(drop)
+    world.cluster.kubectl(&all).await.map(drop)
 }

@@ -77,9 +77,11 @@ impl Worker {
                 Some(self.shared.cluster.index().pods_on(&self.node).contains(&version.uid))
             }
             // The index has seen every pod, but not yet all that pods refer to.
-            Kind::ConfigMap | Kind::Secret => {
-                self.shared.cluster.index().is_wanted(&self.node, &key)
-            }
+            Kind::ConfigMap
+            | Kind::Secret
+            | Kind::PersistentVolumeClaim
+            | Kind::PersistentVolume
+            | Kind::RuntimeClass => self.shared.cluster.index().is_wanted(&self.node, &key),
             Kind::Service | Kind::Node => Some(false),
         };
         match is_there {

@@ -8,7 +8,9 @@ use super::{Action, Plan, has_completed, initialize, is_followed, wind_down};
 use crate::backoff;
 use crate::hook;
 use crate::memory::{ImageFound, Memory};
-use crate::observed::{ContainerState, ContainerView, Observed, SandboxView, VolumesState};
+use crate::observed::{
+    ContainerState, ContainerView, Missing, Observed, SandboxView, VolumesState,
+};
 use crate::pod::{GRACE_MIN_S, PodView, RestartPolicy};
 use crate::probe::{self, ProbeKind};
 use crate::resize;
@@ -101,12 +103,31 @@ fn set_up_volumes(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     }
 }
 
-/// Says what the volumes lack. Tokens come a moment after their pod.
+/// Says what the volumes lack.
 fn tell_missing(observed: &Observed, plan: &mut Plan) {
-    for missing in observed.missing.iter().filter(|missing| missing.ends_with("not found")) {
-        if plan.tell_once("Missing", missing, 0) {
-            plan.warn("FailedMount", format!("MountVolume.SetUp failed {missing}"));
+    let (mut volumes, mut claims) = (Vec::new(), Vec::new());
+    for missing in &observed.missing {
+        match missing {
+            Missing::Object(what) => {
+                if plan.tell_once("Missing", what, 0) {
+                    plan.warn("FailedMount", format!("MountVolume.SetUp failed {what}"));
+                }
+            }
+            Missing::Claim { volume, why } => {
+                volumes.push(volume.as_str());
+                claims.push(why.as_str());
+            }
+            Missing::Token { .. } => {}
         }
+    }
+    let (volumes, claims) = (volumes.join(" "), claims.join("; "));
+    if !claims.is_empty() && plan.tell_once("MissingClaims", &claims, 0) {
+        // The kubelet's (`WaitForAttachAndMount`).
+        let told = format!(
+            "Unable to attach or mount volumes: unmounted volumes=[{volumes}], \
+             unattached volumes=[], failed to process volumes=[{volumes}]: {claims}"
+        );
+        plan.warn("FailedMount", told);
     }
 }
 

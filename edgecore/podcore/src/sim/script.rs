@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::{Value, json};
 
 use super::{World, show_status};
-use crate::observed::ContainerState;
+use crate::observed::{ContainerState, Missing};
 use crate::resize::{Amount, Room};
 use crate::status::{StatusContext, status};
 
@@ -34,6 +34,18 @@ pub(crate) fn play(world: &mut World, steps: &[(&str, &str)]) {
     for (at, (step, expected)) in steps.iter().enumerate() {
         let done = world.step(step);
         assert_eq!(done, *expected, "step {at}: {step}");
+    }
+}
+
+/// A token, an object that is not found, or a claim that cannot be used.
+fn missing(what: &str) -> Missing {
+    match what {
+        "token" => Missing::Token { of: "default".to_owned() },
+        "claim" => {
+            let why = "error processing PVC default/data: PVC is not bound".to_owned();
+            Missing::Claim { volume: "data".to_owned(), why }
+        }
+        object => Missing::Object(format!("{object} \"x\" not found")),
     }
 }
 
@@ -139,7 +151,7 @@ impl World {
                 self.on_stop.insert((*name).to_owned(), code.parse().unwrap());
             }
             ["shutdown", when] => self.observed.shutdown_s = when.parse().ok(),
-            ["missing", what] => self.observed.missing = vec![(*what).to_owned()],
+            ["missing", what] => self.observed.missing = vec![missing(what)],
             ["found"] => self.observed.missing.clear(),
             other => panic!("no such step: {other:?}"),
         }

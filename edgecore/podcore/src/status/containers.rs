@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState as State, ContainerStateRunning, ContainerStateTerminated,
-    ContainerStateWaiting, ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMountStatus,
+    ContainerStateWaiting, ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMount,
+    VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -15,7 +16,7 @@ use crate::plan::{UNKNOWN_END, UNKNOWN_EXIT_CODE, is_followed, termination};
 use crate::pod::{PodView, is_sidecar};
 use crate::probe;
 use crate::resize;
-use crate::translate::container_hash;
+use crate::translate::{container_hash, is_recursive};
 
 /// Init containers.
 pub(super) fn init(
@@ -129,7 +130,7 @@ impl Look<'_> {
                 Some(view) => resize::told(container, view, self.memory),
                 None => container.resources.clone().unwrap_or_default(),
             }),
-            volume_mounts: volume_mounts(container),
+            volume_mounts: volume_mounts(container, self.context.recursive_read_only),
             user: view.and_then(|view| view.user.as_ref()).map(user),
             ..ContainerStatus::default()
         }
@@ -318,7 +319,11 @@ fn user(view: &UserView) -> ContainerUser {
     }
 }
 
-fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+fn volume_mounts(container: &Container, can_be_recursive: bool) -> Option<Vec<VolumeMountStatus>> {
+    let recursive = |mount: &VolumeMount| {
+        let is_recursive = is_recursive(mount, can_be_recursive).unwrap_or(false);
+        if is_recursive { "Enabled" } else { "Disabled" }.to_owned()
+    };
     let mounts: Vec<_> = container
         .volume_mounts
         .iter()
@@ -327,7 +332,7 @@ fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
             name: mount.name.clone(),
             mount_path: mount.mount_path.clone(),
             read_only: mount.read_only,
-            recursive_read_only: (mount.read_only == Some(true)).then(|| "Disabled".to_owned()),
+            recursive_read_only: (mount.read_only == Some(true)).then(|| recursive(mount)),
             ..VolumeMountStatus::default()
         })
         .collect();

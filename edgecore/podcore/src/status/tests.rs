@@ -15,6 +15,7 @@ fn context() -> StatusContext {
     StatusContext {
         host_ips: vec!["192.0.2.5".to_owned(), "2001:db8::5".to_owned()],
         runtime: "containerd".to_owned(),
+        recursive_read_only: false,
     }
 }
 

@@ -6,11 +6,12 @@ use k8s_openapi::api::core::v1::{
     AppArmorProfile, Capabilities, ConfigMapEnvSource, ConfigMapKeySelector, ConfigMapProjection,
     ConfigMapVolumeSource, ContainerPort, DownwardAPIProjection, DownwardAPIVolumeFile,
     DownwardAPIVolumeSource, EmptyDirVolumeSource, EnvFromSource, EnvVar, EnvVarSource,
-    FileKeySelector, HostAlias, HostPathVolumeSource, ImageVolumeSource, KeyToPath,
-    LocalObjectReference, ObjectFieldSelector, PodDNSConfig, PodDNSConfigOption,
-    ProjectedVolumeSource, ResourceFieldSelector, ResourceRequirements, SeccompProfile,
-    SecretEnvSource, SecretKeySelector, SecretProjection, SecretVolumeSource,
-    ServiceAccountTokenProjection, Sysctl, Volume, VolumeMount, VolumeProjection,
+    EphemeralVolumeSource, FileKeySelector, HostAlias, HostPathVolumeSource, ImageVolumeSource,
+    KeyToPath, LocalObjectReference, NFSVolumeSource, ObjectFieldSelector,
+    PersistentVolumeClaimVolumeSource, PodDNSConfig, PodDNSConfigOption, ProjectedVolumeSource,
+    ResourceFieldSelector, ResourceRequirements, SeccompProfile, SecretEnvSource,
+    SecretKeySelector, SecretProjection, SecretVolumeSource, ServiceAccountTokenProjection, Sysctl,
+    Volume, VolumeMount, VolumeProjection,
 };
 use serde::de::value::Error as ValueError;
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor};
@@ -67,10 +68,10 @@ fn every_field_of_the_pod_spec_has_a_fate() {
     check::<PodSpec>(
         "activeDeadlineSeconds affinity automountServiceAccountToken containers dnsConfig dnsPolicy
          enableServiceLinks ephemeralContainers hostAliases hostIPC hostNetwork hostPID hostUsers hostname hostnameOverride
-         imagePullSecrets initContainers nodeName nodeSelector os overhead priority priorityClassName readinessGates resources restartPolicy securityContext
-         serviceAccount serviceAccountName setHostnameAsFQDN shareProcessNamespace subdomain
+         imagePullSecrets initContainers nodeName nodeSelector os overhead priority priorityClassName readinessGates resources restartPolicy runtimeClassName
+         securityContext serviceAccount serviceAccountName setHostnameAsFQDN shareProcessNamespace subdomain
          terminationGracePeriodSeconds tolerations volumes",
-        "resourceClaims runtimeClassName",
+        "resourceClaims",
         "evictionResponders preemptionPolicy schedulerName schedulingGates
          schedulingGroup topologySpreadConstraints",
     );
@@ -106,19 +107,23 @@ fn every_field_of_the_security_contexts_has_a_fate() {
 #[test]
 fn every_field_of_volumes_has_a_fate() {
     check::<Volume>(
-        "configMap downwardAPI emptyDir hostPath image name projected secret",
-        "awsElasticBlockStore azureDisk azureFile cephfs cinder csi ephemeral fc flexVolume flocker
-         gcePersistentDisk gitRepo glusterfs iscsi nfs persistentVolumeClaim
+        "configMap downwardAPI emptyDir ephemeral hostPath image name nfs persistentVolumeClaim projected
+         secret",
+        "awsElasticBlockStore azureDisk azureFile cephfs cinder csi fc flexVolume flocker
+         gcePersistentDisk gitRepo glusterfs iscsi
          photonPersistentDisk portworxVolume quobyte rbd scaleIO storageos vsphereVolume",
         "",
     );
     check::<VolumeMount>(
-        "mountPath mountPropagation name readOnly",
-        "bindMountOptions recursiveReadOnly subPath subPathExpr",
+        "mountPath mountPropagation name readOnly recursiveReadOnly subPath subPathExpr",
+        "bindMountOptions",
         "",
     );
     check::<ImageVolumeSource>("pullPolicy reference", "", "");
+    check::<PersistentVolumeClaimVolumeSource>("claimName readOnly", "", "");
+    check::<EphemeralVolumeSource>("", "", "volumeClaimTemplate");
     check::<EmptyDirVolumeSource>("medium sizeLimit", "mode", "");
+    check::<NFSVolumeSource>("path readOnly server", "", "");
     check::<HostPathVolumeSource>("path type", "", "");
     check::<ConfigMapVolumeSource>("defaultMode items name optional", "defaultUser", "");
     check::<SecretVolumeSource>("defaultMode items optional secretName", "defaultUser", "");
@@ -195,7 +200,6 @@ fn check_refused(in_spec: &Value, in_container: &Value, expected: &str) {
 fn what_a_pod_may_not_ask_for() {
     for (spec, expected) in [
         (json!({ "resourceClaims": [{ "name": "c" }] }), "resourceClaims"),
-        (json!({ "runtimeClassName": "kata" }), "runtimeClassName"),
         (
             json!({ "securityContext": { "windowsOptions": { "hostProcess": true } } }),
             "securityContext.windowsOptions",
@@ -232,10 +236,6 @@ fn what_a_container_may_not_ask_for() {
             "a limit of example.com/gpu",
         ),
         (
-            json!({ "volumeMounts": [{ "name": "v", "mountPath": "/v", "recursiveReadOnly": "Enabled" }] }),
-            "recursiveReadOnly",
-        ),
-        (
             json!({ "volumeMounts": [{ "name": "v", "mountPath": "/v", "bindMountOptions": ["noexec"] }] }),
             "bindMountOptions",
         ),
@@ -259,8 +259,8 @@ fn what_a_volume_may_not_ask_for() {
     let field = json!([{ "path": "p", "fieldRef": { "fieldPath": "metadata.name" }, "user": 7 }]);
     let projected = |source: Value| json!({ "projected": { "sources": [source] } });
     for (volume, expected) in [
-        (json!({ "nfs": { "server": "s", "path": "/" } }), "the kind of volume v"),
-        (json!({ "emptyDir": { "medium": "HugePages" } }), "volume v: medium HugePages"),
+        (json!({ "csi": { "driver": "d" } }), "the kind of volume v"),
+        (json!({ "emptyDir": { "medium": "Tape" } }), "volume v: medium Tape"),
         (json!({ "emptyDir": { "mode": 448 } }), "volume v: mode"),
         (projected(json!({ "clusterTrustBundle": { "path": "p" } })), "a source of volume v"),
         (
@@ -288,14 +288,14 @@ fn what_a_volume_may_not_ask_for() {
 #[test]
 fn a_refusal_names_the_fields() {
     let spec = json!({
-        "runtimeClassName": "gvisor",
+        "resourceClaims": [{ "name": "c" }],
         "containers": [{ "name": "a", "volumeDevices": [{ "name": "v", "devicePath": "/dev/v" }] }],
-        "volumes": [{ "name": "v", "nfs": { "server": "s", "path": "/" } }],
+        "volumes": [{ "name": "v", "csi": { "driver": "d" } }],
     });
 
     assert_eq!(
         refused(&spec).unwrap(),
-        "this node does not support runtimeClassName, the kind of volume v, a: volumeDevices"
+        "this node does not support resourceClaims, the kind of volume v, a: volumeDevices"
     );
 }
 

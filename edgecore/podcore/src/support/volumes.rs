@@ -9,13 +9,16 @@ pub(super) fn of_volume(volume: &Volume, refused: &mut Vec<String>) {
         || volume.secret.is_some()
         || volume.downward_api.is_some()
         || volume.projected.is_some()
+        || volume.persistent_volume_claim.is_some()
+        || volume.ephemeral.is_some()
+        || volume.nfs.is_some()
         || volume.image.is_some();
     if !known {
         refused.push(format!("the kind of volume {}", volume.name));
     }
     if let Some(dir) = &volume.empty_dir {
         let medium = dir.medium.as_deref().unwrap_or_default();
-        if !matches!(medium, "" | "Memory") {
+        if !matches!(medium, "" | "Memory") && !medium.starts_with("HugePages") {
             refused.push(format!("volume {}: medium {medium}", volume.name));
         }
         if dir.mode.is_some() {

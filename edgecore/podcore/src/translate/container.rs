@@ -1,19 +1,21 @@
 //! One container of a pod.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cri_api::v1::{
     ContainerConfig, ContainerMetadata, HugepageLimit, ImageSpec, KeyValue, LinuxContainerConfig,
-    LinuxContainerResources, Mount, MountPropagation,
+    LinuxContainerResources,
 };
 use k8s_openapi::api::core::v1::Container;
 use proto::object::{ContentHash, hex};
 
+use super::mounts::{MountError, mounts};
 use super::security::{ImageUser, UserRange};
 use super::{
     CONTAINER_NAME_LABEL, GRACE_ANNOTATION, HASH_ANNOTATION, MESSAGE_PATH_ANNOTATION,
     MESSAGE_POLICY_ANNOTATION, RESTARTS_ANNOTATION, linux_resources, pod_labels, security,
 };
+use crate::claims::extra_groups;
 use crate::env::{EnvError, NodeFields, environment, expand};
 use crate::materials::Materials;
 use crate::pod::PodView;
@@ -27,6 +29,8 @@ const MESSAGE_PATH: &str = "/dev/termination-log";
 pub struct ContainerPaths {
     /// Directory or file of each volume.
     pub volumes: BTreeMap<String, String>,
+    /// Volumes that belong to the pod alone, which may be labelled for it.
+    pub relabelled: BTreeSet<String>,
     /// Where the parts of volumes are that it mounts, by the place of the mount in its list.
     pub sub_paths: BTreeMap<usize, String>,
     /// The images that it mounts, by the place of the mount in its list.
@@ -63,6 +67,19 @@ pub struct ContainerContext<'a> {
     pub image_user: Option<&'a ImageUser>,
     /// The users of the node that those of the pod are, if it has its own.
     pub users: Option<UserRange>,
+    /// The runtime can make mounts read-only with all that is below them.
+    pub recursive_read_only: bool,
+}
+
+/// Why a container cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A variable cannot be set.
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    /// A volume cannot be mounted as asked.
+    #[error(transparent)]
+    Mount(#[from] MountError),
 }
 
 /// Hash of what a change of means a restart of the container: its name and image, as the kubelet
@@ -81,7 +98,7 @@ pub fn container_config(
     attempt: u32,
     image_ref: &str,
     context: &ContainerContext<'_>,
-) -> Result<ContainerConfig, EnvError> {
+) -> Result<ContainerConfig, ConfigError> {
     let envs = environment(pod, container, context.materials, context.node)?;
     let lookup = |name: &str| {
         envs.iter().find(|variable| variable.key == name).map(|variable| variable.value.clone())
@@ -91,6 +108,8 @@ pub fn container_config(
     };
     let mut labels = pod_labels(pod);
     labels.insert(CONTAINER_NAME_LABEL.to_owned(), container.name.clone());
+    let mut security_context = security::container(pod, container, context);
+    security_context.supplemental_groups.extend(extra_groups(pod, context.materials));
 
     Ok(ContainerConfig {
         metadata: Some(ContainerMetadata { name: container.name.clone(), attempt }),
@@ -102,7 +121,7 @@ pub fn container_config(
         command: expanded(&container.command),
         args: expanded(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
-        mounts: mounts(pod, container, context),
+        mounts: mounts(pod, container, context)?,
         labels,
         annotations: annotations(pod, container, attempt),
         log_path: format!("{}/{attempt}.log", container.name),
@@ -111,7 +130,7 @@ pub fn container_config(
         tty: container.tty.unwrap_or(false),
         linux: Some(LinuxContainerConfig {
             resources: Some(container_resources(pod, container, context.node)),
-            security_context: Some(security::container(pod, container, context)),
+            security_context: Some(security_context),
         }),
         envs: envs
             .iter()
@@ -143,96 +162,10 @@ fn annotations(pod: &PodView, container: &Container, attempt: u32) -> BTreeMap<S
     annotations
 }
 
-fn message_path(container: &Container) -> &str {
+pub(super) fn message_path(container: &Container) -> &str {
     let own = container.termination_message_path.as_deref();
 
     own.filter(|path| !path.is_empty()).unwrap_or(MESSAGE_PATH)
-}
-
-fn mounts(pod: &PodView, container: &Container, context: &ContainerContext<'_>) -> Vec<Mount> {
-    let paths = context.paths;
-    let mut mounts: Vec<Mount> = container
-        .volume_mounts
-        .iter()
-        .flatten()
-        .enumerate()
-        .filter_map(|(at, mount)| {
-            let image = paths.images.get(&at);
-            let host_path = match image {
-                Some(_) => String::new(),
-                None => {
-                    paths.sub_paths.get(&at).or_else(|| paths.volumes.get(&mount.name))?.clone()
-                }
-            };
-            let propagation = match mount.mount_propagation.as_deref() {
-                Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
-                Some("Bidirectional") => MountPropagation::PropagationBidirectional,
-                _ => MountPropagation::PropagationPrivate,
-            };
-            Some(Mount {
-                container_path: absolute(&mount.mount_path),
-                host_path,
-                readonly: mount.read_only.unwrap_or(false)
-                    || image.is_some()
-                    || is_written_by_us(pod, &mount.name),
-                propagation: propagation.into(),
-                selinux_relabel: is_own(pod, &mount.name),
-                image: image.map(|image| ImageSpec {
-                    image: image.image_ref.clone(),
-                    user_specified_image: image.reference.clone(),
-                    ..ImageSpec::default()
-                }),
-                image_sub_path: image.map(|image| image.sub_path.clone()).unwrap_or_default(),
-                ..Mount::default()
-            })
-        })
-        .collect();
-    let is_mounted =
-        |path: &str, mounts: &[Mount]| mounts.iter().any(|mount| mount.container_path == path);
-    if let Some(hosts) = &paths.etc_hosts
-        && !is_mounted("/etc/hosts", &mounts)
-    {
-        mounts.push(file("/etc/hosts", hosts));
-    }
-    if !is_mounted(message_path(container), &mounts) && !paths.termination_log.is_empty() {
-        mounts.push(file(message_path(container), &paths.termination_log));
-    }
-    if let Some(users) = context.users {
-        for mount in &mut mounts {
-            mount.uid_mappings = users.mappings();
-            mount.gid_mappings = users.mappings();
-        }
-    }
-
-    mounts
-}
-
-fn file(container_path: &str, host_path: &str) -> Mount {
-    Mount {
-        container_path: container_path.to_owned(),
-        host_path: host_path.to_owned(),
-        ..Mount::default()
-    }
-}
-
-fn absolute(path: &str) -> String {
-    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
-}
-
-/// Volumes that belong to the pod alone may be labelled for it; a directory of the host may not.
-fn is_own(pod: &PodView, volume: &str) -> bool {
-    pod.spec().volumes.iter().flatten().any(|v| v.name == volume && v.host_path.is_none())
-}
-
-/// Volumes that the agent writes are read-only to containers, as with the kubelet.
-fn is_written_by_us(pod: &PodView, volume: &str) -> bool {
-    pod.spec().volumes.iter().flatten().any(|v| {
-        v.name == volume
-            && (v.config_map.is_some()
-                || v.secret.is_some()
-                || v.downward_api.is_some()
-                || v.projected.is_some())
-    })
 }
 
 /// What the runtime is told of the container's resources (kubelet: `generateLinuxContainerResources`).

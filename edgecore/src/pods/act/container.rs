@@ -1,9 +1,10 @@
 //! One container: its files, its start and its stop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cri::CriError;
@@ -20,14 +21,15 @@ use podcore::resources::cgroup_parent;
 use podcore::sub_path::{SubPath, sub_paths};
 use podcore::support::refuse_container;
 use podcore::translate::{
-    ContainerContext, ContainerPaths, MountedImage, SandboxContext, check_user, container_config,
-    container_hash, sandbox_config,
+    ContainerContext, ContainerPaths, MountedImage, SandboxContext, can_be_recursive, check_user,
+    container_config, container_hash, sandbox_config,
 };
-use podcore::volumes::plugin;
+use podcore::volumes::{Place, is_relabelled, place};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::volumes::SERVER_DEADLINE;
 use super::{Done, Job};
-use crate::blocking;
+use crate::blocking::{self, Lane};
 use crate::clock;
 use crate::events::EventType::{Normal, Warning};
 use crate::layout::is_file_name;
@@ -35,7 +37,7 @@ use crate::pods::images::Missing;
 use crate::pods::observe::{self, SeenContainer};
 use crate::telemetry::chain;
 use crate::volumes::remove::gone_is_done;
-use crate::volumes::sub_path;
+use crate::volumes::{mounts, sub_path};
 
 impl Job {
     pub(super) async fn start(
@@ -152,6 +154,7 @@ impl Job {
         paths.sub_paths = self.bind(container, parts, &paths.volumes).await?;
         let user = self.image_user(container, image_ref).await?;
         let users = self.users().await?;
+        let abilities = Arc::clone(&context.abilities.borrow());
         let container_context = ContainerContext {
             materials: &materials,
             node: &fields,
@@ -159,6 +162,7 @@ impl Job {
             target,
             image_user: Some(&user),
             users,
+            recursive_read_only: can_be_recursive(pod, &self.materials, &abilities),
         };
         let config = container_config(pod, container, attempt, image_ref, &container_context)
             .map_err(|error| chain(&error))?;
@@ -186,15 +190,17 @@ impl Job {
     async fn paths(&self, name: &str, attempt: u32) -> Result<ContainerPaths, String> {
         let Self { context, pod, .. } = self;
         let layout = &context.layout;
-        let mut volumes = BTreeMap::new();
-        let made = pod.spec().volumes.iter().flatten().filter(|volume| volume.image.is_none());
-        for volume in made {
-            let own = || layout.volume(&pod.uid, plugin(volume), &volume.name);
-            let path = volume
-                .host_path
-                .as_ref()
-                .map_or_else(|| own().to_string_lossy().into_owned(), |host| host.path.clone());
-            volumes.insert(volume.name.clone(), path);
+        let (mut volumes, mut relabelled) = (BTreeMap::new(), BTreeSet::new());
+        for volume in pod.spec().volumes.iter().flatten() {
+            let place = place(pod, volume, &self.materials).map_err(|error| chain(&error))?;
+            if is_relabelled(volume, &place) {
+                relabelled.insert(volume.name.clone());
+            }
+            if volume.image.is_some() {
+                continue;
+            }
+            let path = layout.place(&pod.uid, &place)?;
+            volumes.insert(volume.name.clone(), path.to_string_lossy().into_owned());
         }
         let termination_log = layout.container(&pod.uid, name).join(format!("{attempt:08x}"));
         let etc_hosts = layout.etc_hosts(&pod.uid);
@@ -211,6 +217,7 @@ impl Job {
 
         Ok(ContainerPaths {
             volumes,
+            relabelled,
             sub_paths: BTreeMap::new(),
             images: BTreeMap::new(),
             etc_hosts: Some(etc_hosts.to_string_lossy().into_owned()),
@@ -247,13 +254,31 @@ impl Job {
             let Some(whole) = volumes.get(&volume).map(PathBuf::from) else { continue };
             let target = self.context.layout.sub_path(&self.pod.uid, &volume, &container.name, at);
             bound.insert(at, target.to_string_lossy().into_owned());
-            let shown = format!("subPath {path:?} of volume {volume}");
-            blocking::run(move || sub_path::bind(&whole, Path::new(&path), &target))
-                .await
-                .map_err(|error| format!("cannot prepare {shown}: {error}"))?;
+            let failed = |why| format!("cannot prepare subPath {path:?} of volume {volume}: {why}");
+            let lane = self.lane_of(&volume, &whole).map_err(|error| failed(error.to_string()))?;
+            let part = PathBuf::from(&path);
+            let bind = blocking::run_in(lane, move || sub_path::bind(&whole, &part, &target));
+            match tokio::time::timeout(SERVER_DEADLINE, bind).await {
+                Ok(bound) => bound.map_err(|error| failed(error.to_string()))?,
+                Err(_elapsed) => return Err(failed("its volume gives no answer".to_owned())),
+            }
         }
 
         Ok(bound)
+    }
+
+    /// Where to look into a volume.
+    fn lane_of(&self, volume: &str, whole: &Path) -> io::Result<&'static Lane> {
+        let mut volumes = self.pod.spec().volumes.iter().flatten();
+        let volume = volumes.find(|other| other.name == volume);
+        let is_on_host = volume.is_some_and(|volume| {
+            matches!(place(&self.pod, volume, &self.materials), Ok(Place::Host(_)))
+        });
+        if is_on_host {
+            return Ok(&blocking::HOST_PATHS);
+        }
+
+        Ok(if mounts::lead_away(whole)? { &blocking::SERVERS } else { &blocking::FILES })
     }
 
     /// The link that log collectors follow; without it the container runs as well.

@@ -2,6 +2,7 @@
 
 use cri::CriError;
 use cri_api::v1::PodSandboxConfig;
+use podcore::claims::runtime_handler;
 use podcore::dns::{Resolvers, resolver};
 use podcore::observed::SandboxView;
 use podcore::plan::Outcome;
@@ -46,8 +47,9 @@ impl Job {
             format!("Failed to generate sandbox config for pod {:?}: {error}", pod.described())
         })?;
         self.make_cgroup().await?;
+        let handler = runtime_handler(pod, &self.materials)?;
         let text = |error: CriError| error.message();
-        let id = context.runtime.run_pod_sandbox(config, "").await.map_err(text)?;
+        let id = context.runtime.run_pod_sandbox(config, &handler).await.map_err(text)?;
         context.registry.own(&pod.uid, &id);
         let status = context.runtime.pod_sandbox_status(&id).await.map_err(text)?;
 

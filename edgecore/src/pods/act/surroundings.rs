@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use cri_api::v1;
 use k8s_openapi::api::core::v1::Container;
+use podcore::claims::runtime_handler;
 use podcore::env::{EnvFile, env_files};
 use podcore::materials::Materials;
 use podcore::translate::{ImageUser, UserRange, asks_for_image_user};
@@ -68,14 +69,20 @@ impl Job {
         if self.pod.spec().host_users != Some(false) {
             return Ok(None);
         }
+        let name = runtime_handler(&self.pod, &self.materials)?;
         let has_users = {
             let abilities = self.context.abilities.borrow();
-            abilities.handler("").is_some_and(|handler| handler.user_namespaces)
+            abilities.handler(&name).is_some_and(|handler| handler.user_namespaces)
         };
         if !has_users {
             // The kubelet's words.
-            let why = "can't set `spec.hostUsers: false`, runtime does not support user namespaces";
-            return Err(why.to_owned());
+            let who = match name.as_str() {
+                "" => "runtime".to_owned(),
+                name => format!("RuntimeClass handler {name:?}"),
+            };
+            return Err(format!(
+                "can't set `spec.hostUsers: false`, {who} does not support user namespaces"
+            ));
         }
         let (layout, uid) = (self.context.layout.clone(), self.pod.uid.clone());
         let taken = blocking::run(move || users::take(&layout, &uid)).await;

@@ -1,20 +1,27 @@
 //! Volumes and directories of a pod: made before it starts, removed after its end with its cgroup.
 
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Volume;
+use k8s_openapi::api::core::v1::Container;
 use podcore::plan::Outcome;
 use podcore::resources::{cgroup_parent, pod_limits};
-use podcore::volumes::{plugin, setup};
+use podcore::volumes::{Place, place, setup};
 
 use super::{Done, Job};
-use crate::blocking;
+use crate::blocking::{self, Lane};
 use crate::clock;
 use crate::events::EventType::Warning;
-use crate::layout::is_file_name;
 use crate::pods::context::Context;
 use crate::telemetry::chain;
-use crate::volumes::setup::{PodVolume, PodVolumes, tear_down};
+use crate::volumes::mounts;
+use crate::volumes::remove::remove_tree;
+use crate::volumes::setup::{PodVolume, PodVolumes, Reach};
+
+/// How long the servers of a pod's volumes are waited for. What the kernel still does then goes on, and
+/// is found done by a later try.
+pub(super) const SERVER_DEADLINE: Duration = Duration::from_mins(2);
 
 /// How often a cgroup is tried to be removed: its last process may need a moment to leave.
 const CGROUP_REMOVALS_MAX: usize = 20;
@@ -22,17 +29,7 @@ const CGROUP_REMOVAL_WAIT: Duration = Duration::from_millis(10);
 
 impl Job {
     pub(super) async fn set_up_volumes(self) -> Done {
-        let volumes = self.volumes();
-        let looks_at_host = self.pod.spec().volumes.iter().flatten().any(asks_for_type);
-        let lane = if looks_at_host { &blocking::HOST_PATHS } else { &blocking::FILES };
-        let made = match volumes {
-            Ok(volumes) => {
-                let set_up = move || volumes.set_up(clock::now());
-                let set_up = blocking::run_in(lane, set_up).await;
-                set_up.map_err(|error| chain(&error))
-            }
-            Err(message) => Err(message),
-        };
+        let made = self.try_volumes().await;
         match made {
             Ok(()) => Done::noted(Outcome::VolumesReady),
             Err(message) => {
@@ -40,6 +37,26 @@ impl Job {
                 Done::noted(Outcome::VolumesFailed { message })
             }
         }
+    }
+
+    /// Each part in the lane of what it may have to wait for.
+    async fn try_volumes(&self) -> Result<(), String> {
+        for (reach, volumes) in self.volumes()?.by_reach() {
+            let set_up = blocking::run_in(lane(reach), move || volumes.set_up(clock::now()));
+            let set_up = match reach {
+                Reach::Server => tokio::time::timeout(SERVER_DEADLINE, set_up).await,
+                Reach::Own | Reach::HostPath | Reach::Disk => Ok(set_up.await),
+            };
+            match set_up {
+                Ok(made) => made.map_err(|error| chain(&error))?,
+                Err(_elapsed) => {
+                    let seconds = SERVER_DEADLINE.as_secs();
+                    return Err(format!("the servers of volumes gave no answer in {seconds} s"));
+                }
+            }
+        }
+
+        Ok(())
     }
 
     /// What is to be made in the file system, as podcore decides.
@@ -50,12 +67,13 @@ impl Job {
         // An image is mounted by the runtime.
         let made = pod.spec().volumes.iter().flatten().filter(|volume| volume.image.is_none());
         for volume in made {
-            if !is_file_name(&volume.name) {
-                return Err(format!("volume {:?} has a name that is not one", volume.name));
-            }
+            let place = place(pod, volume, &self.materials).map_err(|e| chain(&e))?;
             volumes.push(PodVolume {
-                name: volume.name.clone(),
-                dir: context.layout.volume(&pod.uid, plugin(volume), &volume.name),
+                name: match &place {
+                    Place::Own { name, .. } => name.clone(),
+                    Place::Host(_) => volume.name.clone(),
+                },
+                dir: context.layout.place(&pod.uid, &place)?,
                 setup: setup(pod, volume, &self.materials, &fields).map_err(|e| chain(&e))?,
             });
         }
@@ -64,6 +82,7 @@ impl Job {
         let memory = pod_limits(pod).memory.unwrap_or(fields.memory_bytes);
 
         Ok(PodVolumes {
+            pods_dir: context.layout.pods(),
             pod_dir: context.layout.pod(&pod.uid),
             logs_dir: context.layout.logs(&pod.namespace, &pod.name, &pod.uid),
             volumes,
@@ -71,12 +90,13 @@ impl Job {
                 .and_then(|security| security.fs_group)
                 .and_then(|gid| u32::try_from(gid).ok()),
             memory_bytes: u64::try_from(memory).ok(),
+            propagate: pod.all_containers().any(propagates),
         })
     }
 
     pub(super) async fn tear_down(self) -> Done {
         let dir = self.context.layout.pod(&self.pod.uid);
-        let removed = blocking::run(move || tear_down(&dir)).await;
+        let removed = tear_down(dir).await;
         if let Err(error) = removed {
             let message = format!("cannot remove the volumes of the pod: {error}");
             self.tell(Warning, "FailedKillPod", &message, None);
@@ -92,11 +112,28 @@ impl Job {
     }
 }
 
-/// Whether a path of the host is looked at before it is mounted.
-fn asks_for_type(volume: &Volume) -> bool {
-    let kind = volume.host_path.as_ref().and_then(|host_path| host_path.type_.as_deref());
+fn propagates(container: &Container) -> bool {
+    let mut mounts = container.volume_mounts.iter().flatten();
 
-    kind.is_some_and(|kind| !kind.is_empty())
+    mounts.any(|mount| mount.mount_propagation.as_ref().is_some_and(|mode| mode != "None"))
+}
+
+fn lane(reach: Reach) -> &'static Lane {
+    match reach {
+        Reach::Own => &blocking::FILES,
+        Reach::HostPath => &blocking::HOST_PATHS,
+        Reach::Disk => &blocking::LOCAL_VOLUMES,
+        Reach::Server => &blocking::SERVERS,
+    }
+}
+
+/// Unmounts and removes everything in a pod's directory, and the directory.
+pub async fn tear_down(dir: PathBuf) -> io::Result<()> {
+    let path = dir.clone();
+    let leads_away = blocking::run(move || mounts::lead_away(&path)).await?;
+    let lane = if leads_away { &blocking::SERVERS } else { &blocking::FILES };
+
+    blocking::run_in(lane, move || remove_tree(&dir)).await
 }
 
 /// Removes a pod's cgroup, giving its last processes a moment to leave.

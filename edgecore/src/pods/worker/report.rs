@@ -6,6 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use podcore::eviction::has_limits;
+use podcore::materials::Materials;
 use podcore::memory::Memory;
 use podcore::observed::VolumesState;
 use podcore::pod::PodView;
@@ -13,6 +14,7 @@ use podcore::probe::{Answers, ProbeKind};
 use podcore::resize::{Amount, Room};
 use podcore::resources::{QosClass, cgroup_parent, pod_request, qos_class};
 use podcore::status::{StatusContext, status};
+use podcore::translate::can_be_recursive;
 use proto::wire::{Report, ReportKey};
 
 use super::Worker;
@@ -64,10 +66,11 @@ impl Worker {
         }
     }
 
-    pub(super) fn status(&self, pod: &PodView, now: Timestamp) -> PodStatus {
+    pub(super) fn status(&self, pod: &PodView, materials: &Materials, now: Timestamp) -> PodStatus {
         let context = StatusContext {
             host_ips: self.context.addresses.borrow().clone(),
             runtime: self.context.runtime_name.clone(),
+            recursive_read_only: can_be_recursive(pod, materials, &self.observed.abilities),
         };
 
         status(pod, &self.memory, &self.observed, &context, now)

@@ -57,6 +57,23 @@ fn nothing_starts_without_what_it_needs() {
 }
 
 #[test]
+fn what_is_wrong_with_a_claim_is_told_once_as_the_kubelet_does() {
+    let told = "FailedMount: Unable to attach or mount volumes: unmounted volumes=[data], \
+                unattached volumes=[], failed to process volumes=[data]: \
+                error processing PVC default/data: PVC is not bound";
+    check(
+        &one("Always"),
+        &[
+            ("missing claim", "image:a:0"),
+            ("events", told),
+            ("wait 60", ""),
+            ("events", ""),
+            ("found", "volumes sandbox:0 start:a:0"),
+        ],
+    );
+}
+
+#[test]
 fn failures_are_tried_again_with_growing_delays() {
     check(
         &one("Always"),
@@ -114,12 +131,12 @@ fn a_container_that_was_made_but_not_started_is_made_again() {
 
 #[test]
 fn what_this_build_cannot_do_is_refused() {
-    let spec = json!({ "runtimeClassName": "kata", "containers": [{ "name": "a" }] });
+    let spec = json!({ "resourceClaims": [{ "name": "c" }], "containers": [{ "name": "a" }] });
     let world = check(
         &spec,
         &[
             ("look", "tear-down"),
-            ("events", "UnsupportedPodSpec: this node does not support runtimeClassName"),
+            ("events", "UnsupportedPodSpec: this node does not support resourceClaims"),
             ("status", "Failed UnsupportedPodSpec"),
             ("wait 3600", ""),
             ("agent restart", "tear-down"),
@@ -132,12 +149,12 @@ fn what_this_build_cannot_do_is_refused() {
 
 #[test]
 fn a_pod_that_asks_for_what_is_unknown_is_refused() {
-    let spec = json!({ "runtimeClassName": "kata", "containers": [{ "name": "a" }] });
+    let spec = json!({ "resourceClaims": [{ "name": "c" }], "containers": [{ "name": "a" }] });
     check(
         &spec,
         &[
             ("look", "tear-down"),
-            ("events", "UnsupportedPodSpec: this node does not support runtimeClassName"),
+            ("events", "UnsupportedPodSpec: this node does not support resourceClaims"),
             ("status", "Failed UnsupportedPodSpec"),
         ],
     );

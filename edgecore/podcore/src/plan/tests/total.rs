@@ -16,7 +16,8 @@ use crate::memory::{
     Probed, Termination, Transient,
 };
 use crate::observed::{
-    Admission, ContainerState, ContainerView, Eviction, Observed, SandboxView, VolumesState,
+    Admission, ContainerState, ContainerView, Eviction, Missing, Observed, SandboxView,
+    VolumesState,
 };
 use crate::plan::{Action, Plan, plan};
 use crate::pod::PodView;
@@ -72,7 +73,7 @@ fn observed() -> impl Strategy<Value = Observed> {
         Just(VolumesState::Ready),
         Just(VolumesState::Gone),
     ];
-    let missing = vec(Just("secret".to_owned()), 0..2);
+    let missing = vec(Just(Missing::Object("secret \"x\" not found".to_owned())), 0..2);
     let shutdown_s = option::weighted(0.3, 0..100_i64);
     let decided = (admission(), eviction(), shutdown_s);
     (sandboxes, containers, volumes, missing, any_set(), decided).prop_map(
@@ -326,7 +327,8 @@ fn nothing_of_the_link_enters_a_plan() {
         clock_set_s: _,
         shutdown_s: _,
     } = Observed::default();
-    let StatusContext { host_ips: _, runtime: _ } = StatusContext::default();
+    let StatusContext { host_ips: _, runtime: _, recursive_read_only: _ } =
+        StatusContext::default();
     let Memory {
         start_time: _,
         clock_set_s: _,

@@ -70,12 +70,12 @@ fn a_pod_that_runs_in_full() {
 
 #[test]
 fn a_refused_pod_in_full() {
-    let spec = json!({ "runtimeClassName": "kata", "containers": [{ "name": "a" }] });
+    let spec = json!({ "resourceClaims": [{ "name": "c" }], "containers": [{ "name": "a" }] });
     assert_eq!(
         after(&spec, &["wait 60"]),
         json!({
             "phase": "Failed", "reason": "UnsupportedPodSpec",
-            "message": "Pod was rejected: this node does not support runtimeClassName",
+            "message": "Pod was rejected: this node does not support resourceClaims",
             "observedGeneration": 1, "qosClass": "BestEffort", "startTime": "2026-01-01T00:00:00Z",
         })
     );

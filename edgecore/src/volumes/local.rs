@@ -1,0 +1,212 @@
+//! Local volumes: a directory of the node, bound to the pod's directory of the volume, as the kubelet's
+//! `kubernetes.io/local-volume`.
+
+use std::io;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Component, Path};
+
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::mount::{MountFlags, mount_bind, mount_remount};
+
+use super::{mounts, options, ownership};
+
+/// Why a local volume cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    /// The path leads back.
+    #[error("invalid path: {path} must not contain '..'")]
+    Backsteps {
+        /// `spec.local.path`.
+        path: String,
+    },
+    /// There is nothing.
+    #[error("path {path:?} does not exist")]
+    Missing {
+        /// `spec.local.path`.
+        path: String,
+    },
+    /// A disk without a mount.
+    #[error(
+        "{path} is a block device, which this node does not mount by itself: mount its file system \
+         on the node and name that directory"
+    )]
+    BlockDevice {
+        /// `spec.local.path`.
+        path: String,
+    },
+    /// Something else.
+    #[error("{path} is not a directory")]
+    NotADirectory {
+        /// `spec.local.path`.
+        path: String,
+    },
+    /// An option of a file system.
+    #[error("mount option {option} is not one of a local volume")]
+    Option {
+        /// Which.
+        option: String,
+    },
+    /// The file system refused.
+    #[error("cannot {attempted}")]
+    Io {
+        /// What.
+        attempted: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// One to be mounted.
+#[derive(Clone, Copy, Debug)]
+pub struct Local<'a> {
+    /// The directory.
+    pub path: &'a Path,
+    /// As the volume says.
+    pub options: &'a [String],
+    /// Nothing of the pod writes to it.
+    pub read_only: bool,
+    /// The pod's fsGroup, and whether the volume's own directory shows that it has it.
+    pub group: Option<(u32, bool)>,
+}
+
+impl Local<'_> {
+    /// Binds the directory to `dir`, if it is not. The group gets what is in it first, unless another pod
+    /// in `pods_dir` has the same volume mounted.
+    pub fn mount(&self, dir: &Path, pods_dir: &Path) -> Result<(), LocalError> {
+        let shown = self.path.display();
+        let failed = |attempted: String| move |source| LocalError::Io { attempted, source };
+        if mounts::is_mount_point(dir).map_err(failed("read the mounts".to_owned()))? {
+            return Ok(());
+        }
+        self.check()?;
+        let options = options::read(self.options, self.read_only);
+        if let Some(option) = options.rest.first() {
+            return Err(LocalError::Option { option: option.clone() });
+        }
+        if let Some((gid, only_if_mismatch)) = self.group.filter(|_| !self.read_only)
+            && !is_used(dir, pods_dir).map_err(failed("read the mounts".to_owned()))?
+        {
+            ownership::give_tree_to_writers(self.path, gid, only_if_mismatch)
+                .map_err(failed(format!("give {shown} to group {gid}")))?;
+        }
+        std::fs::create_dir_all(dir).map_err(failed(format!("make {}", dir.display())))?;
+        let bound = bind(self.path, dir, options.flags);
+
+        bound.map_err(failed(format!("bind {shown} to {}", dir.display())))
+    }
+
+    fn check(&self) -> Result<(), LocalError> {
+        let path = self.path.display().to_string();
+        if self.path.components().any(|part| part == Component::ParentDir) {
+            return Err(LocalError::Backsteps { path });
+        }
+        match std::fs::metadata(self.path) {
+            Ok(found) if found.is_dir() => Ok(()),
+            Ok(found) if found.file_type().is_block_device() => {
+                Err(LocalError::BlockDevice { path })
+            }
+            Ok(_other) => Err(LocalError::NotADirectory { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(LocalError::Missing { path })
+            }
+            Err(source) => Err(LocalError::Io { attempted: format!("look at {path}"), source }),
+        }
+    }
+}
+
+/// Whether a pod has the volume of `dir` mounted: its directory is called the same in each.
+fn is_used(dir: &Path, pods_dir: &Path) -> io::Result<bool> {
+    let called =
+        |path: &Path| Some((path.parent()?.file_name()?.to_owned(), path.file_name()?.to_owned()));
+    let points = mounts::below(pods_dir)?;
+
+    Ok(points.iter().any(|point| called(point) == called(dir)))
+}
+
+fn bind(from: &Path, to: &Path, flags: MountFlags) -> io::Result<()> {
+    mount_bind(from, to)?;
+    if flags.is_empty() {
+        return Ok(());
+    }
+    let limited = || {
+        // A bind has the limits of what it is of until it is given others.
+        let held = statvfs(to)?.f_flag;
+        let limits = [
+            (StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
+            (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+            (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+            (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        ];
+        let kept = limits.iter().filter(|(limit, _)| held.contains(*limit));
+        let kept = kept.fold(MountFlags::empty(), |all, (_, flag)| all | *flag);
+
+        mount_remount(to, MountFlags::BIND | flags | kept, c"")
+    };
+    limited().or_else(|error| {
+        mounts::unmount_below(to)?;
+        Err(error.into())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    use super::*;
+
+    fn said(path: &Path, options: &[String]) -> String {
+        let local = Local { path, options, read_only: false, group: None };
+        local.mount(Path::new("/nowhere/volume"), Path::new("/nowhere")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_no_local_volume_is_said() {
+        assert_eq!(said(Path::new("/no/such"), &[]), "path \"/no/such\" does not exist");
+        assert_eq!(
+            said(Path::new("/tmp/../etc"), &[]),
+            "invalid path: /tmp/../etc must not contain '..'"
+        );
+        assert_eq!(said(Path::new("/etc/hostname"), &[]), "/etc/hostname is not a directory");
+        let option = said(Path::new("/etc"), &["discard".to_owned()]);
+        assert_eq!(option, "mount option discard is not one of a local volume");
+    }
+
+    #[test]
+    fn it_is_bound_once_with_its_options_and_given_to_the_first_pods_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let data = root.join("data");
+        std::fs::create_dir_all(data.join("sub")).unwrap();
+        std::fs::write(data.join("sub/file"), "kept").unwrap();
+        let private = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(data.join("sub/file"), private).unwrap();
+        let pods = root.join("pods");
+        let at = |pod: &str| pods.join(pod).join("volumes/kubernetes.io~local-volume/disk");
+        let options = ["noexec".to_owned()];
+        let local = |gid, read_only| Local {
+            path: &data,
+            options: &options,
+            read_only,
+            group: Some((gid, false)),
+        };
+        for _ in 0..2 {
+            local(3000, false).mount(&at("a"), &pods).unwrap();
+        }
+        // Another pod has it: its group does not take it over.
+        local(4000, false).mount(&at("b"), &pods).unwrap();
+        local(5000, true).mount(&at("c"), &pods).unwrap();
+
+        assert_eq!(mounts::below(&pods).unwrap().len(), 3);
+        let file = std::fs::metadata(at("b").join("sub/file")).unwrap();
+        assert_eq!((file.gid(), file.mode() & 0o7777), (3000, 0o660));
+        assert_eq!(std::fs::metadata(&data).unwrap().mode() & 0o2770, 0o2770);
+        std::fs::write(at("b").join("new"), "").unwrap();
+        let refused = std::fs::write(at("c").join("new"), "").unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        assert!(statvfs(at("a")).unwrap().f_flag.contains(StatVfsMountFlags::NOEXEC));
+
+        super::super::remove::remove_tree(&pods).unwrap();
+        assert_eq!(std::fs::read_to_string(data.join("sub/file")).unwrap(), "kept");
+    }
+}

@@ -1,0 +1,204 @@
+//! Volumes of the cluster on an edge node: a pod reaches them through its claims, waits for claims that are
+//! not bound, and leaves what is in them. And RuntimeClasses, which come to the node in the same way.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use kube::Client;
+use serde_json::{Value, json};
+use system_tests::cluster::{Cluster, unique};
+use system_tests::node::EdgeNode;
+use system_tests::pods::{self, Incarnation};
+use system_tests::volumes::{claim, on_host, persistent};
+use system_tests::wait;
+
+const LIMIT: Duration = Duration::from_mins(2);
+
+/// Writes into all that it may write to, says what it finds, and stays.
+const SCRIPT: &str = "
+    trap 'exit 0' TERM
+    id; stat -c '%g %a' /data/old; cat /data/old /part/inner
+    for place in /data /scratch /host /ram; do echo $place >> $place/written && echo wrote $place; done
+    touch /look/new 2>/dev/null || echo read-only
+    while :; do sleep 1000 & wait $!; done";
+
+/// Waits for a warning about the pod that says this.
+async fn until_told(cluster: &Cluster, client: &Client, pod: &str, words: &str) -> Result<()> {
+    let path = format!(
+        "/api/v1/namespaces/default/events?fieldSelector=involvedObject.name%3D{pod},type%3DWarning"
+    );
+    let says = |events: &Value| {
+        let items = events["items"].as_array();
+        items.into_iter().flatten().any(|event| {
+            let text = |field: &str| event[field].as_str().unwrap_or_default();
+            format!("{}: {}", text("reason"), text("message")).contains(words)
+        })
+    };
+
+    cluster.until(client, &path, words, LIMIT, says).await.map(drop)
+}
+
+fn mount(name: &str, path: &str) -> Value {
+    json!({ "name": name, "mountPath": path })
+}
+
+/// A pod that leans on a local volume, one of the host, an ephemeral one and a RuntimeClass.
+fn leaning(name: &str, node: &str) -> Value {
+    let mut pod = pods::script_pod(name, node, SCRIPT);
+    let spec = &mut pod["spec"];
+    spec["runtimeClassName"] = json!(name);
+    spec["securityContext"] = json!({ "fsGroup": 3000, "fsGroupChangePolicy": "OnRootMismatch" });
+    spec["volumes"] = json!([
+        { "name": "data", "persistentVolumeClaim": { "claimName": format!("{name}-data") } },
+        { "name": "look", "persistentVolumeClaim": {
+            "claimName": format!("{name}-host"), "readOnly": true } },
+        { "name": "host", "persistentVolumeClaim": { "claimName": format!("{name}-host") } },
+        { "name": "scratch", "ephemeral": { "volumeClaimTemplate": { "spec": {
+            "accessModes": ["ReadWriteOnce"], "storageClassName": "",
+            "resources": { "requests": { "storage": "1Mi" } } } } } },
+        { "name": "ram", "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } },
+    ]);
+    let mut part = mount("data", "/part");
+    part["subPath"] = json!("made/here");
+    spec["containers"][0]["volumeMounts"] = json!([
+        mount("data", "/data"),
+        part,
+        mount("look", "/look"),
+        mount("host", "/host"),
+        mount("scratch", "/scratch"),
+        mount("ram", "/ram"),
+    ]);
+
+    pod
+}
+
+/// The directories that the volumes are of, with something in them.
+fn prepare(disks: &Path) -> Result<()> {
+    for folder in ["local/made/here", "host", "scratch", "late"] {
+        fs::create_dir_all(disks.join(folder))?;
+    }
+    fs::write(disks.join("local/made/here/inner"), "inner\n")?;
+    fs::write(disks.join("local/old"), "old\n")?;
+
+    Ok(fs::set_permissions(disks.join("local/old"), fs::Permissions::from_mode(0o600))?)
+}
+
+#[tokio::test]
+async fn volumes_of_the_cluster_serve_pods_through_their_claims() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let root = node.site().path("KUBELET_ROOT")?;
+    let disks = root.with_file_name("disks");
+    prepare(&disks)?;
+    let name = format!("leans-{}", unique());
+    let named = |what: &str| format!("{name}-{what}");
+    let class = json!({ "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
+        "metadata": { "name": name }, "handler": "runc",
+        "overhead": { "podFixed": { "cpu": "10m", "memory": "16Mi" } } });
+    cluster
+        .apply(&[
+            class,
+            persistent(&named("data"), node.name(), &disks.join("local")),
+            claim(&named("data")),
+            on_host(&named("host"), &disks.join("host")),
+            claim(&named("host")),
+            // Bound by hand to the claim that the control plane makes for the pod.
+            persistent(&named("scratch"), node.name(), &disks.join("scratch")),
+        ])
+        .await?;
+    cluster.apply(&[leaning(&name, node.name())]).await?;
+    let path = pods::path(&name);
+    let ready = cluster.until(&client, &path, "Ready", LIMIT, pods::is_ready).await?;
+    ensure!(ready["spec"]["overhead"]["memory"] == "16Mi", "{ready}");
+
+    let said = cluster.kubectl(&["logs", &name]).await?;
+    let wanted =
+        ["3000 660", "old", "inner", "wrote /data", "wrote /scratch", "wrote /host", "read-only"];
+    for line in wanted {
+        ensure!(said.lines().any(|said| said == line), "{line:?} is not said in:\n{said}");
+    }
+    ensure!(said.contains("groups=") && said.contains("3000"), "{said}");
+    let uid = ready["metadata"]["uid"].as_str().context("a pod has a UID")?;
+    let bound = format!("pods/{uid}/volumes/kubernetes.io~local-volume/{}", named("data"));
+    let seen = fs::read_to_string(root.join(&bound).join("written"))?;
+    ensure!(seen == "/data\n", "{seen}");
+
+    // Another agent finds everything as it is.
+    node.kill_agent().await?;
+    node.start_agent().await?;
+    node.until_ready(&client).await?;
+    let after = cluster.until(&client, &path, "Ready still", LIMIT, pods::is_ready).await?;
+    ensure!(Incarnation::of(&after) == Incarnation::of(&ready), "{after}");
+
+    cluster.kubectl(&["delete", "pod", &name, "--wait=false"]).await?;
+    cluster.until_gone(&client, &path, LIMIT).await?;
+    let folder = root.join("pods").join(uid);
+    let look = async || Ok(folder.exists());
+    wait::until("the pod's directory to be gone", LIMIT, look, |exists| !exists).await?;
+    for (disk, wrote) in [("local", "/data\n"), ("host", "/host\n"), ("scratch", "/scratch\n")] {
+        let kept = fs::read_to_string(disks.join(disk).join("written"))?;
+        ensure!(kept == wrote, "{disk}: {kept:?}");
+    }
+    let volumes = ["data", "host", "scratch"].map(|what| format!("pv/{}", named(what)));
+    let claims = ["data", "host"].map(|what| format!("pvc/{}", named(what)));
+    let mut all = vec!["delete", "--wait=false"];
+    all.extend(volumes.iter().chain(&claims).map(String::as_str));
+    cluster.kubectl(&all).await?;
+
+    cluster.kubectl(&["delete", "runtimeclass", &name]).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_pod_waits_for_what_its_claim_and_its_class_lack() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let disks = node.site().path("KUBELET_ROOT")?.with_file_name("disks");
+    prepare(&disks)?;
+    let (name, other) = (format!("late-{}", unique()), format!("class-{}", unique()));
+    let mut pod = pods::sleeper(&name, node.name());
+    // The scheduler would wait in its place.
+    pod["spec"]["nodeName"] = json!(node.name());
+    pod["spec"]["volumes"] =
+        json!([{ "name": "v", "persistentVolumeClaim": { "claimName": name } }]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([mount("v", "/v")]);
+    let mut strange = pods::sleeper(&other, node.name());
+    strange["spec"]["runtimeClassName"] = json!(other);
+    let class = json!({ "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
+        "metadata": { "name": other }, "handler": "no-such-handler" });
+    cluster.apply(&[class, claim(&name)]).await?;
+    cluster.apply(&[pod, strange]).await?;
+
+    let words = format!(
+        "FailedMount: Unable to attach or mount volumes: unmounted volumes=[v], unattached volumes=[], \
+         failed to process volumes=[v]: error processing PVC default/{name}: PVC is not bound"
+    );
+    until_told(&cluster, &client, &name, &words).await?;
+    let words = "FailedCreatePodSandBox: Failed to create pod sandbox: ";
+    until_told(&cluster, &client, &other, words).await?;
+    until_told(&cluster, &client, &other, "no-such-handler").await?;
+    let waiting = cluster.get(&client, &pods::path(&name)).await?.context("the pod")?;
+    ensure!(waiting["status"]["phase"] == "Pending", "{waiting}");
+
+    // First a volume without its directory, which is made after the node has missed it.
+    let gone = disks.join("later");
+    cluster.apply(&[persistent(&name, node.name(), &gone)]).await?;
+    let words = format!("path {gone:?} does not exist");
+    until_told(&cluster, &client, &name, &words).await?;
+    fs::create_dir(&gone)?;
+    cluster.until(&client, &pods::path(&name), "Ready", LIMIT, pods::is_ready).await?;
+
+    for pod in [&name, &other] {
+        cluster.kubectl(&["delete", "pod", pod, "--wait=false"]).await?;
+        cluster.until_gone(&client, &pods::path(pod), LIMIT).await?;
+    }
+    let objects = [format!("pv/{name}"), format!("pvc/{name}"), format!("runtimeclass/{other}")];
+    let mut all = vec!["delete", "--wait=false"];
+    all.extend(objects.iter().map(String::as_str));
+
+    cluster.kubectl(&all).await.map(drop)
+}
