@@ -44,6 +44,8 @@ pub struct Node {
     pub shuts_down: bool,
     /// The kernel can confine containers by AppArmor.
     pub app_armor: bool,
+    /// The runtime can leave out the groups of the image.
+    pub supplemental_groups_policy: bool,
 }
 
 /// Amounts that pods request.
@@ -147,7 +149,7 @@ pub fn admit(
 ) -> Result<BTreeSet<Uid>, Refusal> {
     under_pressure(pod, node)?;
     sysctls::check(pod)?;
-    of_system(pod)?;
+    of_system(pod, node)?;
     let short = shortages(pod, node, others);
     let unfit = predicate(pod, node, others);
     let preempted = match (unfit, short.first()) {
@@ -208,7 +210,7 @@ fn under_pressure(pod: &PodView, node: &Node) -> Result<(), Refusal> {
     Err(Refusal::new("Evicted", format!("The node had condition: [{conditions}]. ")))
 }
 
-fn of_system(pod: &PodView) -> Result<(), Refusal> {
+fn of_system(pod: &PodView, node: &Node) -> Result<(), Refusal> {
     let labels = pod.pod.metadata.labels.as_ref();
     if labels.and_then(|all| all.get(OS_LABEL)).is_some_and(|os| os != OS) {
         let message =
@@ -218,6 +220,12 @@ fn of_system(pod: &PodView) -> Result<(), Refusal> {
     if pod.spec().os.as_ref().is_some_and(|os| os.name != OS) {
         let message = "Failed to admit pod as the OS field doesn't match node OS";
         return Err(Refusal::new("PodOSNotSupported", message));
+    }
+    let context = pod.spec().security_context.as_ref();
+    let policy = context.and_then(|context| context.supplemental_groups_policy.as_deref());
+    if policy == Some("Strict") && !node.supplemental_groups_policy {
+        let message = "SupplementalGroupsPolicy=Strict is not supported in this node";
+        return Err(Refusal::new("SupplementalGroupsPolicyNotSupported", message));
     }
 
     Ok(())

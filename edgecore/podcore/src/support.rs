@@ -55,17 +55,7 @@ fn push_asked(prefix: &str, asked: &[(&str, bool)], refused: &mut Vec<String>) {
 }
 
 fn of_pod_security(context: &PodSecurityContext, refused: &mut Vec<String>) {
-    let asked = [
-        ("windowsOptions", context.windows_options.is_some()),
-        (
-            "supplementalGroupsPolicy=Strict",
-            context.supplemental_groups_policy.as_deref() == Some("Strict"),
-        ),
-        (
-            "appArmorProfile",
-            context.app_armor_profile.as_ref().is_some_and(|p| p.type_ == "Localhost"),
-        ),
-    ];
+    let asked = [("windowsOptions", context.windows_options.is_some())];
     push_asked("securityContext.", &asked, refused);
 }
 
@@ -105,13 +95,7 @@ fn of_container(container: &Container, refused: &mut Vec<String>) {
 }
 
 fn of_security(prefix: &str, context: &SecurityContext, refused: &mut Vec<String>) {
-    let asked = [
-        ("windowsOptions", context.windows_options.is_some()),
-        (
-            "appArmorProfile",
-            context.app_armor_profile.as_ref().is_some_and(|p| p.type_ == "Localhost"),
-        ),
-    ];
+    let asked = [("windowsOptions", context.windows_options.is_some())];
     push_asked(&format!("{prefix}securityContext."), &asked, refused);
 }
 

@@ -105,7 +105,11 @@ impl Context {
         let told: Option<NodeObject> =
             object.and_then(|object| serde_json::from_slice(&object.bytes).ok());
         let mut node = self.own.clone();
-        node.app_armor = self.abilities.borrow().app_armor;
+        {
+            let abilities = self.abilities.borrow();
+            node.app_armor = abilities.app_armor;
+            node.supplemental_groups_policy = abilities.supplemental_groups_policy;
+        }
         if let Some(NodeObject { metadata, spec }) = told {
             (node.labels, node.taints) = (metadata.labels, spec.taints);
         }

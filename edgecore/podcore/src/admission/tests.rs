@@ -33,6 +33,7 @@ fn node() -> Node {
         allocatable: Requests { cpu_milli: 2000, memory: 1 << 30, storage: 1 << 30 },
         pods_max: 3,
         app_armor: true,
+        supplemental_groups_policy: true,
         ..Node::default()
     }
 }
@@ -268,11 +269,22 @@ fn what_a_node_cannot_enforce_it_refuses() {
             "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
         )),
     );
-    let plain = Node { app_armor: false, ..node() };
+    let plain = Node { app_armor: false, supplemental_groups_policy: false, ..node() };
     let refused =
         Some(("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"));
-    for (profile, expected) in [("RuntimeDefault", refused), ("Unconfined", None)] {
-        let spec = json!({ "securityContext": { "appArmorProfile": { "type": profile } } });
+    let strict = Some((
+        "SupplementalGroupsPolicyNotSupported",
+        "SupplementalGroupsPolicy=Strict is not supported in this node",
+    ));
+    let profile = |kind: &str| json!({ "appArmorProfile": { "type": kind } });
+    for (context, expected) in [
+        (profile("RuntimeDefault"), refused),
+        (profile("Localhost"), refused),
+        (profile("Unconfined"), None),
+        (json!({ "supplementalGroupsPolicy": "Strict" }), strict),
+        (json!({ "supplementalGroupsPolicy": "Merge" }), None),
+    ] {
+        let spec = json!({ "securityContext": context });
         check_on(&plain, &pod("new", &spec), &[], expected);
         check(&spec, None);
     }
