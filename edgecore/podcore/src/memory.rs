@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::admission::Refusal;
 use crate::backoff;
 use crate::hook::Hooked;
-use crate::observed::Eviction;
+use crate::observed::{ContainerState, ContainerView, Eviction};
 use crate::probe::{Answers, Askings, ProbeKind};
 use crate::resize::{Actual, Resize, Resources};
 use crate::shutdown::{MESSAGE, REASON};
@@ -76,6 +76,19 @@ impl Memory {
     /// Whether the node has taken the pod in, or refused it: that is decided once.
     pub fn is_admitted(&self) -> bool {
         self.start_time.is_some()
+    }
+
+    /// Whether that is a start that was given up, of which the container knows nothing: nobody who asked for
+    /// it was told that it failed, or the runtime says so (containerd: `errorStartReason`).
+    pub(crate) fn is_given_up(&self, view: &ContainerView) -> bool {
+        let ContainerState::Exited { started_at: None, reason, message, .. } = &view.state else {
+            return false;
+        };
+        let last = self.containers.get(&view.name).and_then(|kept| kept.last.as_ref());
+        let is_known = last.is_some_and(|last| last.id == view.id)
+            || self.transient.start_failures.contains_key(&view.name);
+
+        reason == "StartError" && (!is_known || message.contains("context canceled"))
     }
 
     /// Whether that attempt of a container was stopped because the node went down.

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use crate::abilities::Abilities;
 use crate::admission::Refusal;
+use crate::memory::Memory;
 use crate::resize::Room;
 
 /// One look at a pod.
@@ -182,6 +183,24 @@ impl ContainerView {
 }
 
 impl Observed {
+    /// Takes in what the runtime says of a container. One of unknown sandbox is in the one that is known.
+    ///
+    /// A start that was given up, because the agent that asked for it died in the middle of it, is none.
+    pub fn put_container(&mut self, mut view: ContainerView, memory: &Memory) {
+        if memory.is_given_up(&view) {
+            view.state = ContainerState::Created;
+        }
+        match self.containers.iter_mut().find(|known| known.id == view.id) {
+            Some(known) => {
+                if view.sandbox_id.is_empty() {
+                    view.sandbox_id = std::mem::take(&mut known.sandbox_id);
+                }
+                *known = view;
+            }
+            None => self.containers.push(view),
+        }
+    }
+
     /// The newest sandbox that works.
     pub fn sandbox(&self) -> Option<&SandboxView> {
         self.sandboxes.iter().filter(|sandbox| sandbox.ready).max_by_key(|s| s.attempt)
@@ -198,5 +217,59 @@ impl Observed {
             .iter()
             .filter(|c| c.name == name && c.sandbox_id == sandbox)
             .max_by_key(|c| c.attempt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backoff;
+    use crate::memory::Termination;
+
+    fn failed(reason: &str, started_at: Option<Timestamp>, message: &str) -> ContainerView {
+        ContainerView {
+            id: "c1".to_owned(),
+            name: "a".to_owned(),
+            attempt: 0,
+            sandbox_id: "s1".to_owned(),
+            state: ContainerState::Exited {
+                started_at,
+                finished_at: None,
+                exit_code: 128,
+                reason: reason.to_owned(),
+                message: message.to_owned(),
+            },
+            image: String::new(),
+            image_ref: String::new(),
+            spec_hash: None,
+            user: None,
+        }
+    }
+
+    #[test]
+    fn a_start_that_nobody_heard_the_end_of_is_none() {
+        let mut told = Memory::default();
+        let now = Timestamp::UNIX_EPOCH;
+        let failure = backoff::failure(None, "RunContainerError", String::new(), now);
+        told.transient.start_failures.insert("a".to_owned(), failure);
+        let mut known = Memory::default();
+        let end = crate::plan::termination(&failed("StartError", None, "killed"), 0).unwrap();
+        known.container("a").last = Some(end.clone());
+        let mut other = Memory::default();
+        other.container("a").last = Some(Termination { id: "c0".to_owned(), ..end });
+        for (memory, view, is_none) in [
+            (&Memory::default(), failed("StartError", None, "signal: killed"), true),
+            (&other, failed("StartError", None, "signal: killed"), true),
+            (&told, failed("StartError", None, "no such file"), false),
+            (&known, failed("StartError", None, "no such file"), false),
+            (&told, failed("StartError", None, "shim task: context canceled"), true),
+            (&Memory::default(), failed("StartError", Some(now), "context canceled"), false),
+            (&Memory::default(), failed("Error", None, "context canceled"), false),
+        ] {
+            let mut observed = Observed::default();
+            observed.put_container(view.clone(), memory);
+            let state = if is_none { ContainerState::Created } else { view.state };
+            assert_eq!(observed.containers[0].state, state);
+        }
     }
 }

@@ -180,8 +180,6 @@ async fn state(status: v1::ContainerStatus) -> ContainerState {
         v1::ContainerState::ContainerRunning => ContainerState::Running {
             started_at: time(status.started_at).unwrap_or(Timestamp::UNIX_EPOCH),
         },
-        // Not the container's failure: it never ran, and its attempt is used again.
-        v1::ContainerState::ContainerExited if was_interrupted(&status) => ContainerState::Created,
         v1::ContainerState::ContainerExited => ContainerState::Exited {
             started_at: time(status.started_at),
             finished_at: time(status.finished_at),
@@ -190,14 +188,6 @@ async fn state(status: v1::ContainerStatus) -> ContainerState {
             message: crate::blocking::run(move || termination_message(&status)).await,
         },
     }
-}
-
-/// Whether the start was given up because its caller, an agent before this one, went away in the
-/// middle of the call (containerd: `errorStartReason`).
-fn was_interrupted(status: &v1::ContainerStatus) -> bool {
-    status.reason == "StartError"
-        && status.started_at == 0
-        && status.message.contains("context canceled")
 }
 
 /// The CRI state of a sandbox as [`list`] shows it.
@@ -299,25 +289,6 @@ fn written(line: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_start_whose_caller_died_is_no_end_of_the_container() {
-        let told = "failed to create containerd task: failed to create shim task: context canceled";
-        for (reason, message, started_at, interrupted) in [
-            ("StartError", told, 0, true),
-            ("StartError", "exec: \"nothing\": executable file not found in $PATH", 0, false),
-            ("Error", told, 0, false),
-            ("StartError", told, 1, false),
-        ] {
-            let status = v1::ContainerStatus {
-                reason: reason.to_owned(),
-                message: message.to_owned(),
-                started_at,
-                ..Default::default()
-            };
-            assert_eq!(was_interrupted(&status), interrupted, "{reason} {message} {started_at}");
-        }
-    }
 
     #[test]
     fn a_log_ends_with_whole_lines_without_columns() {

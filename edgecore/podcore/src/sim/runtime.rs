@@ -1,5 +1,7 @@
 //! The runtime: does what an action says, or fails as told.
 
+use jiff::Timestamp;
+
 use super::World;
 use crate::observed::{ContainerState, ContainerView, SandboxView, VolumesState};
 use crate::plan::{Action, Outcome};
@@ -220,11 +222,36 @@ impl World {
         self.agent_restart();
     }
 
+    /// The agent goes, and with it the starts that it waits for.
+    pub(crate) fn agent_cut(&mut self) {
+        let under_way = std::mem::take(&mut self.under_way);
+        let before = self.observed.containers.len();
+        for action in under_way.iter().filter(|a| matches!(a, Action::StartContainer { .. })) {
+            self.carry_out(action);
+        }
+        self.agent_restart();
+        for mut view in self.observed.containers.split_off(before) {
+            view.state = failed_start(self.now);
+            self.observed.put_container(view, &self.memory);
+        }
+    }
+
     /// The agent forgets what it did not store.
     pub(crate) fn agent_restart(&mut self) {
         self.memory = self.stored.clone();
         self.under_way.clear();
         self.observed.clock_set_s = 0;
         self.observed.volumes = VolumesState::Unknown;
+    }
+}
+
+/// What the runtime says of a container that it could not start.
+fn failed_start(now: Timestamp) -> ContainerState {
+    ContainerState::Exited {
+        started_at: None,
+        finished_at: Some(now),
+        exit_code: 128,
+        reason: "StartError".to_owned(),
+        message: "runc did not terminate successfully: signal: killed".to_owned(),
     }
 }

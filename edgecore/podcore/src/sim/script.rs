@@ -16,7 +16,8 @@ use crate::status::{StatusContext, status};
 /// - `look`; `wait S`: time passes; `clock S`: the clock is set by so many seconds;
 /// - `exit NAME CODE`, `oom NAME`, `unknown NAME`, `vanish NAME` (the runtime forgets it);
 /// - `sandbox lost`, `sandbox gone` (with all in it), `wiped` (the runtime knows nothing),
-///   `power loss`, `agent restart`, `agent crash` (what was under way is done, but not noted);
+///   `power loss`, `agent restart`, `agent crash` (what was under way is done, but not noted), `agent cut`
+///   (starts that were under way are given up);
 /// - `break WHAT REASON MESSAGE`, `mend WHAT`, `slow WHAT`, `release`;
 /// - `shutdown S` (it is the pod's turn, with so much grace), `shutdown over`;
 /// - `resize NAME CPU` (asks for that much), `room CPU USED` (of the node, in thousandths);
@@ -125,6 +126,7 @@ impl World {
             ["power", "loss"] => self.power_loss(),
             ["agent", "restart"] => self.agent_restart(),
             ["agent", "crash"] => self.agent_crash(),
+            ["agent", "cut"] => self.agent_cut(),
             ["break", "image", name, reason, message] => {
                 self.fault(&format!("image {name}"), reason, message);
             }

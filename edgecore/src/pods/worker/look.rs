@@ -82,20 +82,15 @@ impl Worker {
         self.observed.sandboxes.push(view);
     }
 
-    pub(super) fn put_container(&mut self, mut seen: SeenContainer) {
-        let known = self.observed.containers.iter().position(|c| c.id == seen.view.id);
+    pub(super) fn put_container(&mut self, seen: SeenContainer) {
+        let is_known = self.observed.containers.iter().any(|c| c.id == seen.view.id);
         self.logs.insert(seen.view.id.clone(), seen.log_path);
-        match known {
-            Some(at) => {
-                // A status does not say in which sandbox the container is.
-                if seen.view.sandbox_id.is_empty() {
-                    seen.view.sandbox_id.clone_from(&self.observed.containers[at].sandbox_id);
-                }
-                self.observed.containers[at] = seen.view;
-            }
-            None if seen.view.sandbox_id.is_empty() => self.look = true,
-            None => self.observed.containers.push(seen.view),
+        // A status does not say in which sandbox the container is.
+        if !is_known && seen.view.sandbox_id.is_empty() {
+            self.look = true;
+            return;
         }
+        self.observed.put_container(seen.view, &self.memory);
     }
 
     /// A container or sandbox is gone, and with a sandbox what was in it.

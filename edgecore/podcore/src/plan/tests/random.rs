@@ -88,6 +88,7 @@ fn step() -> impl Strategy<Value = String> {
         1 => Just("power loss".to_owned()),
         2 => Just("agent restart".to_owned()),
         2 => Just("agent crash".to_owned()),
+        1 => Just("agent cut".to_owned()),
         1 => (name(), prop_oneof![Just("x"), Just("y"), Just("z")])
             .prop_map(|(name, image)| format!("image {name} {image}")),
         1 => prop_oneof![Just("shutdown 5"), Just("shutdown over")].prop_map(str::to_owned),

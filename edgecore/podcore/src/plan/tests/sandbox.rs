@@ -77,6 +77,21 @@ fn an_agent_restart_touches_nothing() {
 }
 
 #[test]
+fn a_start_that_dies_with_the_agent_is_no_end() {
+    for policy in ["Always", "OnFailure", "Never"] {
+        check(
+            &one(policy),
+            &[
+                ("slow start a", "volumes sandbox:0 image:a:0 start:a:0"),
+                ("agent cut", "volumes remove:c2 image:a:0 start:a:0"),
+                ("release", ""),
+                ("status", "Running a=running#0"),
+            ],
+        );
+    }
+}
+
+#[test]
 fn an_agent_restart_forgets_no_crash() {
     check(
         &one("Always"),
