@@ -226,6 +226,11 @@ impl Loop {
             RuntimeEvent::Started { .. } => {}
             RuntimeEvent::OutOfMemory { id } => {
                 tracing::warn!(%id, "the kernel killed a process of a container: out of memory");
+                if let Some(wake) = self.context.registry.wake_of(&id) {
+                    wake.because(|reasons| {
+                        reasons.out_of_memory.insert(id);
+                    });
+                }
             }
         }
 

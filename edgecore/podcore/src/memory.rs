@@ -1,6 +1,6 @@
 //! What a node remembers about a pod that the runtime cannot tell it again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -348,6 +348,8 @@ pub struct Transient {
     pub images: BTreeMap<String, ImageNote>,
     /// By container name: why its last start failed.
     pub start_failures: BTreeMap<String, Failure>,
+    /// Ids of containers in which the kernel has killed something for want of memory.
+    pub out_of_memory: BTreeSet<String>,
     /// Which one-time Events were emitted.
     pub told: Vec<String>,
     /// The stop that is under way.

@@ -9,6 +9,9 @@ use crate::admission::Refusal;
 use crate::memory::Memory;
 use crate::resize::Room;
 
+/// The runtime's reason for the end of a container that ran out of memory.
+const OUT_OF_MEMORY: &str = "OOMKilled";
+
 /// One look at a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -190,6 +193,11 @@ impl Observed {
         if memory.is_given_up(&view) {
             view.state = ContainerState::Created;
         }
+        if let ContainerState::Exited { reason, .. } = &mut view.state
+            && memory.transient.out_of_memory.contains(&view.id)
+        {
+            OUT_OF_MEMORY.clone_into(reason);
+        }
         match self.containers.iter_mut().find(|known| known.id == view.id) {
             Some(known) => {
                 if view.sandbox_id.is_empty() {
@@ -199,6 +207,27 @@ impl Observed {
             }
             None => self.containers.push(view),
         }
+    }
+
+    /// The kernel has killed something in a container for want of memory: told before or after the end of
+    /// the container, and by the runtime's status only some time later.
+    pub fn ran_out_of_memory(&mut self, id: &str, memory: &mut Memory) {
+        memory.transient.out_of_memory.insert(id.to_owned());
+        if let Some(view) = self.containers.iter().find(|view| view.id == id).cloned() {
+            self.put_container(view, memory);
+        }
+    }
+
+    /// A container or sandbox is gone, and with a sandbox what was in it.
+    pub fn drop_id(&mut self, id: &str, memory: &mut Memory) {
+        self.sandboxes.retain(|sandbox| sandbox.id != id);
+        self.containers.retain(|view| {
+            let is_gone = view.id == id || view.sandbox_id == id;
+            if is_gone {
+                memory.transient.out_of_memory.remove(&view.id);
+            }
+            !is_gone
+        });
     }
 
     /// The newest sandbox that works.
@@ -270,6 +299,31 @@ mod tests {
             observed.put_container(view.clone(), memory);
             let state = if is_none { ContainerState::Created } else { view.state };
             assert_eq!(observed.containers[0].state, state);
+        }
+    }
+    #[test]
+    fn a_container_ran_out_of_memory_whenever_that_is_told() {
+        let reason = |observed: &Observed| {
+            let end = crate::plan::termination(&observed.containers[0], 0);
+            end.map(|end| end.reason).unwrap_or_default()
+        };
+        let view = failed("Error", Some(Timestamp::UNIX_EPOCH), "");
+        for is_told_first in [true, false] {
+            let (mut observed, mut memory) = (Observed::default(), Memory::default());
+            if is_told_first {
+                observed.ran_out_of_memory("c1", &mut memory);
+            }
+            observed.put_container(view.clone(), &memory);
+            if !is_told_first {
+                observed.ran_out_of_memory("c1", &mut memory);
+            }
+            assert_eq!(reason(&observed), "OOMKilled");
+            // Also when all is listed again.
+            observed.containers.clear();
+            observed.put_container(view.clone(), &memory);
+            assert_eq!(reason(&observed), "OOMKilled");
+            observed.drop_id("s1", &mut memory);
+            assert!(observed.containers.is_empty() && memory == Memory::default());
         }
     }
 }

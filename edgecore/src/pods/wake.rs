@@ -16,6 +16,8 @@ pub struct Reasons {
     pub report: bool,
     /// Containers or sandboxes whose process ended. At most as many as the pod has.
     pub exited: BTreeSet<String>,
+    /// Containers in which the kernel killed something for want of memory. As many.
+    pub out_of_memory: BTreeSet<String>,
 }
 
 impl Reasons {

@@ -167,6 +167,9 @@ impl Worker {
             self.desired_changed();
         }
         self.look |= reasons.observe;
+        for id in reasons.out_of_memory {
+            self.observed.ran_out_of_memory(&id, &mut self.memory);
+        }
         for id in reasons.exited {
             tracing::debug!(%id, "exited");
             self.look_at(id);

@@ -14,7 +14,7 @@ use crate::status::{StatusContext, status};
 /// Plays steps on a new pod and compares what was done after each. Steps:
 ///
 /// - `look`; `wait S`: time passes; `clock S`: the clock is set by so many seconds;
-/// - `exit NAME CODE`, `oom NAME`, `unknown NAME`, `vanish NAME` (the runtime forgets it);
+/// - `exit NAME CODE`, `oom NAME`, `oom NAME told` (after its end), `unknown NAME`, `vanish NAME` (the runtime forgets it);
 /// - `sandbox lost`, `sandbox gone` (with all in it), `wiped` (the runtime knows nothing),
 ///   `power loss`, `agent restart`, `agent crash` (what was under way is done, but not noted), `agent cut`
 ///   (starts that were under way are given up);
@@ -99,14 +99,10 @@ impl World {
                 let id = self.live(name).expect("it runs");
                 self.end(&id, code.parse().unwrap());
             }
-            ["oom", name] => {
-                let id = self.live(name).expect("it runs");
-                self.end(&id, 137);
-                self.each(name, |state| {
-                    if let ContainerState::Exited { reason, .. } = state {
-                        "OOMKilled".clone_into(reason);
-                    }
-                });
+            ["oom", name] => self.kill(name),
+            ["oom", name, "told"] => {
+                let id = self.observed.newest(name).expect("it ended").id.clone();
+                self.observed.ran_out_of_memory(&id, &mut self.memory);
             }
             ["unknown", name] => self.each(name, |state| {
                 if matches!(state, ContainerState::Running { .. }) {
@@ -157,6 +153,17 @@ impl World {
             ["found"] => self.observed.missing.clear(),
             other => panic!("no such step: {other:?}"),
         }
+    }
+
+    /// The kernel kills the container for want of memory, and the runtime says so.
+    fn kill(&mut self, name: &str) {
+        let id = self.live(name).expect("it runs");
+        self.end(&id, 137);
+        self.each(name, |state| {
+            if let ContainerState::Exited { reason, .. } = state {
+                "OOMKilled".clone_into(reason);
+            }
+        });
     }
 
     /// Of each container the CPU that it is granted, and that it has; then the conditions of a resize.

@@ -95,8 +95,7 @@ impl Worker {
 
     /// A container or sandbox is gone, and with a sandbox what was in it.
     pub(super) fn drop_id(&mut self, id: &str) {
-        self.observed.sandboxes.retain(|sandbox| sandbox.id != id);
-        self.observed.containers.retain(|c| c.id != id && c.sandbox_id != id);
+        self.observed.drop_id(id, &mut self.memory);
         let left: BTreeSet<_> = self.observed.containers.iter().map(|c| c.id.as_str()).collect();
         self.logs.retain(|id, _| left.contains(id.as_str()));
     }

@@ -134,6 +134,16 @@ fn what_is_killed_from_outside_is_a_crash() {
         &one("Never"),
         &[STARTED, ("oom a", "stop:s1 tear-down"), ("status", "Failed a=OOMKilled(137)#0")],
     );
+    check(
+        &one("Never"),
+        &[
+            STARTED,
+            ("exit a 137", "stop:s1 tear-down"),
+            ("oom a told", ""),
+            ("agent restart", "tear-down"),
+            ("status", "Failed a=OOMKilled(137)#0"),
+        ],
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Plans for looks and memories that no life leads to: a plan is made, without doing harm.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -250,6 +250,7 @@ fn memory() -> impl Strategy<Value = Memory> {
                         resize_failure: None,
                         images: transient.2,
                         start_failures: transient.3,
+                        out_of_memory: BTreeSet::new(),
                         told: Vec::new(),
                         stopping: None,
                         askings: transient.4,
@@ -345,6 +346,7 @@ fn nothing_of_the_link_enters_a_plan() {
                 resize_failure: _,
                 images: _,
                 start_failures: _,
+                out_of_memory: _,
                 told: _,
                 stopping: _,
                 askings: _,
