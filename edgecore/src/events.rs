@@ -2,8 +2,10 @@
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use proto::ids::NodeName;
 use serde::Serialize;
 
+use crate::clock;
 use crate::node::status::rfc3339;
 
 /// Longest message of an Event (`events.k8s.io` limits the note to 1 KiB).
@@ -59,7 +61,7 @@ impl Subject {
     }
 
     /// The node. Its Events carry its name as UID, as the kubelet's do.
-    pub fn node(name: &str) -> Self {
+    fn node(name: &str) -> Self {
         Self {
             kind: "Node",
             namespace: String::new(),
@@ -133,6 +135,13 @@ pub fn event(
     };
 
     serde_json::to_vec(&event).expect("strings and numbers always serialise").into()
+}
+
+/// One Event about the node.
+pub fn about_node(node: &NodeName, r#type: EventType, told: (&str, &str)) -> Bytes {
+    let node = node.as_str();
+
+    event(node, &Subject::node(node), r#type, told, clock::now())
 }
 
 /// At most `most` bytes of `text`, whole characters.

@@ -20,7 +20,7 @@ use self::files::{Files, Kept};
 use self::notice::Notice;
 use crate::config::Config;
 use crate::desired::{Desired, commit};
-use crate::events::{self, EventType, Subject};
+use crate::events::{self, EventType};
 use crate::link::Upstream;
 use crate::telemetry::chain;
 use crate::{blocking, clock};
@@ -145,18 +145,10 @@ impl StaticPods {
     }
 
     fn say(&self, problems: &[String]) {
-        let node = self.node.as_str();
         for problem in problems {
             tracing::warn!(problem, "a file of staticPodPath is of no use");
             let told = ("InvalidStaticPod", problem.as_str());
-            let subject = Subject::node(node);
-            self.upstream.event(events::event(
-                node,
-                &subject,
-                EventType::Warning,
-                told,
-                clock::now(),
-            ));
+            self.upstream.event(events::about_node(&self.node, EventType::Warning, told));
         }
     }
 }

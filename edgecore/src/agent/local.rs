@@ -20,7 +20,7 @@ use super::{AgentError, own, repair};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::desired::{self, DELIVERIES_MAX, Desired};
-use crate::events::{self, EventType, Subject};
+use crate::events::{self, EventType};
 use crate::layout::Layout;
 use crate::link::addresses::{self, Addresses};
 use crate::link::{Delivery, LinkState, Upstream};
@@ -405,15 +405,8 @@ fn make_class_cgroups(
 }
 
 fn say_start(config: &Config, upstream: &Upstream) {
-    let node = config.node.as_str();
     let told = ("Starting", "Starting kubelet.");
-    upstream.event(events::event(
-        node,
-        &Subject::node(node),
-        EventType::Normal,
-        told,
-        clock::now(),
-    ));
+    upstream.event(events::about_node(&config.node, EventType::Normal, told));
 }
 
 fn make_dir(path: &Path) -> Result<(), AgentError> {

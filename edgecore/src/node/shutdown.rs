@@ -13,9 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::logind::{Logind, LogindError};
 use super::gate::Gate;
-use crate::clock;
 use crate::config::Config;
-use crate::events::{self, EventType, Subject};
+use crate::events::{self, EventType};
 use crate::link::Upstream;
 use crate::pods::registry::Registry;
 use crate::telemetry::chain;
@@ -156,8 +155,7 @@ impl Shutdowns {
 
     fn say(&self, message: &str) {
         tracing::info!("{message}");
-        let node = self.node.as_str();
-        let (subject, told) = (Subject::node(node), ("NodeShutdown", message));
-        self.upstream.event(events::event(node, &subject, EventType::Normal, told, clock::now()));
+        let told = ("NodeShutdown", message);
+        self.upstream.event(events::about_node(&self.node, EventType::Normal, told));
     }
 }

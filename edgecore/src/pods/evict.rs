@@ -11,8 +11,7 @@ use proto::ids::Uid;
 
 use super::context::Context;
 use super::{image_gc, usage};
-use crate::clock;
-use crate::events::{self, EventType, Subject};
+use crate::events::{self, EventType};
 use crate::node::pressure::{Places, Short, Shortages};
 
 /// How long the end of a pod is waited for before the next look, and how often is looked.
@@ -140,9 +139,8 @@ impl Keeper<'_> {
     }
 
     fn tell(&self, message: &str) {
-        let node = self.context.node.as_str();
         let told = ("EvictionThresholdMet", message);
-        let (subject, kind) = (Subject::node(node), EventType::Warning);
-        self.context.upstream.event(events::event(node, &subject, kind, told, clock::now()));
+        let event = events::about_node(&self.context.node, EventType::Warning, told);
+        self.context.upstream.event(event);
     }
 }

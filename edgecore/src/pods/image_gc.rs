@@ -15,7 +15,7 @@ use proto::ids::ObjectKey;
 use super::context::Context;
 use crate::blocking;
 use crate::clock;
-use crate::events::{self, EventType, Subject};
+use crate::events::{self, EventType};
 
 /// Between two looks at the file system.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -63,16 +63,8 @@ async fn look(context: &Context, since: &mut BTreeMap<String, Instant>) -> Resul
         let message = format!(
             "Failed to garbage collect required amount of images. Attempted to free {to_free} bytes, but only found {found} bytes eligible to free."
         );
-        let node = context.node.as_str();
         let told = ("FreeDiskSpaceFailed", message.as_str());
-        let subject = Subject::node(node);
-        context.upstream.event(events::event(
-            node,
-            &subject,
-            EventType::Warning,
-            told,
-            clock::now(),
-        ));
+        context.upstream.event(events::about_node(&context.node, EventType::Warning, told));
     }
 
     Ok(())
