@@ -116,6 +116,17 @@ fn strict(name: &str, node: &str) -> Value {
     pod
 }
 
+/// May not write to its volume, nor to what is mounted in it.
+fn locked(name: &str, node: &str) -> Value {
+    let mut pod = pods::sleeper(name, node);
+    pod["spec"]["volumes"] = json!([{ "name": "data", "emptyDir": {} }]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{
+        "name": "data", "mountPath": "/data", "readOnly": true, "recursiveReadOnly": "Enabled",
+    }]);
+
+    pod
+}
+
 /// Has the files of another image.
 fn imaged(name: &str, node: &str) -> Value {
     let mut pod = pods::sleeper(name, node);
@@ -157,6 +168,7 @@ async fn the_kernel_grants_what_a_pod_asks_for() -> Result<()> {
         made(named, "named"),
         made(apart, "apart"),
         made(strict, "strict"),
+        made(locked, "locked"),
         made(imaged, "imaged"),
     ];
     look.cluster.apply(&all).await?;
@@ -189,7 +201,7 @@ async fn the_kernel_grants_what_a_pod_asks_for() -> Result<()> {
     } else {
         on_an_old_runtime(&look).await?;
     }
-    for name in ["whole", "named", "apart", "strict", "imaged"] {
+    for name in ["whole", "named", "apart", "strict", "locked", "imaged"] {
         api::delete(&look.client, &pods::path(&look.name(name)), Some(0)).await?;
     }
 
@@ -204,13 +216,15 @@ async fn on_a_new_runtime(look: &Look) -> Result<()> {
     let said = look.said("apart", script).await?;
     ensure!(said == "0 65536\n0\n0", "{said}");
     look.ready("imaged").await?;
-    let said =
-        look.said("imaged", "test -x /files/bin/sh && test -x /programs/sh && touch /files/x 2>&1");
-    let said = said.await.err().map(|error| error.to_string()).unwrap_or_default();
+    let script = "test -x /files/bin/sh && test -x /programs/sh && touch /files/x 2>&1 || true";
+    let said = look.said("imaged", script).await?;
     ensure!(said.contains("Read-only file system"), "{said}");
     look.ready("strict").await?;
     let said = look.said("strict", "id -G").await?;
     ensure!(said == "0 7", "{said}");
+    let pod = look.ready("locked").await?;
+    let mount = &pod["status"]["containerStatuses"][0]["volumeMounts"][0];
+    ensure!(mount["recursiveReadOnly"] == "Enabled", "{pod}");
 
     Ok(())
 }
@@ -226,12 +240,18 @@ async fn on_an_old_runtime(look: &Look) -> Result<()> {
             .contains("can't set `spec.hostUsers: false`, runtime does not support user namespaces")
     };
     look.cluster.until(&look.client, &events, "why it does not start", LIMIT, told).await?;
-    let path = pods::path(&look.name("imaged"));
-    let waits = |pod: &Value| {
+    let waits = |pod: &Value, reason: &str, words: &str| {
         let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
-        waiting["reason"] == "CreateContainerError"
+        let message = waiting["message"].as_str().unwrap_or_default();
+        waiting["reason"] == reason && message.contains(words)
     };
-    look.cluster.until(&look.client, &path, "refused by the runtime", LIMIT, waits).await?;
+    let path = pods::path(&look.name("imaged"));
+    let by_runtime = |pod: &Value| waits(pod, "CreateContainerError", "");
+    look.cluster.until(&look.client, &path, "refused by the runtime", LIMIT, by_runtime).await?;
+    let path = pods::path(&look.name("locked"));
+    let words = "recursive read-only mode, but it is not supported by the runtime";
+    let by_us = |pod: &Value| waits(pod, "CreateContainerConfigError", words);
+    look.cluster.until(&look.client, &path, words, LIMIT, by_us).await?;
     let path = pods::path(&look.name("strict"));
     let refused = |pod: &Value| pod["status"]["reason"] == "SupplementalGroupsPolicyNotSupported";
     look.cluster.until(&look.client, &path, "refused", LIMIT, refused).await?;

@@ -75,6 +75,30 @@ fn leaning(name: &str, node: &str) -> Value {
     pod
 }
 
+/// One container mounts something in a volume that all have; one of the others wants to see that.
+fn spreading(name: &str, node: &str) -> Value {
+    // A container has from its start what was mounted before.
+    let give = "until test -e /v/takes -a -e /v/keeps; do sleep 0.1; done
+        mkdir /v/in && mount -t tmpfs none /v/in && echo given > /v/in/file";
+    let mut pod = pods::sleeper(name, node);
+    let container = |name: &str, script: &str, propagation: &str| {
+        let mut mount = mount("v", "/v");
+        mount["mountPropagation"] = json!(propagation);
+        json!({ "name": name, "image": pods::BUSYBOX, "imagePullPolicy": "IfNotPresent",
+            "volumeMounts": [mount],
+            "securityContext": { "privileged": propagation == "Bidirectional" },
+            "command": ["sh", "-c", format!("trap 'exit 0' TERM; {script}\nsleep 100000 & wait")] })
+    };
+    pod["spec"]["volumes"] = json!([{ "name": "v", "emptyDir": {} }]);
+    pod["spec"]["containers"] = json!([
+        container("gives", give, "Bidirectional"),
+        container("takes", "touch /v/takes", "HostToContainer"),
+        container("keeps", "touch /v/keeps", "None"),
+    ]);
+
+    pod
+}
+
 /// The directories that the volumes are of, with something in them.
 fn prepare(disks: &Path) -> Result<()> {
     for folder in ["local/made/here", "host", "scratch", "late"] {
@@ -150,6 +174,35 @@ async fn volumes_of_the_cluster_serve_pods_through_their_claims() -> Result<()> 
     cluster.kubectl(&all).await?;
 
     cluster.kubectl(&["delete", "runtimeclass", &name]).await.map(drop)
+}
+
+#[tokio::test]
+async fn what_is_mounted_in_a_volume_shows_where_that_is_wanted() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let name = format!("spreads-{}", unique());
+    let path = pods::path(&name);
+    cluster.apply(&[spreading(&name, node.name())]).await?;
+    let ready = cluster.until(&client, &path, "Ready", LIMIT, pods::is_ready).await?;
+    let found = async |container: &str| {
+        let script = "cat /v/in/file 2>/dev/null || echo nothing";
+        let command = ["exec", &name, "-c", container, "--", "sh", "-c", script];
+        Ok(cluster.kubectl(&command).await?.trim().to_owned())
+    };
+    let look = async || found("takes").await;
+    wait::until("the mount to show", LIMIT, look, |said| said == "given").await?;
+    let kept = found("keeps").await?;
+    ensure!(kept == "nothing", "{kept}");
+
+    // It goes with the pod.
+    cluster.kubectl(&["delete", "pod", &name, "--wait=false"]).await?;
+    cluster.until_gone(&client, &path, LIMIT).await?;
+    let uid = ready["metadata"]["uid"].as_str().context("a pod has a UID")?;
+    let folder = node.site().path("KUBELET_ROOT")?.join("pods").join(uid);
+    let look = async || Ok(folder.exists());
+
+    wait::until("the pod's directory to be gone", LIMIT, look, |exists| !exists).await.map(drop)
 }
 
 #[tokio::test]
