@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use proto::ids::NodeName;
 use serde::Serialize;
 
 use crate::clock;
@@ -138,9 +137,7 @@ pub fn event(
 }
 
 /// One Event about the node.
-pub fn about_node(node: &NodeName, r#type: EventType, told: (&str, &str)) -> Bytes {
-    let node = node.as_str();
-
+pub fn about_node(node: &str, r#type: EventType, told: (&str, &str)) -> Bytes {
     event(node, &Subject::node(node), r#type, told, clock::now())
 }
 

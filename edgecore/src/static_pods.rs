@@ -148,7 +148,7 @@ impl StaticPods {
         for problem in problems {
             tracing::warn!(problem, "a file of staticPodPath is of no use");
             let told = ("InvalidStaticPod", problem.as_str());
-            self.upstream.event(events::about_node(&self.node, EventType::Warning, told));
+            self.upstream.event(events::about_node(self.node.as_str(), EventType::Warning, told));
         }
     }
 }

@@ -184,6 +184,17 @@ impl Agent {
         found.await.unwrap_or_else(|_elapsed| panic!("not {message:?}: {:#}", self.node))
     }
 
+    /// Reads reports until these Events have come.
+    async fn wait_for_events(&mut self, wanted: &[&str]) {
+        let found = tokio::time::timeout(DEADLINE, async {
+            let has = |events: &[String], one: &str| events.iter().any(|event| event.contains(one));
+            while !wanted.iter().all(|one| has(&self.events, one)) {
+                self.hear().await;
+            }
+        });
+        found.await.unwrap_or_else(|_elapsed| panic!("not {wanted:?}: {:#?}", self.events));
+    }
+
     /// Takes the next reports and Events.
     async fn hear(&mut self) {
         let (reports, events) = self.local.upstream.take().await;
@@ -599,6 +610,9 @@ fn pods_are_stopped_in_order_and_run_again_after_the_shutdown() {
             assert!(status["reason"].is_null(), "{uid}");
         }
         failed_for_good(&mut agent, "once").await;
+        agent
+            .wait_for_events(&["\"Rebooted\" \"Node agent-test has been rebooted, boot id: "])
+            .await;
 
         // A shutdown that is called off.
         logind.next_delay();
@@ -633,6 +647,16 @@ async fn go_down(agent: &mut Agent, logind: &mut logind::FakeLogind) {
     logind::released(delay).await;
     let node = agent.wait_for_node("node is shutting down").await;
     assert_eq!((&node["status"], &node["reason"]), (&json!("False"), &json!("KubeletNotReady")));
+    agent
+        .wait_for_events(&[
+            "\"Starting\"",
+            "\"NodeReady\" \"Node agent-test status is now: NodeReady\"",
+            "\"NodeHasSufficientMemory\"",
+            "\"NodeShutdown\" \"Shutdown manager detected shutdown event\"",
+            "\"NodeNotReady\" \"Node agent-test status is now: NodeNotReady\"",
+        ])
+        .await;
+    assert!(!agent.events.iter().any(|event| event.contains("Rebooted")), "{:?}", agent.events);
     let late = agent.put(pod_key("late"), "late", &pod("late", &sleeper(SERVE)));
     agent.deliver(vec![late]).await;
     let late = agent.wait("late", |status, _| status["reason"] == "NodeShutdown").await;

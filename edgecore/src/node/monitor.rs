@@ -13,10 +13,12 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::abilities::abilities;
+use super::boot::Boot;
 use super::facts::Facts;
 use super::pressure::Watched;
 use super::status::{Condition, Image, Live, NodeReport, RuntimeAbilities, Wanted, report};
 use crate::clock;
+use crate::events::{self, EventType};
 use crate::link::Upstream;
 
 /// How often the runtime is asked. The cloud calls a node unhealthy after 30 s without an answer.
@@ -86,6 +88,8 @@ pub struct Monitor {
     pub health: watch::Sender<Health>,
     /// To the cloud.
     pub upstream: Upstream,
+    /// Whether the machine has just started.
+    pub boot: Boot,
 }
 
 /// Runs until asked to stop.
@@ -118,6 +122,7 @@ pub async fn run(mut monitor: Monitor, stop: CancellationToken) {
         monitor.pressure.tell(verdict, seen);
         if reported.as_ref() != Some(&next) {
             monitor.send(&next);
+            monitor.say_changes(&next, &conditions);
             conditions = next.conditions().to_vec();
             reported = Some(next);
         }
@@ -218,6 +223,15 @@ impl Monitor {
         };
 
         report(&self.wanted, &self.facts, &live, before, clock::now())
+    }
+
+    fn say_changes(&self, report: &NodeReport, before: &[Condition]) {
+        let node = &self.wanted.name;
+        for reason in report.changes(before, self.boot.is_new()) {
+            let message = format!("Node {node} status is now: {reason}");
+            let told = (reason, message.as_str());
+            self.upstream.event(events::about_node(node, EventType::Normal, told));
+        }
     }
 
     fn send(&self, report: &NodeReport) {

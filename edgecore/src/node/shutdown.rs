@@ -156,6 +156,6 @@ impl Shutdowns {
     fn say(&self, message: &str) {
         tracing::info!("{message}");
         let told = ("NodeShutdown", message);
-        self.upstream.event(events::about_node(&self.node, EventType::Normal, told));
+        self.upstream.event(events::about_node(self.node.as_str(), EventType::Normal, told));
     }
 }

@@ -13,6 +13,8 @@ use crate::config::{Reserved, Taint};
 
 /// Images listed in the status, as the kubelet's `nodeStatusMaxImages`.
 const IMAGES_MAX: usize = 50;
+/// The condition that says whether the node works.
+const READY: &str = "Ready";
 /// Names listed for one image, as the kubelet.
 const IMAGE_NAMES_MAX: usize = 5;
 
@@ -193,9 +195,41 @@ struct Swap {
 }
 
 impl NodeReport {
+    /// Reasons of the Events that tell what has changed since `before`, those of the last report (kubelet:
+    /// `recordNodeStatusEvent`). A first report tells how it is with memory, disk and processes, and that
+    /// the node is ready if its machine has just started.
+    pub fn changes(&self, before: &[Condition], has_booted: bool) -> Vec<&'static str> {
+        let is_news = |condition: &&Condition| {
+            let old = before.iter().find(|old| old.r#type == condition.r#type);
+            match old {
+                Some(old) => old.status != condition.status,
+                None if condition.r#type == READY => has_booted && condition.status == "True",
+                None => true,
+            }
+        };
+
+        self.conditions().iter().filter(is_news).map(Condition::event).collect()
+    }
+
     /// The conditions, to carry their transition times into the next report.
     pub fn conditions(&self) -> &[Condition] {
         &self.status.conditions
+    }
+}
+
+impl Condition {
+    /// The reason of the Event that says it.
+    fn event(&self) -> &'static str {
+        match (self.r#type, self.status) {
+            ("MemoryPressure", "True") => "NodeHasInsufficientMemory",
+            ("MemoryPressure", _) => "NodeHasSufficientMemory",
+            ("DiskPressure", "True") => "NodeHasDiskPressure",
+            ("DiskPressure", _) => "NodeHasNoDiskPressure",
+            ("PIDPressure", "True") => "NodeHasInsufficientPID",
+            ("PIDPressure", _) => "NodeHasSufficientPID",
+            (_, "True") => "NodeReady",
+            _ => "NodeNotReady",
+        }
     }
 }
 
@@ -308,9 +342,9 @@ fn conditions(live: &Live, before: &[Condition], now: Timestamp) -> Vec<Conditio
         ),
         // Last, as old clients expect it.
         if ready {
-            ("Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned())
+            (READY, true, "KubeletReady", "kubelet is posting ready status".to_owned())
         } else {
-            ("Ready", false, "KubeletNotReady", live.not_ready.join(", "))
+            (READY, false, "KubeletNotReady", live.not_ready.join(", "))
         },
     ];
 
@@ -451,6 +485,36 @@ mod tests {
         assert_eq!((ready.r#type, ready.status), ("Ready", "False"));
         assert_eq!(ready.last_transition_time, "1970-01-01T00:00:30Z");
         assert_eq!(changed.conditions()[0].last_transition_time, "1970-01-01T00:00:10Z");
+    }
+
+    #[test]
+    fn events_tell_what_has_changed() {
+        let facts = Facts::default();
+        let short = Live {
+            not_ready: vec!["node is shutting down".into()],
+            memory_pressure: true,
+            disk_pressure: true,
+            pid_pressure: true,
+            ..Live::default()
+        };
+        let well = report(&wanted(), &facts, &Live::default(), &[], at(10));
+        let ill = report(&wanted(), &facts, &short, well.conditions(), at(20));
+        let good = ["NodeHasSufficientMemory", "NodeHasNoDiskPressure", "NodeHasSufficientPID"];
+
+        assert_eq!(well.changes(&[], false), good);
+        assert_eq!(well.changes(&[], true), [&good[..], &["NodeReady"]].concat());
+        assert!(well.changes(well.conditions(), true).is_empty());
+        assert_eq!(
+            ill.changes(well.conditions(), false),
+            [
+                "NodeHasInsufficientMemory",
+                "NodeHasDiskPressure",
+                "NodeHasInsufficientPID",
+                "NodeNotReady"
+            ]
+        );
+        assert_eq!(ill.changes(&[], true).len(), 3);
+        assert_eq!(well.changes(ill.conditions(), false), [&good[..], &["NodeReady"]].concat());
     }
 
     #[test]

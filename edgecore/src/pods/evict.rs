@@ -140,7 +140,7 @@ impl Keeper<'_> {
 
     fn tell(&self, message: &str) {
         let told = ("EvictionThresholdMet", message);
-        let event = events::about_node(&self.context.node, EventType::Warning, told);
+        let event = events::about_node(self.context.node.as_str(), EventType::Warning, told);
         self.context.upstream.event(event);
     }
 }

@@ -64,7 +64,7 @@ async fn look(context: &Context, since: &mut BTreeMap<String, Instant>) -> Resul
             "Failed to garbage collect required amount of images. Attempted to free {to_free} bytes, but only found {found} bytes eligible to free."
         );
         let told = ("FreeDiskSpaceFailed", message.as_str());
-        context.upstream.event(events::about_node(&context.node, EventType::Warning, told));
+        context.upstream.event(events::about_node(context.node.as_str(), EventType::Warning, told));
     }
 
     Ok(())
