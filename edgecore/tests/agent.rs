@@ -353,7 +353,11 @@ fn a_job_ends_once_and_a_crash_loop_counts_on() {
         job["restartPolicy"] = json!("Never");
         let job = agent.put(pod_key("job"), "job", &pod("job", &job));
         let crash = agent.put(pod_key("crash"), "crash", &pod("crash", &sleeper("exit 3")));
-        agent.deliver(vec![map, job, crash]).await;
+        let mut hungry = sleeper("tail /dev/zero");
+        hungry["restartPolicy"] = json!("Never");
+        hungry["containers"][0]["resources"] = json!({ "limits": { "memory": "16Mi" } });
+        let hungry = agent.put(pod_key("hungry"), "hungry", &pod("hungry", &hungry));
+        agent.deliver(vec![map, job, crash, hungry]).await;
 
         let job = agent.wait("job", |status, _| status["phase"] == "Succeeded").await;
         let ended = &job["containerStatuses"][0]["state"]["terminated"];
@@ -366,17 +370,23 @@ fn a_job_ends_once_and_a_crash_loop_counts_on() {
             }
         };
         agent.wait("crash", loops(1)).await;
+        // The runtime says first that it ended, and then why.
+        let killed = |status: &Value, _| {
+            status["containerStatuses"][0]["state"]["terminated"]["reason"] == "OOMKilled"
+        };
+        let hungry = agent.wait("hungry", killed).await;
+        assert_eq!(hungry["phase"], "Failed");
         agent.stop().await;
 
         let mut agent = Agent::start(&config);
         agent.wait("job", |status, _| status["phase"] == "Succeeded").await;
         agent.wait("crash", loops(2)).await;
-        for uid in ["job", "crash"] {
+        for uid in ["job", "crash", "hungry"] {
             // Force-deleted: the object is gone without notice.
             let delete = Change::Delete { key: pod_key(uid), uid: Uid::new(uid).unwrap() };
             agent.deliver(vec![delete]).await;
         }
-        for uid in ["job", "crash"] {
+        for uid in ["job", "crash", "hungry"] {
             agent.wait(uid, done).await;
             let dir = config.root_dir.join("pods").join(uid);
             eventually("the volumes are removed", || !dir.exists()).await;
