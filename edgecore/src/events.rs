@@ -141,6 +141,11 @@ pub fn about_node(node: &str, r#type: EventType, told: (&str, &str)) -> Bytes {
     event(node, &Subject::node(node), r#type, told, clock::now())
 }
 
+/// One Event that tells how the node is now (kubelet: `recordNodeStatusEvent`).
+pub fn node_status(node: &str, reason: &str) -> Bytes {
+    about_node(node, EventType::Normal, (reason, &format!("Node {node} status is now: {reason}")))
+}
+
 /// At most `most` bytes of `text`, whole characters.
 fn cut(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]

@@ -42,6 +42,7 @@ use self::observe::Listed;
 use self::worker::Worker;
 use crate::clock;
 use crate::desired::commit;
+use crate::events;
 use crate::memory::{self, Rest};
 use crate::node::cgroups::Limits;
 use crate::node::monitor::Beat;
@@ -75,6 +76,8 @@ struct Loop {
     /// The sweep under way removes sandboxes.
     swept: bool,
     burstable_milli: Option<i64>,
+    /// `spec.unschedulable` of the Node object, as last told.
+    is_unschedulable: bool,
     stop: CancellationToken,
 }
 
@@ -97,6 +100,7 @@ pub async fn run(
         chores: JoinSet::new(),
         swept: false,
         burstable_milli: None,
+        is_unschedulable: false,
         stop: stop.clone(),
     };
     let mut relist = tokio::time::interval(RELIST_PERIOD);
@@ -190,6 +194,17 @@ impl Loop {
         self.start(new);
         if keys.iter().any(|key| key.kind() == Kind::Node) {
             self.decide_pending();
+            self.say_schedulable();
+        }
+    }
+
+    /// Tells when the node is kept from new pods, or no more.
+    fn say_schedulable(&mut self) {
+        let is_closed = self.context.is_unschedulable();
+        if std::mem::replace(&mut self.is_unschedulable, is_closed) != is_closed {
+            let reason = if is_closed { "NodeNotSchedulable" } else { "NodeSchedulable" };
+            let event = events::node_status(self.context.node.as_str(), reason);
+            self.context.upstream.event(event);
         }
     }
 

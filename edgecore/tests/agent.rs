@@ -305,6 +305,19 @@ fn a_pod_runs_is_adopted_updated_and_deleted() {
         })
         .await;
 
+        // A node that is cordoned says so.
+        for (revision, unschedulable) in [("1", true), ("2", false)] {
+            let node = json!({ "metadata": { "name": "agent-test", "resourceVersion": revision },
+                "spec": { "unschedulable": unschedulable } });
+            let put = agent.put(ObjectKey::node(&config.node), "node-uid", &node);
+            agent.deliver(vec![put]).await;
+            let closed =
+                "\"NodeNotSchedulable\" \"Node agent-test status is now: NodeNotSchedulable\"";
+            agent
+                .wait_for_events(&[if unschedulable { closed } else { "\"NodeSchedulable\"" }])
+                .await;
+        }
+
         // A changed ConfigMap reaches the volume.
         let map = words(&mut agent, "changed");
         agent.deliver(vec![map]).await;

@@ -18,7 +18,7 @@ use super::facts::Facts;
 use super::pressure::Watched;
 use super::status::{Condition, Image, Live, NodeReport, RuntimeAbilities, Wanted, report};
 use crate::clock;
-use crate::events::{self, EventType};
+use crate::events;
 use crate::link::Upstream;
 
 /// How often the runtime is asked. The cloud calls a node unhealthy after 30 s without an answer.
@@ -228,9 +228,7 @@ impl Monitor {
     fn say_changes(&self, report: &NodeReport, before: &[Condition]) {
         let node = &self.wanted.name;
         for reason in report.changes(before, self.boot.is_new()) {
-            let message = format!("Node {node} status is now: {reason}");
-            let told = (reason, message.as_str());
-            self.upstream.event(events::about_node(node, EventType::Normal, told));
+            self.upstream.event(events::node_status(node, reason));
         }
     }
 

@@ -101,20 +101,28 @@ pub(super) fn claim(pod: &PodView, memory: &Memory) -> Option<Claim> {
 impl Context {
     /// The node as pods are taken in by it now.
     fn admitting(&self) -> Node {
-        let object = self.desired.get(&ObjectKey::node(&self.node));
-        let told: Option<NodeObject> =
-            object.and_then(|object| serde_json::from_slice(&object.bytes).ok());
         let mut node = self.own.clone();
         {
             let abilities = self.abilities.borrow();
             node.app_armor = abilities.app_armor;
             node.supplemental_groups_policy = abilities.supplemental_groups_policy;
         }
-        if let Some(NodeObject { metadata, spec }) = told {
+        if let Some(NodeObject { metadata, spec }) = self.node_object() {
             (node.labels, node.taints) = (metadata.labels, spec.taints);
         }
 
         self.gate.apply(node)
+    }
+
+    /// Whether the scheduler is to keep pods from the node.
+    pub(super) fn is_unschedulable(&self) -> bool {
+        self.node_object().is_some_and(|node| node.spec.unschedulable)
+    }
+
+    fn node_object(&self) -> Option<NodeObject> {
+        let object = self.desired.get(&ObjectKey::node(&self.node))?;
+
+        serde_json::from_slice(&object.bytes).ok()
     }
 }
 
@@ -135,6 +143,8 @@ struct NodeMetadata {
 struct NodeSpec {
     #[serde(default)]
     taints: Vec<Taint>,
+    #[serde(default)]
+    unschedulable: bool,
 }
 
 impl Loop {
