@@ -27,7 +27,7 @@ pub(super) fn json(config: &Config) -> String {
         "clusterDNS": config.cluster_dns,
         "resolvConf": path(&config.resolv_conf),
         "maxPods": config.pods_max,
-        "podPidsLimit": -1,
+        "podPidsLimit": config.pod_pids_max.unwrap_or(-1),
         "cgroupRoot": config.cgroup_root,
         "cgroupsPerQOS": true,
         "cgroupDriver": driver,
@@ -50,6 +50,8 @@ pub(super) fn json(config: &Config) -> String {
         },
         "nodeStatusUpdateFrequency": "10s",
         "nodeStatusReportFrequency": "5m0s",
+        "shutdownGracePeriod": format!("{}s", config.shutdown_periods.all_s()),
+        "shutdownGracePeriodCriticalPods": format!("{}s", config.shutdown_periods.critical_s),
         "failSwapOn": false,
         "registerNode": true,
         "enableDebuggingHandlers": true,
@@ -61,14 +63,21 @@ pub(super) fn json(config: &Config) -> String {
 
 #[cfg(test)]
 mod tests {
+    use podcore::shutdown::Periods;
+
     use super::*;
 
     #[test]
     fn what_is_configured_is_told_in_the_kubelets_words() {
-        let config = Config::with_defaults("edge-1", "cloud:10000").unwrap();
+        let mut config = Config::with_defaults("edge-1", "cloud:10000").unwrap();
+        config.pod_pids_max = Some(100);
+        config.shutdown_periods = Periods { normal_s: 20, critical_s: 10 };
         let told: serde_json::Value = serde_json::from_str(&json(&config)).unwrap();
         let told = &told["kubeletconfig"];
         assert_eq!(told["maxPods"], 110);
+        assert_eq!(told["podPidsLimit"], 100);
+        assert_eq!(told["shutdownGracePeriod"], "30s");
+        assert_eq!(told["shutdownGracePeriodCriticalPods"], "10s");
         assert_eq!(told["imageMinimumGCAge"], "120s");
         let endpoint = "unix:///run/containerd/containerd.sock";
         assert_eq!(told["containerRuntimeEndpoint"], endpoint);
