@@ -9,7 +9,7 @@ use proto::static_pod::MIRROR;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::references::{Binding, Reference};
+use crate::references::{Binding, Reference, is_name};
 
 /// Why an object cannot be taken in; it is skipped, and the watch goes on.
 #[derive(Debug, thiserror::Error)]
@@ -272,7 +272,7 @@ fn binding(kind: Kind, spec: Option<&RawValue>) -> Result<Binding, serde_json::E
             let ClaimSpec { volume_name } = serde_json::from_str(spec.get())?;
             let volume = Reference::new(Kind::PersistentVolume, "", &volume_name);
 
-            Ok(if volume_name.is_empty() { Binding::None } else { Binding::Claim(volume) })
+            Ok(if is_name(&volume_name) { Binding::Claim(volume) } else { Binding::None })
         }
         Kind::PersistentVolume => {
             let VolumeSpec { claim_ref } = serde_json::from_str(spec.get())?;

@@ -234,6 +234,9 @@ impl Index {
             namespaces.insert(pod.namespace.as_str());
             if pod.mirrors.is_some() {
                 has_mirrors = true;
+                // Only this may a pod of a file refer to.
+                let class = pod.references.iter().filter(|named| named.kind == Kind::RuntimeClass);
+                self.shared.objects(class).into_iter().flatten().for_each(&mut put);
                 continue;
             }
             let Some(objects) = self.shared.objects(&pod.references) else { continue };

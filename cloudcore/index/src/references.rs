@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use proto::ids::{Kind, ObjectKey, Uid};
+use proto::ids::{Kind, NAME_LEN_MAX, ObjectKey, Uid};
 use serde_json::Value;
 
 /// An object by name.
@@ -65,16 +65,30 @@ impl Binding {
     }
 }
 
+/// Whether an object of these kinds can have the name (RFC 1123 subdomain). The API server takes others
+/// where pods and claims refer to one, and no such name may become part of a path that is asked for.
+pub(crate) fn is_name(name: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let [first, .., last] = name.as_bytes() else {
+        return name.len() == 1 && name.bytes().all(is_inner);
+    };
+
+    name.len() <= NAME_LEN_MAX
+        && is_inner(*first)
+        && is_inner(*last)
+        && name.bytes().all(|byte| is_inner(byte) || matches!(byte, b'-' | b'.'))
+}
+
 /// Every place of the pod API that names an object to the node.
 pub(crate) fn of_pod(namespace: &str, name: &str, bytes: &[u8]) -> BTreeSet<Reference> {
     let mut found = BTreeSet::new();
     let Ok(pod) = serde_json::from_slice::<Value>(bytes) else { return found };
     let spec = &pod["spec"];
-    if let Some(class) = spec["runtimeClassName"].as_str().filter(|class| !class.is_empty()) {
+    if let Some(class) = spec["runtimeClassName"].as_str().filter(|class| is_name(class)) {
         found.insert(Reference::new(Kind::RuntimeClass, "", class));
     }
     let mut add = |kind: Kind, name: &Value| {
-        if let Some(name) = name.as_str().filter(|name| !name.is_empty()) {
+        if let Some(name) = name.as_str().filter(|name| is_name(name)) {
             found.insert(Reference::new(kind, namespace, name));
         }
     };

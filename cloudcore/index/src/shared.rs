@@ -173,11 +173,11 @@ impl SharedObjects {
         self.0.get(reference).filter(is_held).map(|shared| self.users(shared)).unwrap_or_default()
     }
 
-    /// The objects that a pod with these references needs, as far as they exist; `None` while the API
+    /// The objects that these references lead to, as far as they exist; `None` while the API
     /// server has not answered for all of them.
     pub(crate) fn objects<'a>(
         &'a self,
-        references: &'a BTreeSet<Reference>,
+        references: impl IntoIterator<Item = &'a Reference>,
     ) -> Option<Vec<&'a Arc<Object>>> {
         let mut objects = Vec::new();
         for reference in references {

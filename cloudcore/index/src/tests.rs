@@ -268,7 +268,8 @@ fn a_mirror_is_run_by_nobody_and_found_by_what_it_shows() {
                 "resourceVersion": revision.to_string(),
                 "annotations": { "kubernetes.io/config.mirror": "hash" },
             },
-            "spec": { "nodeName": "edge-1" },
+            "spec": { "nodeName": "edge-1", "runtimeClassName": "kata",
+                "imagePullSecrets": [{ "name": "pull" }] },
         });
         if deleted {
             mirror["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
@@ -286,8 +287,17 @@ fn a_mirror_is_run_by_nobody_and_found_by_what_it_shows() {
     index.apply(Kind::Pod, mirror("m1", 6, true)).unwrap();
     index.apply(Kind::Pod, mirror("m2", 7, false)).unwrap();
     assert_eq!(found(&index), Some("m2".to_owned()), "the one that stays");
+    index.fetched(&Reference::new(Kind::RuntimeClass, "", "kata"), Some(class("kata"))).unwrap();
+    let pull = Reference::new(Kind::Secret, "default", "pull");
+    index.fetched(&pull, Some(named("pull", 3, "secret"))).unwrap();
+    assert_eq!(held(&index), ["RuntimeClass kata"], "the node runs its file's pod with it");
     let seen: Vec<_> = index.mirrors_on(&edge()).map(|m| (m.uid.as_str(), m.is_deleted)).collect();
     assert_eq!(seen, [("m2", false), ("m1", true)]);
+}
+
+fn class(name: &str) -> Bytes {
+    bytes(&json!({ "metadata": { "name": name, "uid": "c", "resourceVersion": "3" },
+        "handler": "kata-qemu" }))
 }
 
 /// A claim `default/NAME` that names a volume.
@@ -391,12 +401,32 @@ fn ephemeral_claims_and_runtime_classes_are_referred_to() {
         json!({ "runtimeClassName": "kata", "volumes": [{ "name": "scratch", "ephemeral": {} }] });
     index.apply(Kind::Pod, pod("web", "edge-1", 5, &spec)).unwrap();
     let claim = Reference::new(Kind::PersistentVolumeClaim, "default", "web-scratch");
-    let class = Reference::new(Kind::RuntimeClass, "", "kata");
-    assert_eq!(index.stale(), [claim.clone(), class.clone()]);
+    let class_of_pod = Reference::new(Kind::RuntimeClass, "", "kata");
+    assert_eq!(index.stale(), [claim.clone(), class_of_pod.clone()]);
     index.fetched(&claim, None).unwrap();
-    let kata = json!({ "metadata": { "name": "kata", "uid": "c", "resourceVersion": "3" },
-        "handler": "kata-qemu" });
-    index.fetched(&class, Some(bytes(&kata))).unwrap();
+    index.fetched(&class_of_pod, Some(class("kata"))).unwrap();
 
     assert_eq!(held(&index), ["RuntimeClass kata", "Pod uid-web"]);
+}
+
+#[test]
+fn what_is_no_name_is_not_asked_for() {
+    let mut index = serving(1);
+    let mut volumes = ["?watch=true", "../secrets/other", "..", "a/b", "Upper", "a b", "-a", ""]
+        .map(|name| json!({ "name": "v", "persistentVolumeClaim": { "claimName": name } }))
+        .to_vec();
+    volumes.push(json!({ "name": "m", "configMap": { "name": "?watch=true" } }));
+    let spec = json!({ "runtimeClassName": "a%2f", "volumes": volumes });
+    index.apply(Kind::Pod, pod("web", "edge-1", 5, &spec)).unwrap();
+    assert_eq!(index.stale(), []);
+    assert_eq!(held(&index), ["Pod uid-web"], "as a pod that refers to nothing");
+
+    let data = Reference::new(Kind::PersistentVolumeClaim, "default", "data");
+    index.apply(Kind::Pod, with_claim("db", 6, "data")).unwrap();
+    index.asking(&data);
+    index.fetched(&data, Some(claim("data", 7, "../nodes?watch=true", "Bound"))).unwrap();
+    assert_eq!(index.stale(), []);
+    let longest = "a".repeat(253);
+    assert!(references::is_name("a") && references::is_name("a.b-0"));
+    assert!(references::is_name(&longest) && !references::is_name(&(longest + "a")));
 }
