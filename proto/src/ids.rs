@@ -108,7 +108,13 @@ pub enum Kind {
     RuntimeClass = 9,
 }
 
+/// What an edge takes that does not say it: tokens and what is before them.
+pub const KINDS_UNSAID: u32 = Kind::Token as u32;
+
 impl Kind {
+    /// The last in wire order.
+    pub const LAST: Self = Self::RuntimeClass;
+
     /// Every kind, in wire order.
     pub const ALL: [Self; 9] = [
         Self::Pod,

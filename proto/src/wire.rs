@@ -197,6 +197,8 @@ pub struct Hello {
     pub node_ip: String,
     /// Changes with every boot of the machine.
     pub boot_id: String,
+    /// The highest kind that it takes, as on the wire; 0 if it does not say: [`crate::ids::KINDS_UNSAID`].
+    pub kinds: u32,
 }
 
 /// How the cloud admits a session.

@@ -61,7 +61,9 @@ fn control() -> Vec<(&'static str, Frame)> {
         ticket: Some(ticket()),
         node_ip: "192.168.7.20".to_owned(),
         boot_id: "0f9a8f5e-53c5-4b0e-8f63-0d4f3a2c1b00".to_owned(),
+        kinds: 0,
     };
+    let kinds = Hello { kinds: 9, ..hello.clone() };
     let joined = Hello { held: Summary::default(), ticket: None, ..hello.clone() };
     let (epoch, server_time_ms) = (2, 1_787_000_000_123);
     let health = Health { pod_loop_age_ms: 15, runtime_age_ms: 2100, runtime_ok: true };
@@ -73,6 +75,7 @@ fn control() -> Vec<(&'static str, Frame)> {
     vec![
         ("hello", Frame::Hello(hello)),
         ("hello-joined", Frame::Hello(joined)),
+        ("hello-kinds", Frame::Hello(kinds)),
         (
             "welcome",
             Frame::Welcome(Welcome { generation: 41, ticket: ticket(), epoch, server_time_ms }),

@@ -154,6 +154,7 @@ impl Hub {
             ticket,
             node_ip: String::new(),
             boot_id: String::new(),
+            kinds: 0,
         }))
         .await;
 

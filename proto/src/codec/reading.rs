@@ -168,6 +168,7 @@ fn hello_from(hello: pb::Hello) -> Result<Hello, CodecError> {
         ticket,
         node_ip: frame.text(hello.node_ip, "node_ip")?,
         boot_id: frame.text(hello.boot_id, "boot_id")?,
+        kinds: hello.kinds,
     })
 }
 

@@ -85,6 +85,7 @@ impl From<&Hello> for pb::Hello {
             ticket: hello.ticket.as_ref().map(Ticket::as_bytes).cloned().unwrap_or_default(),
             node_ip: hello.node_ip.clone(),
             boot_id: hello.boot_id.clone(),
+            kinds: hello.kinds,
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::admission::Ticket;
 use crate::backoff::Rng;
 use crate::codec::CodecError;
 use crate::digest::Summary;
-use crate::ids::{ObjectKey, Uid};
+use crate::ids::{KINDS_UNSAID, ObjectKey, Uid};
 use crate::object::{OBJECT_BYTES_MAX, Object, Point, Version};
 use crate::outbox::{Desired, Outbox};
 use crate::session::liveness::{End, Liveness};
@@ -176,6 +176,8 @@ pub struct CloudSession {
     phase: Phase,
     /// What the edge said it held, as long as nothing was sent that could have changed it.
     held: Summary,
+    /// The highest kind that the edge takes: others are as if they were not wanted.
+    kinds: u32,
     outbox: Outbox,
     /// Wanted, but larger than any object may be: never in sync while there are such.
     oversized: BTreeSet<ObjectKey>,
@@ -201,6 +203,7 @@ impl CloudSession {
         Self {
             phase: Phase::AwaitingHello { abandon_at: now + HANDSHAKE_MAX },
             held: Summary::default(),
+            kinds: KINDS_UNSAID,
             outbox: Outbox::default(),
             oversized: BTreeSet::new(),
             sync: Sync::Idle,
@@ -361,7 +364,12 @@ impl CloudSession {
         self.close(CloseReason::Refused(refusal), farewell, now);
     }
 
-    fn synchronise(&mut self, wanted: Vec<Arc<Object>>) {
+    fn takes(&self, key: &ObjectKey) -> bool {
+        key.kind() as u32 <= self.kinds
+    }
+
+    fn synchronise(&mut self, mut wanted: Vec<Arc<Object>>) {
+        wanted.retain(|object| self.takes(&object.key));
         let (oversized, wanted): (Vec<_>, Vec<_>) =
             wanted.into_iter().partition(|object| object.bytes.len() > OBJECT_BYTES_MAX);
         self.oversized.clear();
@@ -379,6 +387,9 @@ impl CloudSession {
     }
 
     fn change(&mut self, desired: Desired, now: Instant) {
+        if !self.takes(desired.key()) {
+            return;
+        }
         self.oversized.remove(desired.key());
         if let Desired::Put(object) = &desired
             && object.bytes.len() > OBJECT_BYTES_MAX

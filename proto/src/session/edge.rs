@@ -12,7 +12,7 @@ use crate::admission::Ticket;
 use crate::backoff::{Backoff, Rng};
 use crate::codec::{CodecError, TEXT_LEN_MAX};
 use crate::digest::{HeldSet, HighWater};
-use crate::ids::NodeName;
+use crate::ids::{Kind, NodeName};
 use crate::object::Change;
 use crate::session::events::Events;
 use crate::session::inbox::Inbox;
@@ -396,6 +396,7 @@ impl EdgeSession {
                     ticket: self.who.ticket.clone(),
                     node_ip: self.who.node_ip.clone(),
                     boot_id: self.who.boot_id.clone(),
+                    kinds: Kind::LAST as u32,
                 }));
             }
             Phase::Up(_) => self.listing.answer(held),

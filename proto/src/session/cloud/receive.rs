@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::codec::REPORT_BYTES_MAX;
+use crate::ids::KINDS_UNSAID;
 use crate::session::cloud::{CloudOutput, CloudSession, Phase, Subject};
 use crate::session::events::EVENTS_IN_FLIGHT_MAX;
 use crate::session::reports::REPORTS_IN_FLIGHT_MAX;
@@ -36,6 +37,7 @@ impl CloudSession {
         };
         if hello.protocol == PROTOCOL_VERSION {
             self.held = hello.held.clone();
+            self.kinds = if hello.kinds == 0 { KINDS_UNSAID } else { hello.kinds };
             self.phase = Phase::Deciding;
             self.outputs.push_back(CloudOutput::Hello(hello));
             return Ok(());

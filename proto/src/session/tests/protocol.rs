@@ -9,6 +9,10 @@ use crate::stream::{STREAMS_MAX, WINDOW_BYTES};
 use crate::wire::{Hello, RefuseCode, StreamId, StreamKind};
 
 fn hello(protocol: u32) -> Frame {
+    hello_of(protocol, 0)
+}
+
+fn hello_of(protocol: u32, kinds: u32) -> Frame {
     Frame::Hello(Hello {
         protocol,
         node: NodeName::new("edge-1").unwrap(),
@@ -17,6 +21,7 @@ fn hello(protocol: u32) -> Frame {
         ticket: None,
         node_ip: String::new(),
         boot_id: String::new(),
+        kinds,
     })
 }
 
@@ -146,6 +151,47 @@ fn a_cloud_that_breaks_the_rules_is_left() {
         let reason = reason.unwrap_or_default();
         assert!(reason.contains(expected), "{reason:?} does not say {expected:?}");
     }
+}
+
+/// What an edge that takes kinds up to this one is sent of a map, a claim and a class.
+fn sent(kinds: u32) -> Vec<String> {
+    let now = start();
+    let named = |kind| sized(ObjectKey::in_cluster(kind, "x"), "u", 1, 10);
+    let [map, claim, class] =
+        [Kind::ConfigMap, Kind::PersistentVolumeClaim, Kind::RuntimeClass].map(named);
+    let admission = Admission { generation: 1, ticket: ticket(7), epoch: 1, server_time_ms: 0 };
+    let mut cloud = CloudSession::new(2, now);
+    cloud.handle(CloudInput::Received(hello_of(1, kinds)), now);
+    cloud.handle(CloudInput::Admitted(admission), now);
+    cloud.handle(CloudInput::Sync { wanted: vec![map, claim] }, now);
+    cloud.handle(CloudInput::Change(Desired::Put(class)), now);
+    let mut keys = Vec::new();
+    while let Some(frame) = cloud.poll_send() {
+        match frame {
+            Frame::ListHeld { request } => {
+                let held = Frame::Held { request, entries: Vec::new(), last: true };
+                cloud.handle(CloudInput::Received(held), now);
+            }
+            Frame::Put { seq, key, .. } => {
+                keys.push(key.kind().as_str().to_owned());
+                cloud.handle(CloudInput::Received(Frame::Ack { seqs: vec![seq] }), now);
+            }
+            _ => {}
+        }
+    }
+    let outputs: Vec<_> = std::iter::from_fn(|| cloud.poll_output()).collect();
+    assert!(outputs.iter().any(|output| matches!(output, CloudOutput::InSync)), "{outputs:?}");
+    keys.sort();
+
+    keys
+}
+
+#[test]
+fn an_edge_is_sent_no_kind_that_it_does_not_know() {
+    assert_eq!(sent(0), ["ConfigMap"], "it is of an earlier build");
+    assert_eq!(sent(7), ["ConfigMap", "PersistentVolumeClaim"]);
+    assert_eq!(sent(Kind::LAST as u32), ["ConfigMap", "PersistentVolumeClaim", "RuntimeClass"]);
+    assert_eq!(Kind::ALL.last(), Some(&Kind::LAST));
 }
 
 #[test]
