@@ -5,6 +5,9 @@ use std::path::Path;
 
 use super::mounts;
 
+/// Directories in a pod's `volumes` whose entries are places for mounts, and hold nothing by themselves.
+const MOUNT_PLACES: [&str; 2] = ["kubernetes.io~nfs", "kubernetes.io~local-volume"];
+
 /// Unmounts everything below `dir`, then removes it. Done already is done.
 ///
 /// Symbolic links are removed, never followed. If something stays mounted nothing is removed: it
@@ -15,11 +18,39 @@ pub fn remove_tree(dir: &Path) -> io::Result<()> {
         return Err(io::Error::other("something is still mounted below it"));
     }
 
+    remove_unmounted(dir)
+}
+
+/// Removes what nothing is mounted below, unless a server that was given up answers just now.
+fn remove_unmounted(dir: &Path) -> io::Result<()> {
+    remove_mount_places(dir)?;
+
     match std::fs::symlink_metadata(dir) {
         Ok(found) if found.is_dir() => gone_is_done(std::fs::remove_dir_all(dir)),
         Ok(_file_or_link) => gone_is_done(std::fs::remove_file(dir)),
         Err(error) => gone_is_done(Err(error)),
     }
+}
+
+/// Removes the empty directories on which data of others are mounted. The kernel mounts nothing on what is
+/// removed, and what it has mounted meanwhile is busy: none of it is walked into.
+fn remove_mount_places(pod_dir: &Path) -> io::Result<()> {
+    for plugin in MOUNT_PLACES {
+        let dir = pod_dir.join("volumes").join(plugin);
+        // A link leads to nothing that is the pod's.
+        if !std::fs::symlink_metadata(&dir).is_ok_and(|found| found.is_dir()) {
+            continue;
+        }
+        for place in std::fs::read_dir(&dir)? {
+            match std::fs::remove_dir(place?.path()) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(error),
+                // What is not a mount is removed with the rest.
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+
+    Ok(())
 }
 
 /// Takes "does not exist" for success.
@@ -50,6 +81,26 @@ mod tests {
 
         assert!(!pod.exists());
         assert!(outside.join("precious").exists());
+    }
+
+    #[test]
+    fn what_a_late_server_mounts_meanwhile_is_not_walked_into() {
+        let dir = tempfile::tempdir().unwrap();
+        let pod = dir.path().canonicalize().unwrap().join("pod");
+        let [films, other] = ["films", "other"].map(|name| {
+            let place = pod.join("volumes/kubernetes.io~nfs").join(name);
+            std::fs::create_dir_all(&place).unwrap();
+            place
+        });
+        mounts::ensure_tmpfs(&films, None).unwrap();
+        std::fs::write(films.join("precious"), "x").unwrap();
+        std::fs::write(other.join("stray"), "x").unwrap();
+
+        let busy = remove_unmounted(&pod).unwrap_err();
+        assert_eq!(busy.kind(), io::ErrorKind::ResourceBusy);
+        assert!(films.join("precious").exists());
+        remove_tree(&pod).unwrap();
+        assert!(!pod.exists());
     }
 
     #[test]
