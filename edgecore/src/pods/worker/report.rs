@@ -92,11 +92,13 @@ impl Worker {
             }
         };
         let next = (Bytes::from(json), done);
-        self.status_json = next.0.clone();
-        if self.reported.as_ref() == Some(&next) {
+        if let Some((told, _)) = self.reported.as_ref().filter(|last| **last == next) {
+            // One copy is enough.
+            self.status_json = told.clone();
             self.telling.nothing();
             return None;
         }
+        self.status_json = next.0.clone();
         let wait = self.telling.news(status.phase.as_deref(), done, now);
         if wait.is_none() {
             let key = ReportKey::PodStatus(self.uid.clone());
