@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use kube::Client;
 use serde_json::{Value, json};
-use system_tests::cluster::Cluster;
+use system_tests::cluster::{Cluster, unique};
 use system_tests::node::EdgeNode;
 use system_tests::pods::{self, Incarnation};
 use system_tests::site::Site;
@@ -154,8 +154,15 @@ async fn node_and_static_pods_show_as_a_stock_kubelets_and_need_no_cloud() -> Re
     let named = |events: &Value| events["items"].to_string().contains("static.yaml: not YAML");
     cluster.until(&client, &events, "the file named", LIMIT, named).await?;
 
-    // Another pod in the file takes the place of the first.
-    save(node.site(), &manifest("two")).await?;
+    // Another pod in the file takes the place of the first. It runs in a class of the cluster, also later
+    // without the cloud.
+    let class = format!("static-{}", unique());
+    cluster
+        .apply(&[json!({ "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
+            "metadata": { "name": class }, "handler": "runc" })])
+        .await?;
+    let in_class = format!("\nspec:\n  runtimeClassName: {class}\n");
+    save(node.site(), &manifest("two").replace("\nspec:\n", &in_class)).await?;
     let hash = again["metadata"]["annotations"]["kubernetes.io/config.hash"].clone();
     let replaced = |pod: &Value| {
         pods::is_ready(pod) && pod["metadata"]["annotations"]["kubernetes.io/config.hash"] != hash
@@ -178,6 +185,7 @@ async fn node_and_static_pods_show_as_a_stock_kubelets_and_need_no_cloud() -> Re
         .await?;
     ensure!(cluster.get(&client, &path).await?.is_some(), "the mirror went without the cloud");
     node.site().restore().await?;
+    cluster.kubectl(&["delete", "runtimeclass", &class, "--wait=false"]).await?;
 
     cluster.until_gone(&client, &path, LIMIT).await
 }
