@@ -34,6 +34,7 @@ pub(crate) async fn cut(node: &EdgeNode, floor: &Floor, pods: usize) -> Result<R
     site.cut().await?;
     site.power_off().await?;
     site.power_on().await?;
+    until_ready(floor).await?;
     let (started, took) = floor.start(pods).await?;
     floor.remove(started).await?;
     site.power_off().await?;
@@ -52,6 +53,19 @@ pub(crate) async fn cut(node: &EdgeNode, floor: &Floor, pods: usize) -> Result<R
     site.restore().await?;
 
     Ok(Recovery { pods, running, seconds, floor_s: took.as_secs_f64() })
+}
+
+/// A runtime listens before it takes calls.
+async fn until_ready(floor: &Floor) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    while let Err(error) = floor.running().await {
+        if Instant::now() >= deadline {
+            return Err(error).context("the runtime takes no calls after the power cut");
+        }
+        sleep(LOOK).await;
+    }
+
+    Ok(())
 }
 
 /// How long a process has run.
