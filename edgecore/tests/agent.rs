@@ -626,6 +626,7 @@ fn pods_are_stopped_in_order_and_run_again_after_the_shutdown() {
         // The machine went down and comes up, without the cloud.
         Site::script("powercut");
         Site::script("up");
+        logind.reboot();
         let mut agent = Agent::start(&config);
         for uid in ["plain", "critical"] {
             let status = agent.wait(uid, ready).await;
@@ -639,10 +640,10 @@ fn pods_are_stopped_in_order_and_run_again_after_the_shutdown() {
 
         // A shutdown that is called off.
         logind.next_delay();
-        logind.say(true);
+        logind.go_down(true);
         agent.wait("plain", stopped).await;
         agent.wait("critical", stopped).await;
-        logind.say(false);
+        logind.go_down(false);
         agent.wait("plain", ready).await;
         agent.wait_for_node("kubelet is posting ready status").await;
         logind.next_delay();
@@ -659,7 +660,9 @@ fn pods_are_stopped_in_order_and_run_again_after_the_shutdown() {
 /// The machine goes down.
 async fn go_down(agent: &mut Agent, logind: &mut logind::FakeLogind) {
     let delay = logind.next_delay();
-    logind.say(true);
+    // What somebody else says in logind's words stops nothing.
+    logind.lie().await;
+    logind.go_down(true);
     let mut ends = Vec::new();
     for (uid, phase) in [("plain", "Running"), ("critical", "Running"), ("once", "Failed")] {
         let status = agent.wait(uid, stopped).await;
@@ -680,6 +683,8 @@ async fn go_down(agent: &mut Agent, logind: &mut logind::FakeLogind) {
         ])
         .await;
     assert!(!agent.events.iter().any(|event| event.contains("Rebooted")), "{:?}", agent.events);
+    let detected = agent.events.iter().filter(|event| event.contains("detected shutdown event"));
+    assert_eq!(detected.count(), 1, "{:?}", agent.events);
     let late = agent.put(pod_key("late"), "late", &pod("late", &sleeper(SERVE)));
     agent.deliver(vec![late]).await;
     let late = agent.wait("late", |status, _| status["reason"] == "NodeShutdown").await;

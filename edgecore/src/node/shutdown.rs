@@ -82,21 +82,22 @@ impl Shutdowns {
         let worked: Result<std::convert::Infallible, LogindError> = async {
             let mut logind = Logind::connect(&self.bus).await?;
             self.compare(logind.delay_max().await?);
-            let mut goes_down = logind.goes_down().await?;
             let mut delay = None;
             loop {
-                if goes_down {
+                if logind.goes_down().await? {
                     self.close().await;
                     // From here on logind goes on.
                     drop(delay.take());
                 } else {
                     self.open();
-                    delay = Some(logind.delay().await?);
+                    if delay.is_none() {
+                        delay = Some(logind.delay().await?);
+                    }
                     if !std::mem::replace(connected, true) {
                         tracing::info!("pods are stopped in order when this node goes down");
                     }
                 }
-                goes_down = logind.signal().await?;
+                logind.news().await?;
             }
         }
         .await;
@@ -122,6 +123,9 @@ impl Shutdowns {
 
     /// Stops all pods, one priority after the other.
     async fn close(&self) {
+        if self.gate.shuts_down() {
+            return;
+        }
         self.say("Shutdown manager detected shutdown event");
         self.gate.shut_down(true);
         for Turn { pods, grace_s } in turns(self.periods, self.registry.claims()) {

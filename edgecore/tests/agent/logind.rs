@@ -6,6 +6,8 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use edgecore::node::shutdown::dbus::{Kind, Message};
@@ -25,6 +27,15 @@ pub(crate) struct FakeLogind {
     bus: Child,
     stream: UnixStream,
     delays: Receiver<PipeReader>,
+    goes_down: Arc<AtomicBool>,
+    questions: Receiver<()>,
+}
+
+/// What calls are answered with.
+struct Serving {
+    delays: Sender<PipeReader>,
+    goes_down: Arc<AtomicBool>,
+    questions: Sender<()>,
 }
 
 impl FakeLogind {
@@ -46,11 +57,15 @@ impl FakeLogind {
         let told = bus.stdout.as_mut().unwrap().read(&mut [0; 512]);
         assert!(told.is_ok_and(|count| count > 0), "the bus did not start");
         let stream = connect(&socket);
-        let (told, delays) = channel();
-        let serving = stream.try_clone().unwrap();
-        std::thread::spawn(move || serve(serving, &told));
+        let (delays_told, delays) = channel();
+        let (asked, questions) = channel();
+        let goes_down = Arc::<AtomicBool>::default();
+        let serving =
+            Serving { delays: delays_told, goes_down: Arc::clone(&goes_down), questions: asked };
+        let served = stream.try_clone().unwrap();
+        std::thread::spawn(move || serve(served, &serving));
 
-        (Self { bus, stream, delays }, socket)
+        (Self { bus, stream, delays, goes_down, questions }, socket)
     }
 
     /// Somebody holds a delay from now on.
@@ -58,8 +73,25 @@ impl FakeLogind {
         self.delays.recv_timeout(super::DEADLINE).expect("a delay is asked for")
     }
 
-    /// Says that the machine is about to go down, or not any more.
-    pub(crate) fn say(&mut self, active: bool) {
+    /// The machine is about to go down, or not any more, and that is said.
+    pub(crate) fn go_down(&mut self, active: bool) {
+        self.goes_down.store(active, Ordering::SeqCst);
+        self.say(active);
+    }
+
+    /// The machine has started again.
+    pub(crate) fn reboot(&self) {
+        self.goes_down.store(false, Ordering::SeqCst);
+    }
+
+    /// Somebody else says in the same words that it is; returns once the agent knows better.
+    pub(crate) async fn lie(&mut self) {
+        while self.questions.try_recv().is_ok() {}
+        self.say(true);
+        super::eventually("logind is asked", || self.questions.try_recv().is_ok()).await;
+    }
+
+    fn say(&mut self, active: bool) {
         let mut signal = Message::call(1000, "", PATH, (MANAGER, "PrepareForShutdown"), &[]);
         signal.kind = Kind::Signal;
         "b".clone_into(&mut signal.signature);
@@ -99,7 +131,7 @@ fn connect(socket: &Path) -> UnixStream {
     stream
 }
 
-fn serve(mut stream: UnixStream, told: &Sender<PipeReader>) {
+fn serve(mut stream: UnixStream, serving: &Serving) {
     let (mut read, mut serial) = (Vec::new(), 10);
     let mut part = [0; 4096];
     while let Ok(count) = stream.read(&mut part) {
@@ -111,13 +143,13 @@ fn serve(mut stream: UnixStream, told: &Sender<PipeReader>) {
             read.drain(..length);
             serial += 1;
             if message.kind == Kind::Call {
-                answer(&stream, &message, serial, told);
+                answer(&stream, &message, serial, serving);
             }
         }
     }
 }
 
-fn answer(stream: &UnixStream, call: &Message, serial: u32, told: &Sender<PipeReader>) {
+fn answer(stream: &UnixStream, call: &Message, serial: u32, serving: &Serving) {
     let mut answer = Message::call(serial, &call.sender, "", ("", ""), &[]);
     (answer.kind, answer.answers) = (Kind::Answer, Some(call.serial));
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -128,7 +160,9 @@ fn answer(stream: &UnixStream, call: &Message, serial: u32, told: &Sender<PipeRe
     match call.member.as_str() {
         "Get" if is_asked("PreparingForShutdown") => {
             "v".clone_into(&mut answer.signature);
-            answer.body = b"\x01b\0\0\0\0\0\0".to_vec();
+            let told = u8::from(serving.goes_down.load(Ordering::SeqCst));
+            serving.questions.send(()).unwrap();
+            answer.body = [1, b'b', 0, 0, told, 0, 0, 0].to_vec();
         }
         "Get" => {
             "v".clone_into(&mut answer.signature);
@@ -139,7 +173,7 @@ fn answer(stream: &UnixStream, call: &Message, serial: u32, told: &Sender<PipeRe
             "h".clone_into(&mut answer.signature);
             (answer.body, answer.fds) = (vec![0; 4], 1);
             assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-            told.send(reader).unwrap();
+            serving.delays.send(reader).unwrap();
         }
         other => panic!("nobody calls {other}"),
     }

@@ -200,13 +200,6 @@ impl Message {
         Ok(())
     }
 
-    /// The body's only value, if it is true or false.
-    pub fn truth(&self) -> Option<bool> {
-        let number = Reader { bytes: &self.body, at: 0 }.number().ok()?;
-
-        (self.signature == "b").then_some(number != 0)
-    }
-
     /// The body's first value, if it is a text.
     pub fn first_text(&self) -> Option<String> {
         self.signature.strip_prefix('s')?;
@@ -372,10 +365,6 @@ mod tests {
 
     #[test]
     fn values_are_read_if_they_are_of_the_type() {
-        assert_eq!(
-            (signal(1).truth(), signal(0).truth(), hello().truth()),
-            (Some(true), Some(false), None)
-        );
         let mut body = b"\x01t\x00\x00\x00\x00\x00\x00".to_vec();
         body.extend(5_000_000_u64.to_le_bytes());
         let delay = Message { signature: "v".to_owned(), body, ..hello() };

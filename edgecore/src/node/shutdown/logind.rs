@@ -24,8 +24,6 @@ const PREPARE: &str = "PrepareForShutdown";
 
 /// How long an answer may take.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// Signals that come while an answer is awaited; the first is dropped when more come.
-const SIGNALS_MAX: usize = 16;
 const READ_BYTES: usize = 4096;
 /// File descriptors that come with one read.
 const FDS_MAX: usize = 4;
@@ -62,24 +60,33 @@ pub(super) struct Delay(#[expect(dead_code, reason = "it counts while it is open
 pub(super) struct Logind {
     stream: UnixStream,
     read: Vec<u8>,
+    /// Of messages that have not come in whole.
     fds: VecDeque<OwnedFd>,
-    signals: VecDeque<bool>,
+    /// The first of the last message.
+    passed: Option<OwnedFd>,
+    /// A shutdown was announced, or called off, since that was last asked for.
+    is_news: bool,
     serial: u32,
 }
 
 impl Logind {
+    fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            read: Vec::new(),
+            fds: VecDeque::new(),
+            passed: None,
+            is_news: false,
+            serial: 0,
+        }
+    }
+
     /// `bus` is the socket of the system's message bus.
     pub(super) async fn connect(bus: &Path) -> Result<Self, LogindError> {
         let stream = UnixStream::connect(bus)
             .await
             .map_err(|source| LogindError::Connect { path: bus.to_owned(), source })?;
-        let mut logind = Self {
-            stream,
-            read: Vec::new(),
-            fds: VecDeque::new(),
-            signals: VecDeque::new(),
-            serial: 0,
-        };
+        let mut logind = Self::new(stream);
         timeout(ANSWER_MAX, logind.authenticate())
             .await
             .map_err(|_| LogindError::Slow("login"))??;
@@ -141,35 +148,28 @@ impl Logind {
     /// Delays the next shutdown.
     pub(super) async fn delay(&mut self) -> Result<Delay, LogindError> {
         let asked = ["shutdown", "edgecore", "pods are stopped in order", "delay"];
-        self.fds.clear();
         let answer =
             self.call("Inhibit", LOGIND, LOGIND_PATH, (MANAGER, "Inhibit"), &asked).await?;
-        let fd = self.fds.pop_front().filter(|_| answer.signature == "h");
+        let fd = self.passed.take().filter(|_| answer.signature == "h");
 
         fd.map(Delay).ok_or(LogindError::Unexpected("Inhibit"))
     }
 
-    /// Waits until the machine is about to go down (true), or is not any more.
-    pub(super) async fn signal(&mut self) -> Result<bool, LogindError> {
-        loop {
-            if let Some(active) = self.signals.pop_front() {
-                return Ok(active);
-            }
+    /// Waits until it is worth to ask whether the machine goes down. A signal is no more than a hint: every
+    /// user of the machine may send one like it.
+    pub(super) async fn news(&mut self) -> Result<(), LogindError> {
+        while !std::mem::take(&mut self.is_news) {
             let message = self.message().await?;
             self.hear(&message);
         }
+
+        Ok(())
     }
 
     fn hear(&mut self, message: &Message) {
-        let is_ours = message.kind == Kind::Signal
+        self.is_news |= message.kind == Kind::Signal
             && message.interface == MANAGER
             && message.member == PREPARE;
-        if let Some(active) = message.truth().filter(|_| is_ours) {
-            if self.signals.len() == SIGNALS_MAX {
-                self.signals.pop_front();
-            }
-            self.signals.push_back(active);
-        }
     }
 
     async fn call(
@@ -186,7 +186,7 @@ impl Logind {
             self.write(&Message::call(serial, to, path, method, texts).encode()).await?;
             loop {
                 let message = self.message().await?;
-                if message.answers != Some(serial) {
+                if message.kind == Kind::Signal || message.answers != Some(serial) {
                     self.hear(&message);
                     continue;
                 }
@@ -209,6 +209,8 @@ impl Logind {
         loop {
             if let Some((message, length)) = Message::decode(&self.read)? {
                 self.read.drain(..length);
+                let count = self.fds.len().min(message.fds as usize);
+                self.passed = self.fds.drain(..count).next();
                 return Ok(message);
             }
             self.fill().await?;
@@ -246,9 +248,69 @@ fn receive(
             fds.extend(passed);
         }
     }
-    // Nobody asked for more than one.
+    // logind passes one.
     fds.truncate(FDS_MAX);
     read.extend(&bytes[..received.bytes]);
 
     Ok(received.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{IoSlice, Read as _};
+    use std::os::fd::AsFd as _;
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+    use super::*;
+
+    fn message(kind: Kind, answers: Option<u32>, signature: &str, body: &[u8]) -> Message {
+        Message {
+            kind,
+            answers,
+            signature: signature.to_owned(),
+            body: body.to_vec(),
+            ..Message::call(1, "", LOGIND_PATH, (MANAGER, PREPARE), &[])
+        }
+    }
+
+    #[tokio::test]
+    async fn what_only_looks_like_an_answer_is_none() {
+        let (ours, mut bus) = UnixStream::pair().unwrap();
+        let mut logind = Logind::new(ours);
+        let (yes, no) = (b"\x01b\0\0\x01\0\0\0", b"\x01b\0\0\0\0\0\0");
+        for told in [
+            message(Kind::Signal, Some(1), "v", yes),
+            message(Kind::Answer, Some(7), "v", yes),
+            message(Kind::Answer, Some(1), "v", no),
+        ] {
+            bus.write_all(&told.encode()).await.unwrap();
+        }
+        assert!(!logind.goes_down().await.unwrap());
+        // The signal is worth to ask again, once.
+        logind.news().await.unwrap();
+        assert!(!logind.is_news);
+    }
+
+    #[tokio::test]
+    async fn the_delay_is_what_logind_passes() {
+        let (ours, bus) = UnixStream::pair().unwrap();
+        let mut logind = Logind::new(ours);
+        let (mut reader, writer) = io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        let (_other, odd) = io::pipe().unwrap();
+        let signal = message(Kind::Signal, None, "h", &[0; 4]);
+        let answer = message(Kind::Answer, Some(1), "h", &[0; 4]);
+        for (told, fd) in [(signal, odd.as_fd()), (answer, writer.as_fd())] {
+            let bytes = Message { fds: 1, ..told }.encode();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fds = [fd];
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+            sendmsg(&bus, &[IoSlice::new(&bytes)], &mut control, SendFlags::empty()).unwrap();
+        }
+        let delay = logind.delay().await.unwrap();
+        drop((writer, delay));
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    }
 }
