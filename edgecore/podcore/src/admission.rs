@@ -8,10 +8,12 @@ mod sysctls;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{AppArmorProfile, Taint, Toleration};
 use proto::ids::Uid;
 
+use crate::abilities::Abilities;
 use crate::pod::{PodView, is_sidecar};
 use crate::resources::{CRITICAL_PRIORITY, QosClass, STORAGE, pod_request, qos_class};
 
@@ -42,10 +44,8 @@ pub struct Node {
     pub pressure: Vec<&'static str>,
     /// The machine is about to go off.
     pub shuts_down: bool,
-    /// The kernel can confine containers by AppArmor.
-    pub app_armor: bool,
-    /// The runtime can leave out the groups of the image.
-    pub supplemental_groups_policy: bool,
+    /// What machine and runtime can do.
+    pub abilities: Arc<Abilities>,
 }
 
 /// Amounts that pods request.
@@ -160,7 +160,7 @@ pub fn admit(
         (_, Some(shortage)) => return Err(shortage.refusal()),
         (Some(refusal), None) => return Err(refusal),
     };
-    if !node.app_armor && needs_app_armor(pod) {
+    if !node.abilities.app_armor && needs_app_armor(pod) {
         let message = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
         return Err(Refusal::new("AppArmor", message));
     }
@@ -223,7 +223,7 @@ fn of_system(pod: &PodView, node: &Node) -> Result<(), Refusal> {
     }
     let context = pod.spec().security_context.as_ref();
     let policy = context.and_then(|context| context.supplemental_groups_policy.as_deref());
-    if policy == Some("Strict") && !node.supplemental_groups_policy {
+    if policy == Some("Strict") && !node.abilities.supplemental_groups_policy {
         let message = "SupplementalGroupsPolicy=Strict is not supported in this node";
         return Err(Refusal::new("SupplementalGroupsPolicyNotSupported", message));
     }

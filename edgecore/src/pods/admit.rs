@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Taint;
@@ -102,11 +103,7 @@ impl Context {
     /// The node as pods are taken in by it now.
     fn admitting(&self) -> Node {
         let mut node = self.own.clone();
-        {
-            let abilities = self.abilities.borrow();
-            node.app_armor = abilities.app_armor;
-            node.supplemental_groups_policy = abilities.supplemental_groups_policy;
-        }
+        node.abilities = Arc::clone(&self.abilities.borrow());
         if let Some(NodeObject { metadata, spec }) = self.node_object() {
             (node.labels, node.taints) = (metadata.labels, spec.taints);
         }

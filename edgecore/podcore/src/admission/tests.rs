@@ -32,8 +32,11 @@ fn node() -> Node {
             .into(),
         allocatable: Requests { cpu_milli: 2000, memory: 1 << 30, storage: 1 << 30 },
         pods_max: 3,
-        app_armor: true,
-        supplemental_groups_policy: true,
+        abilities: Arc::new(Abilities {
+            app_armor: true,
+            supplemental_groups_policy: true,
+            ..Abilities::default()
+        }),
         ..Node::default()
     }
 }
@@ -269,7 +272,7 @@ fn what_a_node_cannot_enforce_it_refuses() {
             "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
         )),
     );
-    let plain = Node { app_armor: false, supplemental_groups_policy: false, ..node() };
+    let plain = Node { abilities: Arc::default(), ..node() };
     let refused =
         Some(("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"));
     let strict = Some((
