@@ -1,12 +1,16 @@
 //! Removing what a pod left behind, without ever leaving its directory.
 
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use super::mounts;
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, openat2, unlinkat};
+use rustix::io::Errno;
 
-/// Directories in a pod's `volumes` whose entries are places for mounts, and hold nothing by themselves.
-const MOUNT_PLACES: [&str; 2] = ["kubernetes.io~nfs", "kubernetes.io~local-volume"];
+use super::mounts;
 
 /// Unmounts everything below `dir`, then removes it. Done already is done.
 ///
@@ -21,36 +25,56 @@ pub fn remove_tree(dir: &Path) -> io::Result<()> {
     remove_unmounted(dir)
 }
 
-/// Removes what nothing is mounted below, unless a server that was given up answers just now.
+/// Removes what nothing is mounted below: a server that was given up may answer just now.
 fn remove_unmounted(dir: &Path) -> io::Result<()> {
-    remove_mount_places(dir)?;
-
     match std::fs::symlink_metadata(dir) {
-        Ok(found) if found.is_dir() => gone_is_done(std::fs::remove_dir_all(dir)),
+        Ok(found) if found.is_dir() => gone_is_done(remove_dir(dir)),
         Ok(_file_or_link) => gone_is_done(std::fs::remove_file(dir)),
         Err(error) => gone_is_done(Err(error)),
     }
 }
 
-/// Removes the empty directories on which data of others are mounted. The kernel mounts nothing on what is
-/// removed, and what it has mounted meanwhile is busy: none of it is walked into.
-fn remove_mount_places(pod_dir: &Path) -> io::Result<()> {
-    for plugin in MOUNT_PLACES {
-        let dir = pod_dir.join("volumes").join(plugin);
-        // A link leads to nothing that is the pod's.
-        if !std::fs::symlink_metadata(&dir).is_ok_and(|found| found.is_dir()) {
+/// As `std::fs::remove_dir_all`, but enters nothing that is mounted meanwhile: that is an error.
+fn remove_dir(root: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (root.parent(), root.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let mut open = vec![(enter(&File::open(parent)?, name)?, OsString::new())];
+    while let Some((dir, _)) = open.last_mut() {
+        let Some(entry) = dir.next() else {
+            if let (Some((_, name)), Some((parent, _))) = (open.pop(), open.last()) {
+                gone_is_done(unlinkat(parent.fd()?, name, AtFlags::REMOVEDIR).map_err(Into::into))?;
+            }
+            continue;
+        };
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
             continue;
         }
-        for place in std::fs::read_dir(&dir)? {
-            match std::fs::remove_dir(place?.path()) {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Err(error),
-                // What is not a mount is removed with the rest.
-                Ok(()) | Err(_) => {}
-            }
+        match unlinkat(dir.fd()?, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::ISDIR) => match enter(dir.fd()?, name) {
+                Ok(inner) => open.push((inner, name.to_owned())),
+                Err(error) => gone_is_done(Err(error))?,
+            },
+            Err(error) => return Err(error.into()),
         }
     }
 
-    Ok(())
+    std::fs::remove_dir(root)
+}
+
+fn enter(parent: impl AsFd, name: &OsStr) -> io::Result<Dir> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let stay = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+    match openat2(parent, name, flags, Mode::empty(), stay) {
+        Ok(dir) => Ok(Dir::new(dir)?),
+        Err(Errno::XDEV) => {
+            Err(io::Error::other(format!("something is mounted on {}", name.display())))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Takes "does not exist" for success.
@@ -86,21 +110,22 @@ mod tests {
     #[test]
     fn what_a_late_server_mounts_meanwhile_is_not_walked_into() {
         let dir = tempfile::tempdir().unwrap();
-        let pod = dir.path().canonicalize().unwrap().join("pod");
-        let [films, other] = ["films", "other"].map(|name| {
-            let place = pod.join("volumes/kubernetes.io~nfs").join(name);
-            std::fs::create_dir_all(&place).unwrap();
-            place
-        });
-        mounts::ensure_tmpfs(&films, None).unwrap();
-        std::fs::write(films.join("precious"), "x").unwrap();
-        std::fs::write(other.join("stray"), "x").unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let (pod, export) = (root.join("pod"), root.join("export"));
+        std::fs::create_dir(&export).unwrap();
+        std::fs::write(export.join("precious"), "x").unwrap();
+        for place in ["volumes/kubernetes.io~nfs/films", "volume-subpaths/films/main/0", "."] {
+            std::fs::create_dir_all(pod.join("volumes/a/b")).unwrap();
+            std::fs::write(pod.join("volumes/a/b/file"), "x").unwrap();
+            std::fs::create_dir_all(pod.join(place)).unwrap();
+            // Of the same file system: no other device tells.
+            rustix::mount::mount_bind(&export, pod.join(place)).unwrap();
 
-        let busy = remove_unmounted(&pod).unwrap_err();
-        assert_eq!(busy.kind(), io::ErrorKind::ResourceBusy);
-        assert!(films.join("precious").exists());
-        remove_tree(&pod).unwrap();
-        assert!(!pod.exists());
+            let refused = remove_unmounted(&pod).unwrap_err().to_string();
+            assert!(refused.starts_with("something is mounted on "), "{place}: {refused}");
+            remove_tree(&pod).unwrap();
+            assert!(!pod.exists() && export.join("precious").exists(), "{place}");
+        }
     }
 
     #[test]
