@@ -50,6 +50,8 @@ pub(super) enum Written {
     },
     /// There is no pod with this UID any more.
     Gone,
+    /// The same of a mirror: the node runs what it showed, and the next mirror is to say what was reported.
+    MirrorGone,
     /// The API server calls it wrong, and will again.
     Refused {
         /// Why, for people.
@@ -262,6 +264,10 @@ impl Queue {
                 let answers = pod.answer(&Outcome::Done);
                 self.pods.remove(uid);
                 answers
+            }
+            Written::MirrorGone => {
+                pod.seen = None;
+                pod.answer(&Outcome::Done)
             }
             Written::Refused { reason } => {
                 match write {

@@ -116,7 +116,10 @@ impl Writer {
         let answers = match ready {
             Ready::Due => Vec::new(),
             Ready::Ended(ended) => {
-                let Ended { uid, write, written, epoch } = *ended;
+                let Ended { uid, write, mut written, epoch } = *ended;
+                if written == Written::Gone && self.statics.contains(&uid) {
+                    written = Written::MirrorGone;
+                }
                 let mut answers = self.queue.written(&uid, &write, written, epoch, clock::now());
                 answers.extend(self.compare(&uid));
                 answers

@@ -197,6 +197,15 @@ fn failures_wait_refusals_stay_and_removal_comes_last() {
     );
     // Gone is as good as done.
     check(&[Shows("", 5), Report("r1", 1), Ends(Written::Gone)], &["write r1", "1 ok"]);
+    check(
+        &[Shows("", 5), Report("r1", 1), Ends(Written::Gone), Shows("", 7)],
+        &["write r1", "1 ok"],
+    );
+    // The mirror after one that is gone says what was reported, even if nothing new is.
+    check(
+        &[Shows("", 5), Report("r1", 1), Shows("", 7), Ends(Written::MirrorGone), done(8)],
+        &["write r1", "1 ok", "write r1"],
+    );
     // A terminating pod is removed after its last status, once.
     check(
         &[ShowsTerminating("", 5), Done("r1", 1), done(6), done(0), ShowsTerminating("r1", 8)],
