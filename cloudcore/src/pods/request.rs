@@ -72,6 +72,9 @@ pub(super) async fn send(client: &Client, path: &PodPath, uid: &Uid, write: &Wri
         Class::Done => Written::Done { revision: revision_of(&answered.body) },
         Class::Gone => Written::Gone,
         Class::Conflict => on_conflict(client, path, uid, &answered).await,
+        Class::Refused if is_about_uid(&answered.body) => {
+            on_conflict(client, path, uid, &answered).await
+        }
         Class::Refused => {
             let reason = told(&answered);
             tracing::warn!(%uid, reason, "the API server does not take what a node reports");
@@ -107,6 +110,15 @@ fn class_of(code: StatusCode) -> Class {
         // 401 and 403 are a configuration that somebody may mend; the rest passes.
         _ => Class::Failed,
     }
+}
+
+/// Whether the UID of a patch is refused as a change of it: so it is when a successor took the name while the
+/// API server worked on the patch. Otherwise it is a conflict.
+fn is_about_uid(body: &[u8]) -> bool {
+    let status: Value = serde_json::from_slice(body).unwrap_or_default();
+    let mut causes = status["details"]["causes"].as_array().into_iter().flatten();
+
+    causes.any(|cause| cause["field"] == "metadata.uid")
 }
 
 /// A conflict is an end only if the name is another pod's now.
@@ -197,5 +209,17 @@ mod tests {
         check(&[409], Class::Conflict);
         check(&[400, 413, 422], Class::Refused);
         check(&[401, 403, 429, 500, 502, 503, 504], Class::Failed);
+    }
+
+    #[test]
+    fn a_patch_of_a_pod_with_a_successor_is_a_conflict() {
+        let invalid = |field: &str| {
+            let causes = json!([{ "reason": "FieldValueInvalid", "field": field }]);
+            json!({ "code": 422, "details": { "causes": causes } }).to_string()
+        };
+
+        assert!(is_about_uid(invalid("metadata.uid").as_bytes()));
+        assert!(!is_about_uid(invalid("status.phase").as_bytes()));
+        assert!(!is_about_uid(b"no JSON"));
     }
 }
