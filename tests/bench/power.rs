@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use system_tests::node::EdgeNode;
+use system_tests::wait;
 use tokio::time::{Instant, sleep};
 
 use crate::floor::Floor;
@@ -34,7 +35,8 @@ pub(crate) async fn cut(node: &EdgeNode, floor: &Floor, pods: usize) -> Result<R
     site.cut().await?;
     site.power_off().await?;
     site.power_on().await?;
-    until_ready(floor).await?;
+    // A runtime listens before it takes calls.
+    wait::until("the runtime to take calls", LIMIT, || floor.running(), |_| true).await?;
     let (started, took) = floor.start(pods).await?;
     floor.remove(started).await?;
     site.power_off().await?;
@@ -53,19 +55,6 @@ pub(crate) async fn cut(node: &EdgeNode, floor: &Floor, pods: usize) -> Result<R
     site.restore().await?;
 
     Ok(Recovery { pods, running, seconds, floor_s: took.as_secs_f64() })
-}
-
-/// A runtime listens before it takes calls.
-async fn until_ready(floor: &Floor) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
-    while let Err(error) = floor.running().await {
-        if Instant::now() >= deadline {
-            return Err(error).context("the runtime takes no calls after the power cut");
-        }
-        sleep(LOOK).await;
-    }
-
-    Ok(())
 }
 
 /// How long a process has run.
