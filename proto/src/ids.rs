@@ -33,7 +33,8 @@ fn checked(what: &'static str, name: String, allow: fn(u8) -> bool) -> Result<St
     Ok(name)
 }
 
-fn subdomain_byte(byte: u8) -> bool {
+/// Whether an object's name may have the byte (RFC 1123 subdomain).
+pub fn subdomain_byte(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.')
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use proto::ids::{Kind, NAME_LEN_MAX, ObjectKey, Uid};
+use proto::ids::{Kind, NAME_LEN_MAX, ObjectKey, Uid, subdomain_byte};
 use serde_json::Value;
 
 /// An object by name.
@@ -68,15 +68,12 @@ impl Binding {
 /// Whether an object of these kinds can have the name (RFC 1123 subdomain). The API server takes others
 /// where pods and claims refer to one, and no such name may become part of a path that is asked for.
 pub(crate) fn is_name(name: &str) -> bool {
-    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let [first, .., last] = name.as_bytes() else {
-        return name.len() == 1 && name.bytes().all(is_inner);
-    };
+    let is_inner = |byte: &u8| !matches!(byte, b'-' | b'.');
 
     name.len() <= NAME_LEN_MAX
-        && is_inner(*first)
-        && is_inner(*last)
-        && name.bytes().all(|byte| is_inner(byte) || matches!(byte, b'-' | b'.'))
+        && name.bytes().all(subdomain_byte)
+        && name.as_bytes().first().is_some_and(is_inner)
+        && name.as_bytes().last().is_some_and(is_inner)
 }
 
 /// Every place of the pod API that names an object to the node.
