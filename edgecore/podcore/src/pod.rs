@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodCondition, PodSpec};
+use k8s_openapi::api::core::v1::{
+    Container, EphemeralContainer, Pod, PodCondition, PodSpec, Volume,
+};
 use proto::ids::{NameError, Uid};
 use serde_json::Value;
 
@@ -91,6 +93,11 @@ impl PodView {
     /// The desired pod.
     pub fn spec(&self) -> &PodSpec {
         &self.spec
+    }
+
+    /// The volume of that name.
+    pub fn volume(&self, name: &str) -> Option<&Volume> {
+        self.spec.volumes.iter().flatten().find(|volume| volume.name == name)
     }
 
     /// Whether the API server has marked the pod for deletion.

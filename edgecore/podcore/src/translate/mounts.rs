@@ -1,7 +1,7 @@
 //! What a container mounts: its volumes, and the files that every container is given.
 
 use cri_api::v1::{ImageSpec, Mount, MountPropagation};
-use k8s_openapi::api::core::v1::{Container, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, VolumeMount};
 
 use super::container::{ContainerContext, message_path};
 use crate::abilities::Abilities;
@@ -101,7 +101,7 @@ pub(super) fn mounts(
             host_path,
             readonly: mount.read_only.unwrap_or(false)
                 || image.is_some()
-                || volume(pod, &mount.name).is_some_and(is_read_only),
+                || pod.volume(&mount.name).is_some_and(is_read_only),
             propagation: propagation.into(),
             selinux_relabel: paths.relabelled.contains(&mount.name),
             image: image.map(|image| ImageSpec {
@@ -144,10 +144,6 @@ fn file(container_path: &str, host_path: &str) -> Mount {
 
 fn absolute(path: &str) -> String {
     if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
-}
-
-fn volume<'a>(pod: &'a PodView, name: &str) -> Option<&'a Volume> {
-    pod.spec().volumes.iter().flatten().find(|volume| volume.name == name)
 }
 
 #[cfg(test)]

@@ -269,9 +269,7 @@ impl Job {
 
     /// Where to look into a volume.
     fn lane_of(&self, volume: &str, whole: &Path) -> io::Result<&'static Lane> {
-        let mut volumes = self.pod.spec().volumes.iter().flatten();
-        let volume = volumes.find(|other| other.name == volume);
-        let is_on_host = volume.is_some_and(|volume| {
+        let is_on_host = self.pod.volume(volume).is_some_and(|volume| {
             matches!(place(&self.pod, volume, &self.materials), Ok(Place::Host(_)))
         });
         if is_on_host {

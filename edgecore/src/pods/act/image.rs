@@ -72,8 +72,7 @@ impl Job {
         let mut found = BTreeMap::new();
         let Some(container) = self.container(container) else { return Ok(found) };
         for (at, mount) in container.volume_mounts.iter().flatten().enumerate() {
-            let mut volumes = self.pod.spec().volumes.iter().flatten();
-            let volume = volumes.find(|volume| volume.name == mount.name);
+            let volume = self.pod.volume(&mount.name);
             let Some(source) = volume.and_then(|volume| volume.image.as_ref()) else { continue };
             let reference = source.reference.clone().unwrap_or_default();
             let ran_before = self.ran_before.contains(&container.name);
