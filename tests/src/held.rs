@@ -208,7 +208,7 @@ impl Held {
             return;
         }
         if !crate::pods::is_ready(pod) {
-            found.push(format!("{} is not Ready", name(pod)));
+            found.push(format!("{} is not Ready: {}", name(pod), waits(pod)));
         }
         let sidecars = pod["status"]["initContainerStatuses"].as_array().into_iter().flatten();
         let sidecars = sidecars.filter(|status| status["state"]["running"].is_object());
@@ -240,6 +240,16 @@ impl Held {
 
 fn name(pod: &Value) -> String {
     format!("{} ({})", text(&pod["metadata"]["name"]), text(&pod["metadata"]["uid"]))
+}
+
+/// What the pod's containers wait for.
+fn waits(pod: &Value) -> String {
+    let lists = ["initContainerStatuses", "containerStatuses"].map(|list| &pod["status"][list]);
+    let statuses = lists.into_iter().filter_map(|list| list.as_array()).flatten();
+    let waits = statuses.filter(|status| status["state"]["waiting"].is_object());
+    let waits = waits.map(|status| format!("{} {}", status["name"], status["state"]["waiting"]));
+
+    waits.collect::<Vec<_>>().join(", ")
 }
 
 fn text(value: &Value) -> String {

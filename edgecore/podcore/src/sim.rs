@@ -190,15 +190,17 @@ impl World {
                 let mut same = self.observed.containers.iter().filter(|c| c.name == *container);
                 let live = same.clone().find(|c| c.may_run());
                 assert!(live.is_none(), "a second instance beside {live:?}");
-                let is_used = same
-                    .any(|c| c.attempt >= *attempt && !matches!(c.state, ContainerState::Created));
+                // The runtime takes a name once, also of what it never started.
+                let is_used = same.any(|c| c.attempt >= *attempt);
                 assert!(!is_used, "attempt {attempt} of {container} is used");
                 let sandbox = self.observed.sandboxes.iter().find(|s| s.id == *sandbox);
                 assert!(sandbox.is_some_and(|s| s.ready), "{container} in a dead sandbox");
                 assert_eq!(self.observed.volumes, VolumesState::Ready);
             }
-            Action::CreateSandbox { .. } => {
+            Action::CreateSandbox { attempt } => {
                 assert!(!is_over, "a sandbox is made though the pod is over");
+                let is_used = self.observed.sandboxes.iter().any(|s| s.attempt >= *attempt);
+                assert!(!is_used, "attempt {attempt} of the sandbox is used");
                 assert!(self.observed.sandbox().is_none(), "a sandbox beside one that works");
             }
             Action::EnsureImage { .. } | Action::SetUpVolumes => {

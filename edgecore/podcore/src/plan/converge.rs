@@ -59,7 +59,7 @@ pub(super) fn converge(pod: &PodView, observed: &Observed, now: Timestamp, plan:
         return;
     };
     let step = Step { sandbox, observed, now };
-    stop_strays(pod, &step, plan);
+    clear_strays(pod, &step, plan);
     start_ephemeral(pod, &step, plan);
     if initialize::initialize(pod, &step, plan) {
         for container in pod.containers() {
@@ -346,7 +346,9 @@ fn start(container: &Container, attempt: u32, step: &Step<'_>, plan: &mut Plan) 
     let Some(image_ref) = image_ref.filter(|_| has_volumes(step.observed, &plan.memory)) else {
         return false;
     };
-    if step.observed.containers.iter().any(|c| c.name == container.name && c.may_run()) {
+    // One that was never started has the name that this attempt needs, also in an old sandbox.
+    let mut same = step.observed.containers.iter().filter(|c| c.name == container.name);
+    if same.any(|c| c.may_run() || c.state == ContainerState::Created) {
         return false;
     }
     let failure = plan.memory.transient.start_failures.get(&container.name);
@@ -400,11 +402,17 @@ fn ensure_image(
     None
 }
 
-/// Stops what runs beside the instance that counts: in another sandbox, or of an earlier attempt.
-fn stop_strays(pod: &PodView, step: &Step<'_>, plan: &mut Plan) {
-    for stray in step.observed.containers.iter().filter(|c| c.may_run()) {
+/// Stops what runs beside the instance that counts, in another sandbox or of an earlier attempt, and
+/// removes what an earlier sandbox never started.
+fn clear_strays(pod: &PodView, step: &Step<'_>, plan: &mut Plan) {
+    for stray in &step.observed.containers {
         let counts = step.observed.newest_in(&step.sandbox.id, &stray.name);
-        if counts.is_none_or(|counts| counts.id != stray.id) {
+        if counts.is_some_and(|counts| counts.id == stray.id) {
+            continue;
+        }
+        if stray.state == ContainerState::Created {
+            plan.act(Action::RemoveContainer { id: stray.id.clone() });
+        } else if stray.may_run() {
             plan.act(Action::StopContainer {
                 id: stray.id.clone(),
                 container: stray.name.clone(),

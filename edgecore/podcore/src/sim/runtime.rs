@@ -201,8 +201,12 @@ impl World {
         live.find(|c| c.is_running()).map(|c| c.id.clone())
     }
 
-    /// Every process ends; what the runtime wrote down stays.
+    /// Every process ends; what the runtime wrote down stays, also of starts in their middle.
     pub(crate) fn power_loss(&mut self) {
+        for mut view in self.cut_starts() {
+            view.state = ContainerState::Created;
+            self.observed.containers.push(view);
+        }
         let live: Vec<_> = self.observed.containers.iter().filter(|c| c.is_running()).collect();
         let ids: Vec<_> = live.iter().map(|c| c.id.clone()).collect();
         for id in ids {
@@ -224,16 +228,23 @@ impl World {
 
     /// The agent goes, and with it the starts that it waits for.
     pub(crate) fn agent_cut(&mut self) {
+        let cut = self.cut_starts();
+        self.agent_restart();
+        for mut view in cut {
+            view.state = failed_start(self.now);
+            self.observed.put_container(view, &self.memory);
+        }
+    }
+
+    /// What the starts under way made; nothing of it is noted.
+    fn cut_starts(&mut self) -> Vec<ContainerView> {
         let under_way = std::mem::take(&mut self.under_way);
         let before = self.observed.containers.len();
         for action in under_way.iter().filter(|a| matches!(a, Action::StartContainer { .. })) {
             self.carry_out(action);
         }
-        self.agent_restart();
-        for mut view in self.observed.containers.split_off(before) {
-            view.state = failed_start(self.now);
-            self.observed.put_container(view, &self.memory);
-        }
+
+        self.observed.containers.split_off(before)
     }
 
     /// The agent forgets what it did not store.

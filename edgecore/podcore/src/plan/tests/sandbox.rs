@@ -92,6 +92,20 @@ fn a_start_that_dies_with_the_agent_is_no_end() {
 }
 
 #[test]
+fn a_start_that_the_power_cut_short_is_made_again() {
+    // The runtime has a name once: what the old sandbox never started goes first.
+    check(
+        &one("Always"),
+        &[
+            ("slow start a", "volumes sandbox:0 image:a:0 start:a:0"),
+            ("power loss", "volumes sandbox:1 image:a:0 remove:c2 start:a:0"),
+            ("release", "remove:s1"),
+            ("status", "Running a=running#0"),
+        ],
+    );
+}
+
+#[test]
 fn an_agent_restart_forgets_no_crash() {
     check(
         &one("Always"),
