@@ -45,6 +45,9 @@ const FINALIZER: &str = "holdfast.dev/compared";
 
 const GATE: &str = "holdfast.dev/gate";
 
+/// Of every cluster that compares: it is not in a namespace.
+const RUNTIME_CLASS: &str = "alike";
+
 /// Where a pod is compared: `ready`; `starting` with an init container that runs; `unready`, with all
 /// that run and one that is not ready; `ephemeral`, with an ephemeral container that runs; `stopped`, with
 /// nothing that runs of a pod that is deleted; otherwise a phase, or the reason why a container waits.
@@ -140,6 +143,21 @@ fn surroundings(namespace: &str) -> Vec<Value> {
             "stringData": { "a": "b", "password": "s3cret" } }),
         json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata,
             "spec": { "ports": [{ "name": "http", "port": 8080 }] } }),
+        json!({ "apiVersion": "v1", "kind": "PersistentVolume",
+            "metadata": { "name": namespace },
+            "spec": {
+                "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteMany"],
+                "storageClassName": "", "claimRef": { "name": "some", "namespace": namespace },
+                "hostPath": { "path": "/usr/share", "type": "Directory" },
+            } }),
+        json!({ "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata,
+            "spec": {
+                "accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": namespace,
+                "resources": { "requests": { "storage": "1Gi" } },
+            } }),
+        json!({ "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
+            "metadata": { "name": RUNTIME_CLASS }, "handler": "runc",
+            "overhead": { "podFixed": { "cpu": "10m", "memory": "8Mi" } } }),
     ]
 }
 
@@ -191,6 +209,7 @@ impl World {
         format!("{}/{}-{}", self.pods(), side.prefix, word(case, "name"))
     }
 
+    /// The pod of a case: for the scheduler, unless it is `bound` already.
     fn pod(&self, case: &Value, side: Side<'_>) -> Value {
         let name = word(case, "name");
         let mut spec = case.clone();
@@ -199,7 +218,7 @@ impl World {
             "labels": { "app": name }, "annotations": { "note": "a note" },
         });
         if let Some(spec) = spec.as_object_mut() {
-            for own in ["name", "when", "tells", "ephemeral"] {
+            for own in ["name", "when", "tells", "ephemeral", "bound"] {
                 spec.remove(own);
             }
             spec.entry("terminationGracePeriodSeconds").or_insert_with(|| json!(2));
@@ -207,7 +226,11 @@ impl World {
         if word(case, "when") == "stopped" {
             metadata["finalizers"] = json!([FINALIZER]);
         }
-        spec["nodeSelector"] = json!({ "kubernetes.io/hostname": side.node });
+        if case["bound"] == true {
+            spec["nodeName"] = json!(side.node);
+        } else {
+            spec["nodeSelector"] = json!({ "kubernetes.io/hostname": side.node });
+        }
 
         json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec })
     }
