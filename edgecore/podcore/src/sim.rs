@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 pub(crate) use self::script::{check, play};
 pub(crate) use self::show::{show_action, show_status};
 use crate::memory::Memory;
-use crate::observed::{ContainerState, ContainerView, Observed, VolumesState};
+use crate::observed::{ContainerView, Observed, VolumesState};
 use crate::plan::{Action, Outcome, Plan, plan};
 use crate::pod::PodView;
 use crate::status::{StatusContext, status};
