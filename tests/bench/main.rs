@@ -89,20 +89,11 @@ async fn measure(options: &Options) -> Result<Results> {
     singles(options.singles, &floor, &pods, &mut results.one).await?;
     report::say("batches of 20");
     batches(options.batches, &floor, &pods, &mut results.twenty).await?;
-    report::say("memory: churn, then a quiet spell, then 20 pods");
-    for _ in 0..options.churn.div_ceil(BATCH) {
-        let names = pods.create(BATCH).await?.0;
-        pods.delete(&names).await?;
-    }
-    let quiet_spell = Duration::from_secs(options.quiet_seconds);
-    sleep(quiet_spell).await;
-    results.idle_mb = memory::resident_mb(node.agent_pid().await?)?;
-    let names = pods.create(BATCH).await?.0;
-    sleep(quiet_spell).await;
-    results.twenty_pods_mb = memory::resident_mb(node.agent_pid().await?)?;
+    report::say("memory: churn, then a quiet spell, then 20 pods, then 20 with probes");
+    weigh(options, &node, &pods, &mut results).await?;
     results.cloud_mb = memory::resident_mb(memory::cloudcore_pid(&cluster).await?)?;
-    results.binary_mb = memory::binary_mb("edgecore")?;
     report::say("power cut while the link is cut");
+    let names = pods.create(BATCH).await?.0;
     results.power = power::cut(&node, &floor, BATCH).await?;
     node.until_ready(&client).await?;
     pods.delete(&names).await?;
@@ -120,6 +111,33 @@ async fn measure(options: &Options) -> Result<Results> {
     results.link = quiet.finish(Duration::from_mins(options.idle_minutes)).await?;
 
     Ok(results)
+}
+
+/// Weighs the agent without pods, after many came and went, and with some.
+async fn weigh(
+    options: &Options,
+    node: &EdgeNode,
+    pods: &Pods,
+    results: &mut Results,
+) -> Result<()> {
+    for _ in 0..options.churn.div_ceil(BATCH) {
+        let names = pods.create(BATCH).await?.0;
+        pods.delete(&names).await?;
+    }
+    let at_rest = async || {
+        sleep(Duration::from_secs(options.quiet_seconds)).await;
+        memory::resident_mb(node.agent_pid().await?)
+    };
+    results.idle_mb = at_rest().await?;
+    let names = pods.create(BATCH).await?.0;
+    results.twenty_pods_mb = at_rest().await?;
+    pods.delete(&names).await?;
+    let names = pods.create_as(BATCH, ours::probed).await?.0;
+    results.twenty_probed_mb = at_rest().await?;
+    pods.delete(&names).await?;
+    results.binary_mb = memory::binary_mb("edgecore")?;
+
+    Ok(())
 }
 
 /// What ours and the runtime took, seconds.

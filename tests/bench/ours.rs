@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use futures_util::future::try_join_all;
 use kube::Client;
-use serde_json::Value;
+use serde_json::{Value, json};
 use system_tests::cluster::unique;
 use system_tests::{api, pods};
 use tokio::time::Instant;
@@ -31,10 +31,19 @@ impl Pods {
 
     /// Creates pods at once; their names, and how long it took until the last was Ready.
     pub(crate) async fn create(&self, count: usize) -> Result<(Vec<String>, Duration)> {
+        self.create_as(count, pods::sleeper).await
+    }
+
+    /// As [`Self::create`], of pods that `make` makes of name and node.
+    pub(crate) async fn create_as(
+        &self,
+        count: usize,
+        make: fn(&str, &str) -> Value,
+    ) -> Result<(Vec<String>, Duration)> {
         let names: Vec<_> = (0..count).map(|_| format!("bench-{}", unique())).collect();
         let began = Instant::now();
         let created = names.iter().map(|name| async move {
-            let pod = pods::sleeper(name, &self.node);
+            let pod = make(name, &self.node);
             let made = api::create(&self.client, COLLECTION, &pod).await?;
             has_token(&made).then_some(()).with_context(|| format!("{name} has no token"))
         });
@@ -55,6 +64,16 @@ impl Pods {
 
         Ok(last - began)
     }
+}
+
+/// A sleeper with two probes that run a command in it every ten seconds.
+pub(crate) fn probed(name: &str, node: &str) -> Value {
+    let mut pod = pods::sleeper(name, node);
+    for kind in ["livenessProbe", "readinessProbe"] {
+        pod["spec"]["containers"][0][kind] = json!({ "exec": { "command": ["true"] } });
+    }
+
+    pod
 }
 
 fn has_token(pod: &Value) -> bool {

@@ -19,6 +19,8 @@ pub(crate) struct Results {
     pub(crate) idle_mb: f64,
     /// The agent with twenty pods.
     pub(crate) twenty_pods_mb: f64,
+    /// The agent with twenty pods of which each has two probes.
+    pub(crate) twenty_probed_mb: f64,
     /// Cloudcore.
     pub(crate) cloud_mb: f64,
     /// The agent's file.
@@ -60,6 +62,7 @@ fn json_of(results: &Results) -> serde_json::Value {
         "agent_rss_mb": {
             "idle": round(results.idle_mb),
             "twenty_pods": round(results.twenty_pods_mb),
+            "twenty_probed_pods": round(results.twenty_probed_mb),
         },
         "cloud_rss_mb": { "one_node": round(results.cloud_mb) },
         "agent_binary_mb": round(results.binary_mb),
@@ -102,6 +105,8 @@ fn table(results: &Results) -> String {
     };
     rows.push(megabytes("agent, resident, idle", results.idle_mb, 10.0, "after churn"));
     rows.push(megabytes("agent, resident, 20 pods", results.twenty_pods_mb, 13.0, ""));
+    let probed = "two probes each, by exec";
+    rows.push(megabytes("agent, resident, 20 probed pods", results.twenty_probed_mb, 14.0, probed));
     rows.push(megabytes("agent, file", results.binary_mb, 10.0, ""));
     rows.push(megabytes("cloudcore, resident", results.cloud_mb, 20.0, "two nodes connected"));
     let power = &results.power;
