@@ -9,6 +9,7 @@ mod converge;
 mod go_down;
 mod initialize;
 mod outcome;
+mod start;
 #[cfg(test)]
 mod tests;
 mod wind_down;

@@ -4,10 +4,11 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
 
+use super::start::{ensure_image, next_attempt, restart, start};
 use super::{Action, Plan, has_completed, initialize, is_followed, wind_down};
 use crate::backoff;
 use crate::hook;
-use crate::memory::{ImageFound, Memory};
+use crate::memory::Memory;
 use crate::observed::{
     ContainerState, ContainerView, Missing, Observed, SandboxView, VolumesState,
 };
@@ -131,18 +132,6 @@ fn tell_missing(observed: &Observed, plan: &mut Plan) {
     }
 }
 
-/// Whether containers can start: volumes that were in place and cannot be brought up to date serve as
-/// they are, as with the kubelet.
-fn has_volumes(observed: &Observed, memory: &Memory) -> bool {
-    match observed.volumes {
-        VolumesState::Ready => true,
-        VolumesState::Stale => {
-            !observed.missing.is_empty() || memory.transient.volumes_failure.is_some()
-        }
-        VolumesState::Unknown | VolumesState::Gone => false,
-    }
-}
-
 fn create_sandbox(observed: &Observed, now: Timestamp, plan: &mut Plan) {
     if !observed.missing.is_empty() && observed.volumes != VolumesState::Stale {
         return;
@@ -168,12 +157,6 @@ fn first_start<'a>(pod: &'a PodView, memory: &Memory) -> Option<(&'a Container, 
     let attempt = next_attempt(memory, &container.name);
 
     Some((container, attempt))
-}
-
-pub(super) fn next_attempt(memory: &Memory, container: &str) -> u32 {
-    let kept = memory.containers.get(container);
-
-    kept.and_then(|kept| kept.attempt).map_or(0, |attempt| attempt.saturating_add(1))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -305,101 +288,6 @@ pub(super) fn pursue(
         }
         Wish::Restart => restart(pod, container, step, plan),
     }
-}
-
-/// A restart after an end in the same sandbox: its crash back-off holds.
-fn restart(pod: &PodView, container: &Container, step: &Step<'_>, plan: &mut Plan) {
-    let attempt = next_attempt(&plan.memory, &container.name);
-    let hash = container_hash(container);
-    let kept = plan.memory.container(&container.name);
-    let Some(end) = kept.last.clone() else { return };
-    if let Some(until) = kept.crash_wait(&end, &hash, step.now) {
-        plan.wake(until);
-        back_off_event(pod, container, attempt, plan);
-        return;
-    }
-    let is_begun = kept.backoff_attempt == Some(attempt);
-    if start(container, attempt, step, plan) && !is_begun {
-        let kept = plan.memory.container(&container.name);
-        kept.backoff = backoff::after_restart(&kept.crash_backoff(&end, &hash), &hash, step.now);
-        kept.backoff_attempt = Some(attempt);
-    }
-}
-
-fn back_off_event(pod: &PodView, container: &Container, attempt: u32, plan: &mut Plan) {
-    if !plan.tell_once("Crash", &container.name, attempt) {
-        return;
-    }
-    let pod = pod.described();
-    plan.act(Action::Event {
-        warning: true,
-        reason: "BackOff".to_owned(),
-        message: format!("Back-off restarting failed container {} in pod {pod}", container.name),
-        container: Some(container.name.clone()),
-    });
-}
-
-/// Starts the container if its image and the volumes are there; otherwise asks for what is missing.
-/// True if it starts.
-fn start(container: &Container, attempt: u32, step: &Step<'_>, plan: &mut Plan) -> bool {
-    let image_ref = ensure_image(container, attempt, step.now, plan);
-    let Some(image_ref) = image_ref.filter(|_| has_volumes(step.observed, &plan.memory)) else {
-        return false;
-    };
-    // One that was never started has the name that this attempt needs, also in an old sandbox.
-    let mut same = step.observed.containers.iter().filter(|c| c.name == container.name);
-    if same.any(|c| c.may_run() || c.state == ContainerState::Created) {
-        return false;
-    }
-    let failure = plan.memory.transient.start_failures.get(&container.name);
-    if let Some(until) = failure.and_then(|failure| backoff::held_until(failure, step.now)) {
-        plan.wake(until);
-        return false;
-    }
-    plan.act(Action::StartContainer {
-        container: container.name.clone(),
-        attempt,
-        sandbox: step.sandbox.id.clone(),
-        image_ref,
-    });
-
-    true
-}
-
-/// The image for this attempt, or asks for it and returns `None`.
-fn ensure_image(
-    container: &Container,
-    attempt: u32,
-    now: Timestamp,
-    plan: &mut Plan,
-) -> Option<String> {
-    let image = container.image.as_deref().unwrap_or_default();
-    let note = plan.memory.transient.images.get(&container.name);
-    match note.filter(|note| note.image == image).map(|note| &note.found) {
-        Some(ImageFound::Ready { attempt: of, image_ref }) if *of == attempt => {
-            return Some(image_ref.clone());
-        }
-        Some(ImageFound::Failed(failure)) => {
-            if let Some(until) = backoff::held_until(failure, now) {
-                let (is_pull, count) = (failure.reason == "ErrImagePull", failure.count);
-                plan.wake(until);
-                if is_pull && plan.tell_once("Pull", &container.name, count) {
-                    let mut tell = |warning, reason: &str, message: String| {
-                        let (reason, container) = (reason.to_owned(), Some(container.name.clone()));
-                        plan.act(Action::Event { warning, reason, message, container });
-                    };
-                    tell(false, "BackOff", format!("Back-off pulling image \"{image}\""));
-                    tell(true, "Failed", "Error: ImagePullBackOff".to_owned());
-                }
-                return None;
-            }
-        }
-        Some(ImageFound::Ready { .. }) | None => {}
-    }
-    let (container, image) = (container.name.clone(), image.to_owned());
-    plan.act(Action::EnsureImage { container, attempt, image });
-
-    None
 }
 
 /// Stops what runs beside the instance that counts, in another sandbox or of an earlier attempt, and

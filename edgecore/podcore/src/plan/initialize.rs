@@ -4,7 +4,8 @@
 use k8s_openapi::api::core::v1::Container;
 
 use super::Plan;
-use super::converge::{Role, Step, Wish, instance_wish, next_attempt, pursue, wish};
+use super::converge::{Role, Step, Wish, instance_wish, pursue, wish};
+use super::start::next_attempt;
 use crate::memory::Memory;
 use crate::pod::{PodView, is_sidecar};
 use crate::probe;
