@@ -1,5 +1,6 @@
 //! Links what an agent at rest runs close together, see `code-order.ld`: the kernel maps code 64 KiB at
-//! a time, and what is used seldom is not to be in memory beside what is used always.
+//! a time, and what is used seldom is not to be in memory beside what is used always. GNU ld and lld both
+//! add such a script to their own.
 
 use std::env;
 
