@@ -19,6 +19,7 @@ const LOCAL_VOLUMES_MAX: usize = 1;
 const SERVERS_MAX: usize = 2;
 const LOOKUPS_MAX: usize = 3;
 const MEASURES_MAX: usize = 1;
+const SERVER_MEASURES_MAX: usize = 1;
 
 /// For the node's own files.
 pub static FILES: Lane = Lane(Semaphore::const_new(FILES_MAX));
@@ -37,9 +38,17 @@ pub static LOCAL_VOLUMES: Lane = Lane(Semaphore::const_new(LOCAL_VOLUMES_MAX));
 /// For volumes on servers, which may be away.
 pub static SERVERS: Lane = Lane(Semaphore::const_new(SERVERS_MAX));
 
+/// For asking servers how full they are, which must not keep others from being mounted.
+pub static SERVER_MEASURES: Lane = Lane(Semaphore::const_new(SERVER_MEASURES_MAX));
+
 /// A thread for each; there are only as many as have work.
-pub const BLOCKING_THREADS_MAX: usize =
-    FILES_MAX + HOST_PATHS_MAX + LOCAL_VOLUMES_MAX + SERVERS_MAX + LOOKUPS_MAX + MEASURES_MAX;
+pub const BLOCKING_THREADS_MAX: usize = FILES_MAX
+    + HOST_PATHS_MAX
+    + LOCAL_VOLUMES_MAX
+    + SERVERS_MAX
+    + LOOKUPS_MAX
+    + MEASURES_MAX
+    + SERVER_MEASURES_MAX;
 
 /// How long an idle blocking thread is kept: its stack counts against the agent's memory.
 pub const BLOCKING_THREAD_KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(2);

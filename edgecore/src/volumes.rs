@@ -1,6 +1,7 @@
 //! Volumes: carries out on the file system what podcore decided, in the kubelet's layout.
 
 pub mod atomic;
+pub mod contents;
 pub mod env_file;
 pub mod host_path;
 pub mod local;

@@ -1,6 +1,6 @@
 //! What the node, its pods and their containers use: from the kernel's files to numbers ([`cgroup`],
 //! [`network`]), and from numbers to what the kubelet tells: its JSON ([`summary`]) and the text of
-//! Prometheus ([`resource`], [`cadvisor`], [`probes`]). [`rates`] remembers an earlier look.
+//! Prometheus ([`resource`], [`cadvisor`], [`probes`], [`volumes`]). [`rates`] remembers an earlier look.
 
 pub mod cadvisor;
 pub mod cgroup;
@@ -12,8 +12,10 @@ pub mod summary;
 #[cfg(test)]
 mod tests;
 pub mod text;
+pub mod volumes;
 
 use jiff::Timestamp;
+use serde::Serialize;
 
 /// What a cgroup has used and may use; what the kernel does not tell is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -246,6 +248,32 @@ pub struct PodUsage {
     pub sandbox: Option<ContainerUsage>,
     /// Those that run.
     pub containers: Vec<ContainerUsage>,
+    /// Those that are measured.
+    pub volumes: Vec<VolumeUsage>,
+}
+
+/// A volume of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VolumeUsage {
+    /// Name in the pod.
+    pub name: String,
+    /// Its claim.
+    pub claim: Option<PvcRef>,
+    /// The file system it is on.
+    pub disk: Disk,
+    /// What it takes of that.
+    pub taken: Taken,
+    /// That counts as the pod's.
+    pub is_ephemeral: bool,
+}
+
+/// A claim that a volume leads to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct PvcRef {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
 }
 
 /// One container that runs.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, StatusCode};
 use podcore::usage::text::{CONTENT_TYPE as METRICS, Kind, Text, Value, since_1970};
-use podcore::usage::{Process, cadvisor, probes, resource, summary};
+use podcore::usage::{Process, cadvisor, probes, resource, summary, volumes};
 use proto::ids::ObjectKey;
 use proto::wire::Health;
 use serde_json::value::RawValue;
@@ -121,7 +121,10 @@ fn health(health: Health) -> Answer {
 async fn stats(node: &NodeApi, query: &Query) -> Result<Answer, Refusal> {
     let only = query.first("only_cpu_and_memory") == Some("true");
     let detail = if only { Detail::CpuAndMemory } else { Detail::All };
-    let look = node.usages.look_with_rates(detail).await.map_err(failed)?;
+    let mut look = node.usages.look_with_rates(detail).await.map_err(failed)?;
+    if !only {
+        node.usages.add_volumes(&node.desired, &mut look).await;
+    }
 
     Ok(with_type(summary::json(&look, only).map_err(failed)?, JSON))
 }
@@ -191,6 +194,7 @@ async fn own_metrics(context: &Context) -> String {
     text.family("kubelet_running_containers", Kind::Gauge, "Number of containers.");
     let containers = containers.iter().map(|pod| pod.running).sum();
     text.sample(&[("container_state", "running")], count(containers), None);
+    volumes::families(&mut text, &node.usages.claimed_volumes(&node.desired).await);
     let is_up = matches!(*node.link.borrow(), LinkState::Up { .. });
     let help = "1 while the cloud is in reach, 0 otherwise.";
     text.single("holdfast_link_up", Kind::Gauge, help, is_up.into());

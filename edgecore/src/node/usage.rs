@@ -2,6 +2,7 @@
 //! kernel's files say how much. Nothing is read unless somebody asks.
 
 mod read;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use podcore::claims::Claim;
+use podcore::claims::{Claim, claim_name};
 use podcore::materials::{Materials, References, TokenAsk, refresh_at};
 use podcore::observed::Missing;
 use podcore::pod::PodView;
@@ -72,22 +72,41 @@ pub fn gather(desired: &Desired, pod: &PodView, references: &References) -> Gath
             materials.tokens.insert(ask.source.clone(), token);
         }
     }
-    for name in &references.claims {
-        let key = ObjectKey::named(Kind::PersistentVolumeClaim, &pod.namespace, name);
-        let Some(claim) = held(desired, &key) else { continue };
-        if let Some(key) = volume_key(&claim)
-            && let Some(volume) = held(desired, &key)
-        {
-            materials.volumes.insert(key.id().to_owned(), volume);
-        }
-        materials.claims.insert(name.clone(), claim);
-    }
+    add_claims(desired, &pod.namespace, references.claims.iter().cloned(), &mut materials);
     let class = references.runtime_class.as_ref();
     materials.runtime_class = class.and_then(|name| held(desired, &class_key(name)));
     materials.services = services(desired, &pod.namespace);
     let missing = references.missing(pod, &materials);
 
     Gathered { materials: Arc::new(materials), missing, asks }
+}
+
+/// Only the claims of the pod's volumes, with what they are bound to.
+pub fn gather_claims(desired: &Desired, pod: &PodView) -> Materials {
+    let mut materials = Materials::default();
+    let volumes = pod.spec().volumes.iter().flatten();
+    let names = volumes.filter_map(|volume| claim_name(pod, volume));
+    add_claims(desired, &pod.namespace, names, &mut materials);
+
+    materials
+}
+
+fn add_claims(
+    desired: &Desired,
+    namespace: &str,
+    names: impl Iterator<Item = String>,
+    materials: &mut Materials,
+) {
+    for name in names {
+        let key = ObjectKey::named(Kind::PersistentVolumeClaim, namespace, &name);
+        let Some(claim) = held(desired, &key) else { continue };
+        if let Some(key) = volume_key(&claim)
+            && let Some(volume) = held(desired, &key)
+        {
+            materials.volumes.insert(key.id().to_owned(), volume);
+        }
+        materials.claims.insert(name, claim);
+    }
 }
 
 /// Services of the namespace, and the API server's own.

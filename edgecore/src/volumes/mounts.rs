@@ -14,10 +14,11 @@ const STACKED_MOUNTS_MAX: usize = 16;
 
 /// A mount point.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Point {
-    path: PathBuf,
+pub struct Point {
+    /// Where.
+    pub path: PathBuf,
     /// Something on a server, which may be away: whoever looks at it may wait for ever.
-    leads_away: bool,
+    pub leads_away: bool,
 }
 
 /// The mount points at or below `dir`, in the order in which they were mounted.
@@ -30,7 +31,8 @@ pub fn lead_away(dir: &Path) -> io::Result<bool> {
     Ok(points(dir)?.iter().any(|point| point.leads_away))
 }
 
-fn points(dir: &Path) -> io::Result<Vec<Point>> {
+/// As [`below`], with what they lead to.
+pub fn points(dir: &Path) -> io::Result<Vec<Point>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
 
     Ok(points_below(&table, dir))

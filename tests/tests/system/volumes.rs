@@ -99,6 +99,40 @@ fn spreading(name: &str, node: &str) -> Value {
     pod
 }
 
+/// The kubelet tells it of what is on a file system of its own or in the pod's directory; not of paths of
+/// the host.
+async fn how_full_they_are(cluster: &Cluster, node: &EdgeNode, name: &str) -> Result<()> {
+    let raw = async |path: &str| {
+        let path = format!("{}/proxy/{path}", node.path());
+        cluster.kubectl(&["get", "--raw", &path]).await
+    };
+    let summary: Value = serde_json::from_str(&raw("stats/summary").await?)?;
+    let pods = summary["pods"].as_array().context("no pods")?;
+    let pod = pods.iter().find(|pod| pod["podRef"]["name"] == name).context("not the pod")?;
+    let volumes = pod["volume"].as_array().context("no volumes")?;
+    let volume = |name: &str| volumes.iter().find(|volume| volume["name"] == name);
+    for of in ["data", "scratch"] {
+        let volume = volume(of).with_context(|| format!("no {of}: {pod}"))?;
+        let claim = json!({ "name": format!("{name}-{of}"), "namespace": "default" });
+        ensure!(volume["pvcRef"] == claim, "{volume}");
+        ensure!(volume["usedBytes"].as_u64() < volume["capacityBytes"].as_u64(), "{volume}");
+    }
+    let ram = volume("ram").context("no ram")?;
+    ensure!(ram["capacityBytes"] == 1 << 20 && ram["inodesUsed"] == 2, "{ram}");
+    ensure!(volume("host").is_none() && volume("look").is_none(), "{pod}");
+
+    let metrics = raw("metrics").await?;
+    for family in ["available_bytes", "capacity_bytes", "used_bytes", "inodes", "inodes_used"] {
+        let sample = format!(
+            "\nkubelet_volume_stats_{family}{{namespace=\"default\",\
+             persistentvolumeclaim=\"{name}-data\"}} "
+        );
+        ensure!(metrics.contains(&sample), "no {sample} in {metrics}");
+    }
+
+    Ok(())
+}
+
 /// The directories that the volumes are of, with something in them.
 fn prepare(disks: &Path) -> Result<()> {
     for folder in ["local/made/here", "host", "scratch", "late"] {
@@ -150,6 +184,8 @@ async fn volumes_of_the_cluster_serve_pods_through_their_claims() -> Result<()> 
     let bound = format!("pods/{uid}/volumes/kubernetes.io~local-volume/{}", named("data"));
     let seen = fs::read_to_string(root.join(&bound).join("written"))?;
     ensure!(seen == "/data\n", "{seen}");
+
+    how_full_they_are(&cluster, &node, &name).await?;
 
     // Another agent finds everything as it is.
     node.kill_agent().await?;

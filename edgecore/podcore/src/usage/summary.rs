@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::{
-    ContainerUsage, Disk, Interface, Look, Memory, NodeUsage, PodUsage, Process, Taken, Usage,
+    ContainerUsage, Disk, Interface, Look, Memory, NodeUsage, PodUsage, Process, PvcRef, Taken,
+    Usage, VolumeUsage,
 };
 
 /// As Kubernetes writes times: to the second, and null for none.
@@ -71,6 +72,8 @@ struct Pod<'a> {
     resources: Resources,
     #[serde(skip_serializing_if = "Option::is_none")]
     network: Option<Network<'a>>,
+    #[serde(rename = "volume", skip_serializing_if = "Vec::is_empty")]
+    volumes: Vec<Volume<'a>>,
     #[serde(rename = "ephemeral-storage", skip_serializing_if = "Option::is_none")]
     ephemeral_storage: Option<Fs>,
     #[serde(rename = "process_stats", skip_serializing_if = "Option::is_none")]
@@ -82,6 +85,16 @@ struct PodRef<'a> {
     name: &'a str,
     namespace: &'a str,
     uid: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Volume<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pvc_ref: Option<&'a PvcRef>,
+    #[serde(flatten)]
+    fs: Fs,
 }
 
 #[derive(Serialize)]
@@ -223,17 +236,7 @@ fn pod_stats<'a>(look: &'a Look, pod: &'a PodUsage, only_cpu_and_memory: bool) -
     let at = look.at;
     let containers = pod.containers.iter();
     let disk = look.node.disk.filter(|_| !only_cpu_and_memory);
-    let storage = disk.map(|disk| {
-        let taken = pod.containers.iter().fold(Taken::default(), |sum, container| {
-            let layer = container.layer.unwrap_or_default();
-            let inodes = |taken: Taken| taken.inodes.unwrap_or(0);
-            Taken {
-                bytes: sum.bytes + layer.bytes + container.logs.bytes,
-                inodes: Some(inodes(sum) + inodes(layer) + inodes(container.logs)),
-            }
-        });
-        fs(at, disk, taken)
-    });
+    let volumes = pod.volumes.iter().filter(|_| !only_cpu_and_memory);
 
     Pod {
         named: PodRef { name: &pod.name, namespace: &pod.namespace, uid: &pod.uid },
@@ -245,13 +248,33 @@ fn pod_stats<'a>(look: &'a Look, pod: &'a PodUsage, only_cpu_and_memory: bool) -
             .as_ref()
             .filter(|_| !only_cpu_and_memory)
             .map(|interfaces| network(at, interfaces)),
-        ephemeral_storage: storage,
+        volumes: volumes.map(|own| volume(at, own)).collect(),
+        ephemeral_storage: disk.map(|disk| fs(at, disk, ephemeral(pod))),
         process_stats: pod
             .usage
             .tasks
             .filter(|_| !only_cpu_and_memory)
             .map(|process_count| Processes { process_count }),
     }
+}
+
+/// What the pod takes of the disk space that it may have.
+fn ephemeral(pod: &PodUsage) -> Taken {
+    let containers = pod.containers.iter();
+    let containers = containers.flat_map(|own| [own.layer.unwrap_or_default(), own.logs]);
+    let volumes = pod.volumes.iter().filter(|volume| volume.is_ephemeral);
+    let all = containers.chain(volumes.map(|volume| volume.taken));
+
+    all.fold(Taken::default(), |sum, taken| Taken {
+        bytes: sum.bytes + taken.bytes,
+        inodes: Some(sum.inodes.unwrap_or(0) + taken.inodes.unwrap_or(0)),
+    })
+}
+
+fn volume(at: Timestamp, volume: &VolumeUsage) -> Volume<'_> {
+    let VolumeUsage { name, claim, disk, taken, .. } = volume;
+
+    Volume { name, pvc_ref: claim.as_ref(), fs: fs(at, *disk, *taken) }
 }
 
 fn container<'a>(

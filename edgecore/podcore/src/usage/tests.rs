@@ -18,6 +18,18 @@ fn interface(name: &str) -> Interface {
     }
 }
 
+fn volume(name: &str, claim: Option<&str>) -> VolumeUsage {
+    let claim = claim.map(|name| PvcRef { name: name.to_owned(), namespace: "shop".to_owned() });
+
+    VolumeUsage {
+        name: name.to_owned(),
+        is_ephemeral: claim.is_none(),
+        claim,
+        disk: Disk { available_bytes: 70_000, capacity_bytes: 90_000, inodes_free: 60, inodes: 80 },
+        taken: Taken { bytes: 8192, inodes: Some(5) },
+    }
+}
+
 /// A pod with a container, and one that uses the node's network and has nothing yet.
 fn pods() -> Vec<PodUsage> {
     let container = ContainerUsage {
@@ -49,6 +61,7 @@ fn pods() -> Vec<PodUsage> {
         network: Some(vec![interface("eth0")]),
         sandbox: Some(sandbox),
         containers: vec![container],
+        volumes: vec![volume("scratch", None), volume("data", Some("disk"))],
     };
     let on_the_node = PodUsage {
         namespace: "kube-system".to_owned(),
@@ -182,6 +195,15 @@ fn answers_of_probes_are_counted_by_result() {
         answers: Answers { successful: 3, failed: 1, unknown: 0 },
     };
     check("probes.txt", &probes::text(&[probed], Some(Timestamp::from_second(5).unwrap())));
+}
+
+#[test]
+fn a_claim_is_told_of_once() {
+    let mut text = text::Text::default();
+    let volumes =
+        [volume("scratch", None), volume("data", Some("disk")), volume("again", Some("disk"))];
+    volumes::families(&mut text, &volumes);
+    check("volumes.txt", &text.finish());
 }
 
 #[test]

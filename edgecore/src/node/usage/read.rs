@@ -133,6 +133,7 @@ fn pod_usage(place: &Place, pod: Found, held: &Held, detail: Detail) -> PodUsage
         namespace: facts.namespace,
         name: facts.name,
         uid: facts.uid.to_string(),
+        volumes: Vec::new(),
     }
 }
 
@@ -159,14 +160,25 @@ fn log_size(dir: &Path) -> Taken {
 }
 
 fn disk(path: &Path) -> Option<Disk> {
-    let disk = rustix::fs::statvfs(path).ok()?;
+    file_system(path).map(|(disk, _)| disk)
+}
 
-    Some(Disk {
-        available_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
-        capacity_bytes: disk.f_blocks.saturating_mul(disk.f_frsize),
+/// A file system, and what is taken of it.
+pub(super) fn file_system(path: &Path) -> Option<(Disk, Taken)> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+    let taken = Taken {
+        bytes: bytes(disk.f_blocks.saturating_sub(disk.f_bfree)),
+        inodes: Some(disk.f_files.saturating_sub(disk.f_ffree)),
+    };
+    let disk = Disk {
+        available_bytes: bytes(disk.f_bavail),
+        capacity_bytes: bytes(disk.f_blocks),
         inodes_free: disk.f_ffree,
         inodes: disk.f_files,
-    })
+    };
+
+    Some((disk, taken))
 }
 
 fn booted_at() -> Option<Timestamp> {
