@@ -145,12 +145,24 @@ fn sections(said: &str, namespaces: &mut Order, site: &Site) -> Result<Value> {
                 mounts
             }
             "namespaces" => lines.map(|ns| namespaces.of(ns).to_string()).collect(),
+            "resolver" => lines.map(unordered).collect(),
             _ => lines.map(str::to_owned).collect(),
         };
         sections.insert(name.to_owned(), json!(lines));
     }
 
     Ok(Value::Object(sections))
+}
+
+/// A line of resolv.conf with its options in order: a kubelet has them as its map gives them
+/// (`mergeDNSOptions`).
+fn unordered(line: &str) -> String {
+    let mut words: Vec<_> = line.split(' ').collect();
+    if let ["options", options @ ..] = words.as_mut_slice() {
+        options.sort_unstable();
+    }
+
+    words.join(" ")
 }
 
 /// A line of mountinfo without numbers, and without where the runtime keeps its own.
