@@ -291,7 +291,11 @@ impl World {
         let pod = self.cluster.get(&self.client, &seen.path).await?.context("the pod")?;
         let words = Words::of(&pod);
         let list = self.cluster.get(&self.client, &of).await?.context("Events")?;
-        let of_kubelet = |event: &&Value| event["source"]["component"] == "kubelet";
+        // A kubelet may ask for a claim before the node authorizer knows that it has a pod with it.
+        let too_early = "no relationship found between node";
+        let of_kubelet = |event: &&Value| {
+            event["source"]["component"] == "kubelet" && !word(event, "message").contains(too_early)
+        };
         let events = list["items"].as_array().into_iter().flatten().filter(of_kubelet);
         let events: BTreeSet<_> = events.map(|event| words.event(event)).collect();
 
