@@ -4,11 +4,15 @@
 //! as much and tells its writer as room returns. So a stalled reader stops its own stream and no
 //! other, and memory is bounded whatever the peer does. Nothing here knows what a stream carries.
 
+mod dialogue;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
 use crate::wire::{Frame, StreamId, StreamKind};
+
+pub use dialogue::{StreamError, StreamFrame, StreamInput, StreamOutput, TooManyStreams};
 
 /// Longest chunk: more urgent frames wait behind at most one.
 pub const CHUNK_BYTES_MAX: usize = 16 * 1024;
@@ -29,119 +33,6 @@ const CREDIT_MAX: u32 = 16 * WINDOW_BYTES;
 
 /// Credit is given back in halves of the window, so that it costs few frames.
 const CREDIT_STEP: u32 = WINDOW_BYTES / 2;
-
-/// What the shell does with a stream. Inputs for streams that are gone are ignored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StreamInput {
-    /// Sends bytes: at most [`WINDOW_BYTES`] beyond what `Writable` gave back, or the stream is
-    /// reset.
-    Write {
-        /// Which.
-        id: StreamId,
-        /// What.
-        bytes: Bytes,
-    },
-    /// Nothing more will be written; the other direction goes on.
-    Finish {
-        /// Which.
-        id: StreamId,
-    },
-    /// The reader has taken this many bytes of `Data`.
-    Consumed {
-        /// Which.
-        id: StreamId,
-        /// Bytes.
-        bytes: u32,
-    },
-    /// Ends the stream at once; what is buffered is dropped.
-    Reset {
-        /// Which.
-        id: StreamId,
-        /// Why, for people.
-        reason: String,
-    },
-}
-
-/// What happened on a stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StreamOutput {
-    /// The cloud opened it (edge only). Both ends may write [`WINDOW_BYTES`] at once.
-    Opened {
-        /// Which.
-        id: StreamId,
-        /// What to connect it to; unknown kinds are to be reset.
-        kind: StreamKind,
-    },
-    /// Bytes came. At most [`WINDOW_BYTES`] come before `Consumed`.
-    Data {
-        /// Which.
-        id: StreamId,
-        /// What.
-        bytes: Bytes,
-    },
-    /// This many more bytes may be written.
-    Writable {
-        /// Which.
-        id: StreamId,
-        /// Bytes.
-        bytes: u32,
-    },
-    /// The peer writes no more. After this and an own `Finish` the stream is gone.
-    Ended {
-        /// Which.
-        id: StreamId,
-    },
-    /// The stream is gone: reset by the peer, or the link is down.
-    Closed {
-        /// Which.
-        id: StreamId,
-        /// Why, for people.
-        reason: String,
-    },
-}
-
-/// No more streams now; the caller answers its client with "busy".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{STREAMS_MAX} streams are open on the link of this node, no more are allowed")]
-pub struct TooManyStreams;
-
-/// What a peer did that streams do not allow.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StreamError {
-    /// An id must be higher than all before.
-    #[error("stream {} is opened after stream {}", id.0, last.0)]
-    Reopened {
-        /// Opened now.
-        id: StreamId,
-        /// Highest so far.
-        last: StreamId,
-    },
-    /// More bytes than credit.
-    #[error("stream {} sends {len} bytes with credit for {credit}", id.0)]
-    OverCredit {
-        /// Which.
-        id: StreamId,
-        /// Bytes.
-        len: usize,
-        /// Left.
-        credit: u32,
-    },
-    /// Bytes after the end.
-    #[error("stream {} sends bytes after its end", id.0)]
-    AfterEnd {
-        /// Which.
-        id: StreamId,
-    },
-    /// More credit than any window.
-    #[error("stream {} is given credit beyond {CREDIT_MAX} bytes", id.0)]
-    TooMuchCredit {
-        /// Which.
-        id: StreamId,
-    },
-    /// Refusals are not read, or are ignored.
-    #[error("more than {CLOSES_MAX} refused streams await the peer")]
-    TooManyRefused,
-}
 
 #[derive(Debug)]
 struct Stream {
@@ -410,39 +301,4 @@ impl Streams {
 
         Ok(())
     }
-}
-
-/// The four frames that are about streams.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StreamFrame {
-    /// [`Frame::StreamOpen`].
-    Open {
-        /// Which.
-        id: StreamId,
-        /// Of what kind.
-        kind: StreamKind,
-    },
-    /// [`Frame::StreamData`].
-    Data {
-        /// Which.
-        id: StreamId,
-        /// What.
-        bytes: Bytes,
-        /// Whether it is the last.
-        end: bool,
-    },
-    /// [`Frame::StreamCredit`].
-    Credit {
-        /// Which.
-        id: StreamId,
-        /// Bytes.
-        bytes: u32,
-    },
-    /// [`Frame::StreamClose`].
-    Close {
-        /// Which.
-        id: StreamId,
-        /// Why.
-        reason: String,
-    },
 }

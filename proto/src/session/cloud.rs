@@ -1,146 +1,24 @@
 //! The cloud's end of the link with one node: it admits, sends what is wanted, answers reports.
 
+mod dialogue;
 mod receive;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
-use crate::admission::Ticket;
 use crate::backoff::Rng;
-use crate::codec::CodecError;
 use crate::digest::Summary;
-use crate::ids::{KINDS_UNSAID, ObjectKey, Uid};
-use crate::object::{OBJECT_BYTES_MAX, Object, Point, Version};
+use crate::ids::{KINDS_UNSAID, ObjectKey};
+use crate::object::{OBJECT_BYTES_MAX, Object};
 use crate::outbox::{Desired, Outbox};
 use crate::session::liveness::{End, Liveness};
 use crate::session::sync::Sync;
 use crate::session::{CloseReason, FAREWELL_MAX, HANDSHAKE_MAX, ProtocolError};
-use crate::stream::{StreamInput, StreamOutput, Streams, TooManyStreams};
-use crate::wire::{
-    Bye, Frame, Health, Hello, Outcome, Refusal, Report, Seq, StreamId, StreamKind, Welcome,
-};
+use crate::stream::{Streams, TooManyStreams};
+use crate::wire::{Bye, Frame, Outcome, Refusal, Seq, StreamId, StreamKind, Welcome};
 
-/// A session that the hub has admitted and recorded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admission {
-    /// Of the record.
-    pub generation: u64,
-    /// For the next session.
-    pub ticket: Ticket,
-    /// Current epoch of the cluster (invariant 7).
-    pub epoch: u64,
-    /// Milliseconds since 1970.
-    pub server_time_ms: i64,
-}
-
-/// What the shell tells the session.
-#[derive(Debug)]
-pub enum CloudInput {
-    /// A frame came.
-    Received(Frame),
-    /// A message came that is none.
-    Malformed(CodecError),
-    /// Some bytes of a frame came, which proves that the path lives.
-    Heard,
-    /// Answer to `Hello`: yes.
-    Admitted(Admission),
-    /// Answer to `Hello`: no. Also later: superseded, revoked.
-    Refused(Refusal),
-    /// Everything the node must hold, to be said once the evidence of invariant 8 is there for
-    /// this node: the replica's watches have passed the high water of the Hello. Nothing is sent
-    /// down before, or a replica that lags would bring back what is gone. May be said again.
-    Sync {
-        /// In any order: what pods reference is sent before the pods.
-        wanted: Vec<Arc<Object>>,
-    },
-    /// The API server has something new. Ignored before the first `Sync`, which has it all.
-    Change(Desired),
-    /// Answer to `Unwanted`: a GET said 404 or another UID (or nothing references the object any
-    /// more). The edge may delete it.
-    Absent {
-        /// What it is stored under.
-        key: ObjectKey,
-        /// Which.
-        uid: Uid,
-        /// By when; see [`Desired::Delete`].
-        gone_at: Point,
-    },
-    /// Answer to `Unwanted`: it exists.
-    StillWanted {
-        /// Which.
-        key: ObjectKey,
-    },
-    /// Answer to `Report`.
-    ReportDone {
-        /// Which.
-        seq: Seq,
-        /// How.
-        outcome: Outcome,
-    },
-    /// Answer to `Event`.
-    EventDone {
-        /// Which.
-        seq: Seq,
-    },
-    /// See [`StreamInput`]; streams are opened by [`CloudSession::open_stream`].
-    Stream(StreamInput),
-    /// Say goodbye and close.
-    Drain {
-        /// For the edge's log.
-        reason: String,
-        /// When the edge is to dial again.
-        retry_after: Duration,
-    },
-}
-
-/// What the session wants of the shell.
-#[derive(Debug)]
-pub enum CloudOutput {
-    /// Check it against certificate, ticket and record; answer `Admitted` or `Refused`.
-    Hello(Hello),
-    /// Answer `ReportDone`. At most [`crate::session::REPORTS_IN_FLIGHT_MAX`] are unanswered.
-    Report {
-        /// To answer.
-        seq: Seq,
-        /// What the edge says.
-        report: Report,
-    },
-    /// Answer `EventDone`. At most [`crate::session::EVENTS_IN_FLIGHT_MAX`] are unanswered.
-    Event {
-        /// To answer.
-        seq: Seq,
-        /// JSON of a core/v1 Event.
-        bytes: Bytes,
-    },
-    /// Held by the edge and not wanted: answer `Absent` or `StillWanted`.
-    Unwanted {
-        /// What it is stored under.
-        key: ObjectKey,
-        /// Which.
-        version: Version,
-    },
-    /// The edge holds exactly what was wanted.
-    InSync,
-    /// The edge answers; comes at least every 17 s.
-    Alive {
-        /// How it is.
-        health: Health,
-    },
-    /// The edge could not store it; the session sends it again by itself. For the log.
-    Nacked {
-        /// Which.
-        key: ObjectKey,
-        /// The edge's word.
-        reason: String,
-    },
-    /// See [`StreamOutput`].
-    Stream(StreamOutput),
-    /// Drop the connection; the session is over.
-    Close(CloseReason),
-}
+pub use dialogue::{Admission, CloudInput, CloudOutput};
 
 #[derive(Debug)]
 enum Phase {
