@@ -73,12 +73,15 @@ pub(super) fn converge(pod: &PodView, observed: &Observed, now: Timestamp, plan:
 }
 
 /// Starts the ephemeral containers that never ran: nothing starts them twice, and they wait for no other.
+/// One that was never started goes first; in an earlier sandbox it is a stray.
 fn start_ephemeral(pod: &PodView, step: &Step<'_>, plan: &mut Plan) {
     for container in pod.ephemeral_containers() {
         let kept = plan.memory.containers.get(&container.name);
         let has_run = kept.is_some_and(|kept| kept.attempt.is_some());
         match step.observed.newest(&container.name) {
-            Some(view) if view.state == ContainerState::Created => {
+            Some(view)
+                if view.state == ContainerState::Created && view.sandbox_id == step.sandbox.id =>
+            {
                 plan.act(Action::RemoveContainer { id: view.id.clone() });
             }
             None if !has_run => {

@@ -106,6 +106,24 @@ fn a_start_that_the_power_cut_short_is_made_again() {
 }
 
 #[test]
+fn an_ephemeral_start_that_the_power_cut_short_is_made_again() {
+    check(
+        &one("Always"),
+        &[
+            STARTED,
+            ("slow start e", ""),
+            ("debug e", "image:e:0 start:e:0"),
+            (
+                "power loss",
+                "volumes sandbox:1 image:a:1 remove:c3 start:a:1 image:e:0 remove:s1 start:e:0",
+            ),
+            ("release", ""),
+            ("status", "Running a=running#1 e=running#0"),
+        ],
+    );
+}
+
+#[test]
 fn an_agent_restart_forgets_no_crash() {
     check(
         &one("Always"),
