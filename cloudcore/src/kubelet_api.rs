@@ -39,7 +39,9 @@ pub const PORT_MIN: u16 = 20_000;
 pub const PORT_MAX: u16 = 29_999;
 
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-const HEAD_MAX: Duration = Duration::from_secs(10);
+/// From one request of a connection to the head of the next: as long as a kubelet's, so that those who
+/// scrape every half minute need no handshake each time.
+const HEAD_MAX: Duration = Duration::from_secs(90);
 /// `kubectl exec` puts the command into the head.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Connections to one node's port: an API server pools a few, and each stream may take one.

@@ -57,7 +57,10 @@ pub enum AccessError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Caller {
     pub(super) user: String,
+    pub(super) uid: String,
     pub(super) groups: Vec<String>,
+    /// What else the API server knows of it, as it says it: authorizers may go by that.
+    pub(super) extra: Value,
 }
 
 /// The authority of the cluster's callers, PEM: the API server publishes it.
@@ -114,7 +117,7 @@ pub(super) fn caller_of(certificate: &CertificateDer<'_>) -> Option<Caller> {
     // Token reviews name this group; for certificates a kubelet adds it.
     let groups = organizations.chain([AUTHENTICATED]).map(str::to_owned).collect();
 
-    Some(Caller { user, groups })
+    Some(Caller { user, uid: String::new(), groups, extra: Value::Null })
 }
 
 /// The caller that a bearer token names, as the API server says.
@@ -131,11 +134,14 @@ pub(super) async fn review_token(client: &Client, token: &str) -> Option<Caller>
     if status["authenticated"] != true {
         return None;
     }
-    let groups = status["user"]["groups"].as_array().into_iter().flatten();
+    let user = &status["user"];
+    let groups = user["groups"].as_array().into_iter().flatten();
 
     Some(Caller {
-        user: status["user"]["username"].as_str()?.to_owned(),
+        user: user["username"].as_str()?.to_owned(),
+        uid: user["uid"].as_str().unwrap_or_default().to_owned(),
         groups: groups.filter_map(|group| Some(group.as_str()?.to_owned())).collect(),
+        extra: user["extra"].clone(),
     })
 }
 
@@ -149,35 +155,55 @@ pub(super) struct ReviewError {
     source: kube::Error,
 }
 
-/// Whether the caller may do this to the node: any of the subresources that the path stands for.
-pub(super) async fn is_allowed(
-    client: &Client,
-    caller: &Caller,
-    node: &NodeName,
-    method: &Method,
-    path: &str,
-) -> Result<bool, ReviewError> {
-    for subresource in subresources(path) {
-        let review = json!({
-            "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
-            "spec": {
-                "user": caller.user,
-                "groups": caller.groups,
-                "resourceAttributes": {
-                    "verb": verb(method), "resource": "nodes", "version": "v1",
-                    "subresource": subresource, "name": node.as_str(),
-                },
-            },
-        });
-        let what = "authorization.k8s.io/v1/subjectaccessreviews";
-        let status = review_status(client, what, &review).await?;
-        // An evaluation error beside a refusal is none for a kubelet either: roles may be missing.
-        if status["allowed"] == true {
-            return Ok(true);
-        }
-    }
+/// What somebody asks for.
+#[derive(Clone, Copy)]
+pub(super) struct Ask<'a> {
+    pub(super) caller: &'a Caller,
+    pub(super) node: &'a NodeName,
+    pub(super) method: &'a Method,
+    pub(super) path: &'a str,
+}
 
-    Ok(false)
+impl Ask<'_> {
+    /// The specs of the reviews of which any has to say yes.
+    pub(super) fn reviews(&self) -> impl Iterator<Item = Value> {
+        let Caller { user, uid, groups, extra } = self.caller;
+
+        subresources(self.path).iter().map(move |subresource| {
+            json!({
+                "user": user, "uid": uid, "groups": groups, "extra": extra,
+                "resourceAttributes": {
+                    "verb": verb(self.method), "resource": "nodes", "version": "v1",
+                    "subresource": subresource, "name": self.node.as_str(),
+                },
+            })
+        })
+    }
+}
+
+/// As a kubelet says it, and of which node.
+impl std::fmt::Display for Ask<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (user, verb, node) = (&self.caller.user, verb(self.method), self.node);
+        let subresources = subresources(self.path).join(" ");
+
+        write!(
+            f,
+            "user={user}, verb={verb}, resource=nodes, subresource(s)=[{subresources}], node={node}"
+        )
+    }
+}
+
+/// What the API server says to a review of access.
+pub(super) async fn review_access(client: &Client, spec: &Value) -> Result<bool, ReviewError> {
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec,
+    });
+    let status =
+        review_status(client, "authorization.k8s.io/v1/subjectaccessreviews", &review).await?;
+
+    // An evaluation error beside a refusal is none for a kubelet either: roles may be missing.
+    Ok(status["allowed"] == true)
 }
 
 async fn review_status(
@@ -251,17 +277,22 @@ mod tests {
         }
     }
 
+    fn caller() -> Caller {
+        Caller {
+            user: "u".to_owned(),
+            uid: "1".to_owned(),
+            groups: vec!["g".to_owned()],
+            extra: json!({ "scopes": ["few"] }),
+        }
+    }
+
     #[test]
     fn who_cannot_ask_does_not_say_no() {
         use crate::hub::tests::api::Api;
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let caller = Caller { user: "u".to_owned(), groups: Vec::new() };
-            let node = NodeName::new("edge").unwrap();
-            let ask = async |client: &Client| {
-                is_allowed(client, &caller, &node, &Method::GET, "/stats/summary").await
-            };
+            let ask = async |client: &Client| review_access(client, &json!({})).await;
             // This one keeps what it is sent as it is: it neither allows nor fails.
             let api = Api::start().await;
             assert!(!ask(&api.client).await.unwrap());
@@ -270,6 +301,24 @@ mod tests {
             let expected = "cannot create authorization.k8s.io/v1/subjectaccessreviews";
             assert_eq!(error.to_string(), expected);
         });
+    }
+
+    #[test]
+    fn authorizers_are_told_all_that_is_known_of_a_caller() {
+        let (caller, node) = (caller(), NodeName::new("edge").unwrap());
+        let ask = Ask { caller: &caller, node: &node, method: &Method::GET, path: "/pods" };
+        let expected = |subresource: &str| {
+            json!({
+                "user": "u", "uid": "1", "groups": ["g"], "extra": { "scopes": ["few"] },
+                "resourceAttributes": {
+                    "verb": "get", "resource": "nodes", "version": "v1",
+                    "subresource": subresource, "name": "edge",
+                },
+            })
+        };
+        assert_eq!(ask.reviews().collect::<Vec<_>>(), [expected("pods"), expected("proxy")]);
+        let said = "user=u, verb=get, resource=nodes, subresource(s)=[pods proxy], node=edge";
+        assert_eq!(ask.to_string(), said);
     }
 
     #[test]

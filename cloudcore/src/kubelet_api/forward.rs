@@ -15,7 +15,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use proto::wire::StreamKind;
 
-use super::access::{self, Caller};
+use super::access::{Ask, Caller};
 use super::{Absence, Shared, Whose};
 use crate::hub::SessionHandle;
 use crate::telemetry;
@@ -46,20 +46,16 @@ pub(super) async fn answer(
         Whose::Away(absence) => return Ok(away(&absence)),
     };
     let (node, path) = (session.node(), request.uri().path().to_owned());
-    let allowed = access::is_allowed(&shared.client, &caller, node, request.method(), &path).await;
-    let asked = || {
-        let (user, verb) = (&caller.user, request.method());
-        format!("user={user}, verb={verb}, resource=nodes, node={node}")
-    };
-    match allowed {
+    let ask = Ask { caller: &caller, node, method: request.method(), path: &path };
+    match shared.kept.is_allowed(&shared.client, ask).await {
         Ok(true) => {}
         Ok(false) => {
-            let text = format!("Forbidden ({})", asked());
+            let text = format!("Forbidden ({ask})");
             return Ok(refuse(StatusCode::FORBIDDEN, &text));
         }
         // As a kubelet: nobody was refused, nobody could ask.
         Err(error) => {
-            let text = format!("Authorization error ({}): {}", asked(), telemetry::chain(&error));
+            let text = format!("Authorization error ({ask}): {}", telemetry::chain(&error));
             tracing::warn!(text, "a caller's right is not known");
             return Ok(refuse(StatusCode::INTERNAL_SERVER_ERROR, &text));
         }

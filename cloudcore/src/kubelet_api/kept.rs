@@ -1,14 +1,15 @@
-//! What all ports share and do not ask for at each connection: TLS, and whom bearer tokens name.
+//! What all ports share and do not ask for each time: TLS, whom bearer tokens name, and who may do what.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use kube::Client;
 use tokio::sync;
 use tokio_rustls::rustls::ServerConfig;
 
 use super::Shared;
-use super::access::{self, AccessError, Caller};
+use super::access::{self, AccessError, Ask, Caller, ReviewError};
 use crate::{clock, telemetry};
 
 /// How old the authority of callers may be: a rotated one is taken within a minute, and all ports
@@ -25,14 +26,30 @@ const REVIEW_AGE_MAX: Duration = Duration::from_mins(2);
 /// be first is forgotten when there are more, and asked for again.
 const REVIEWS_MAX: usize = 256;
 
-/// SHA-256 of a token.
-type TokenHash = [u8; 32];
+/// The kubelet's `authorization.webhook.cacheAuthorizedTTL`. Who was refused is asked for again.
+const RIGHT_AGE_MAX: Duration = Duration::from_mins(5);
+
+/// Rights remembered: of a few callers on the few paths that they scrape, of 10,000 nodes.
+const RIGHTS_MAX: usize = 65_536;
+
+/// SHA-256 of what a review is about.
+type Hash = [u8; 32];
 
 /// Shared by all ports of a replica.
-#[derive(Default)]
 pub struct Kept {
     tls: sync::Mutex<Option<Tls>>,
-    reviews: Mutex<Reviews>,
+    callers: Mutex<Reviews<Caller>>,
+    rights: Mutex<Reviews<()>>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            tls: sync::Mutex::default(),
+            callers: Mutex::new(Reviews::new(REVIEW_AGE_MAX, REVIEWS_MAX)),
+            rights: Mutex::new(Reviews::new(RIGHT_AGE_MAX, RIGHTS_MAX)),
+        }
+    }
 }
 
 struct Tls {
@@ -88,52 +105,91 @@ impl Kept {
 
     /// The caller that a bearer token names, asked for once in a while.
     pub(super) async fn caller(&self, shared: &Shared, token: &str) -> Option<Caller> {
-        let digest = ring::digest::digest(&ring::digest::SHA256, token.as_bytes());
-        let hash = TokenHash::try_from(digest.as_ref()).ok()?;
-        if let Some(caller) = self.reviews().get(&hash, clock::now()) {
+        let hash = hash(token.as_bytes());
+        if let Some(caller) = lock(&self.callers).get(&hash, clock::now()) {
             return Some(caller);
         }
         let caller = access::review_token(&shared.client, token).await?;
-        self.reviews().put(hash, caller.clone(), clock::now());
+        lock(&self.callers).put(hash, caller.clone(), clock::now());
 
         Some(caller)
     }
 
-    fn reviews(&self) -> std::sync::MutexGuard<'_, Reviews> {
-        // Whole after every statement.
-        self.reviews.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether somebody may do what it asks for, itself asked for once in a while.
+    pub(super) async fn is_allowed(
+        &self,
+        client: &Client,
+        ask: Ask<'_>,
+    ) -> Result<bool, ReviewError> {
+        for spec in ask.reviews() {
+            let hash = hash(spec.to_string().as_bytes());
+            if lock(&self.rights).get(&hash, clock::now()).is_some() {
+                return Ok(true);
+            }
+            if access::review_access(client, &spec).await? {
+                lock(&self.rights).put(hash, (), clock::now());
+                return Ok(true);
+            }
+        }
+
+        Ok(false)
     }
 }
 
-/// Only who was authenticated is remembered.
-#[derive(Default)]
-struct Reviews(BTreeMap<TokenHash, (Caller, Instant)>);
+fn hash(bytes: &[u8]) -> Hash {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
 
-impl Reviews {
-    fn get(&self, hash: &TokenHash, now: Instant) -> Option<Caller> {
-        let (caller, at) = self.0.get(hash)?;
+    digest.as_ref().try_into().expect("SHA-256 gives 32 bytes")
+}
 
-        (now.saturating_duration_since(*at) < REVIEW_AGE_MAX).then(|| caller.clone())
+fn lock<T>(reviews: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whole after every statement.
+    reviews.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the API server has said yes to, remembered for a while.
+struct Reviews<T> {
+    age_max: Duration,
+    len_max: usize,
+    answers: BTreeMap<Hash, (T, Instant)>,
+}
+
+impl<T: Clone> Reviews<T> {
+    fn new(age_max: Duration, len_max: usize) -> Self {
+        Self { age_max, len_max, answers: BTreeMap::new() }
     }
 
-    fn put(&mut self, hash: TokenHash, caller: Caller, now: Instant) {
-        self.0.retain(|_, (_, at)| now.saturating_duration_since(*at) < REVIEW_AGE_MAX);
-        if self.0.len() >= REVIEWS_MAX {
-            self.0.pop_first();
+    fn get(&self, hash: &Hash, now: Instant) -> Option<T> {
+        let (answer, at) = self.answers.get(hash)?;
+
+        (now.saturating_duration_since(*at) < self.age_max).then(|| answer.clone())
+    }
+
+    fn put(&mut self, hash: Hash, answer: T, now: Instant) {
+        if self.answers.len() >= self.len_max {
+            self.answers.retain(|_, (_, at)| now.saturating_duration_since(*at) < self.age_max);
         }
-        self.0.insert(hash, (caller, now));
+        if self.answers.len() >= self.len_max {
+            self.answers.pop_first();
+        }
+        self.answers.insert(hash, (answer, now));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
+    use proto::ids::NodeName;
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::hub::tests::api::Api;
 
     #[test]
     fn reviews_are_remembered_for_a_while_and_not_too_many() {
-        let caller = || Caller { user: "prometheus".to_owned(), groups: Vec::new() };
-        let (mut reviews, start) = (Reviews::default(), clock::now());
-        reviews.put([1; 32], caller(), start);
+        let mut reviews = Reviews::new(REVIEW_AGE_MAX, REVIEWS_MAX);
+        let start = clock::now();
+        reviews.put([1; 32], "prometheus", start);
         for (hash, after_s, expected) in
             [([1; 32], 0, true), ([1; 32], 119, true), ([1; 32], 120, false), ([2; 32], 0, false)]
         {
@@ -143,8 +199,34 @@ mod tests {
         for number in 0..=u16::MAX {
             let mut hash = [3; 32];
             hash[..2].copy_from_slice(&number.to_be_bytes());
-            reviews.put(hash, caller(), start);
-            assert!(reviews.0.len() <= REVIEWS_MAX);
+            reviews.put(hash, "somebody", start);
+            assert!(reviews.answers.len() <= REVIEWS_MAX);
         }
+    }
+
+    #[test]
+    fn who_may_do_something_is_not_asked_for_every_time() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (kept, api) = (Kept::default(), Api::start().await);
+            let caller = Caller {
+                user: "prometheus".to_owned(),
+                uid: String::new(),
+                groups: Vec::new(),
+                extra: Value::Null,
+            };
+            let node = NodeName::new("edge").unwrap();
+            let is_allowed = async |path| {
+                let ask = Ask { caller: &caller, node: &node, method: &Method::GET, path };
+                kept.is_allowed(&api.client, ask).await.unwrap()
+            };
+            let asked = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+            assert!(!is_allowed("/metrics").await, "nobody has said so");
+            api.answer(asked, json!({ "status": { "allowed": true } }));
+            assert!(is_allowed("/metrics").await, "a refusal is not remembered");
+            api.answer(asked, json!({ "status": { "allowed": false } }));
+            assert!(is_allowed("/metrics/cadvisor").await, "the same right");
+            assert!(!is_allowed("/pods").await, "another right");
+        });
     }
 }

@@ -40,6 +40,11 @@ impl Api {
         self.objects.lock().unwrap().insert(path.to_owned(), object);
     }
 
+    /// What a POST to `path` is answered with, as reviews are.
+    pub(crate) fn answer(&self, path: &str, answer: Value) {
+        self.put(&format!("POST {path}"), answer);
+    }
+
     /// Makes it the API server of the cluster with this UID.
     pub(crate) fn name_cluster(&self, uid: &str) {
         let metadata = json!({ "name": "kube-system", "uid": uid });
@@ -99,6 +104,9 @@ fn decide(
             None => refuse(StatusCode::NOT_FOUND),
         },
         Method::POST => {
+            if let Some(answer) = objects.get(&format!("POST {path}")) {
+                return (StatusCode::CREATED, answer.clone());
+            }
             let path = format!("{path}/{}", sent["metadata"]["name"].as_str().unwrap_or_default());
             if objects.contains_key(&path) {
                 return refuse(StatusCode::CONFLICT);
