@@ -8,9 +8,11 @@
 
 mod answer;
 mod configz;
+mod health;
 mod logs;
 mod node;
 mod node_logs;
+mod packed;
 mod query;
 #[cfg(test)]
 mod tests;
@@ -218,7 +220,11 @@ async fn route(request: Request<Incoming>, context: &Context, upgraded: &Upgrade
         ["portForward", namespace, pod, uid] if streams => {
             upgrade::port_forward(context, [*namespace, *pod], Some(*uid), &query).await
         }
-        other => return node::answer(context, other, request.method(), &query).await,
+        other => {
+            let answer = node::answer(context, other, request.method(), &query).await;
+            let is_packed = packed::is_taken(request.headers());
+            return if is_packed { packed::pack(answer).await } else { answer };
+        }
     };
     match outcome {
         Ok(url) => upgrade::relay(request, &url, upgraded).await,

@@ -6,6 +6,7 @@ mod parse;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 pub use self::parse::{DEFAULT_HARD, Texts, Wrong, parse};
@@ -88,6 +89,7 @@ pub enum Amount {
 }
 
 const WHOLE: u32 = 100_000;
+const MEBI: u64 = 1024 * 1024;
 
 impl Amount {
     /// The amount, of `capacity`.
@@ -98,6 +100,19 @@ impl Amount {
                 let amount = u128::from(capacity) * u128::from(share) / u128::from(WHOLE);
                 u64::try_from(amount).unwrap_or(u64::MAX)
             }
+        }
+    }
+}
+
+/// As a configuration has it.
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absolute(amount) if *amount > 0 && amount.is_multiple_of(MEBI) => {
+                write!(f, "{}Mi", amount / MEBI)
+            }
+            Self::Absolute(amount) => write!(f, "{amount}"),
+            Self::Share(share) => write!(f, "{}%", f64::from(*share) / 1000.0),
         }
     }
 }

@@ -22,6 +22,11 @@ impl Refusal {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
     }
+
+    /// There is no such path.
+    pub(super) fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "404: Page Not Found")
+    }
 }
 
 /// How long the runtime keeps a prepared stream that nobody comes for.

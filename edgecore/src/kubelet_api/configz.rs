@@ -1,6 +1,9 @@
 //! `/configz`: the configuration as a stock kubelet would tell it (KubeletConfiguration v1beta1), with
 //! what this agent does and cannot be told otherwise.
 
+use std::collections::BTreeMap;
+
+use podcore::pressure::{Amount, Policy, Threshold};
 use serde_json::json;
 
 use crate::config::{CgroupDriver, Config};
@@ -14,6 +17,9 @@ pub(super) fn json(config: &Config) -> String {
         CgroupDriver::Auto | CgroupDriver::Cgroupfs => "cgroupfs",
     };
     let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let eviction = &config.eviction;
+    let is_soft = |threshold: &Threshold| !threshold.is_hard();
+    let value = |threshold: &Threshold| Some(threshold.value.to_string());
 
     json!({ "kubeletconfig": {
         "enableServer": true,
@@ -43,6 +49,16 @@ pub(super) fn json(config: &Config) -> String {
         "imageGCLowThresholdPercent": policy.low_percent,
         "serializeImagePulls": config.parallel_pulls_max == 1,
         "maxParallelImagePulls": config.parallel_pulls_max,
+        "evictionHard": by_signal(eviction, Threshold::is_hard, value),
+        "evictionSoft": by_signal(eviction, is_soft, value),
+        "evictionSoftGracePeriod": by_signal(eviction, is_soft, |threshold| {
+            Some(format!("{}s", threshold.grace?.as_secs()))
+        }),
+        "evictionMinimumReclaim": by_signal(eviction, |_| true, |threshold| {
+            threshold.min_reclaim.as_ref().map(Amount::to_string)
+        }),
+        "evictionPressureTransitionPeriod": format!("{}s", eviction.transition.as_secs()),
+        "evictionMaxPodGracePeriod": eviction.pod_grace_max_s,
         "systemReserved": {
             "cpu": format!("{}m", reserved.cpu_millis),
             "memory": reserved.memory_bytes.to_string(),
@@ -59,6 +75,17 @@ pub(super) fn json(config: &Config) -> String {
         "enableSystemLogQuery": true,
     }})
     .to_string()
+}
+
+/// What is said of the thresholds that are wanted, by signal.
+fn by_signal(
+    policy: &Policy,
+    is_wanted: impl Fn(&Threshold) -> bool,
+    said: impl Fn(&Threshold) -> Option<String>,
+) -> BTreeMap<&'static str, String> {
+    let wanted = policy.thresholds.iter().filter(|threshold| is_wanted(threshold));
+
+    wanted.filter_map(|threshold| Some((threshold.signal.as_str(), said(threshold)?))).collect()
 }
 
 #[cfg(test)]
@@ -79,6 +106,16 @@ mod tests {
         assert_eq!(told["shutdownGracePeriod"], "30s");
         assert_eq!(told["shutdownGracePeriodCriticalPods"], "10s");
         assert_eq!(told["imageMinimumGCAge"], "120s");
+        let hard = serde_json::json!({
+            "memory.available": "100Mi",
+            "nodefs.available": "10%",
+            "nodefs.inodesFree": "5%",
+            "imagefs.available": "15%",
+            "imagefs.inodesFree": "5%",
+        });
+        assert_eq!(told["evictionHard"], hard);
+        assert_eq!(told["evictionSoft"], serde_json::json!({}));
+        assert_eq!(told["evictionPressureTransitionPeriod"], "300s");
         let endpoint = "unix:///run/containerd/containerd.sock";
         assert_eq!(told["containerRuntimeEndpoint"], endpoint);
     }

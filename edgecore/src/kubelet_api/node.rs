@@ -15,15 +15,12 @@ use tokio::sync::watch;
 
 use super::answer::{self, Answer, Refusal, refuse};
 use super::query::Query;
-use super::{Context, PodFacts, configz, node_logs};
+use super::{Context, PodFacts, configz, health, node_logs};
 use crate::config::Config;
 use crate::desired::Desired;
 use crate::link::{LinkState, Upstream};
 use crate::node::facts::KUBELET_VERSION;
 use crate::node::usage::{Detail, Usages};
-
-/// The pod loop turns every few seconds; a node whose loop does not is not healthy.
-const LOOP_AGE_MAX_MS: u32 = 30_000;
 
 /// First parts of paths that there are.
 const KNOWN: [&str; 10] = [
@@ -72,10 +69,12 @@ pub(super) async fn answer(
     }
     let node = &context.node;
     let told = match path {
-        ["healthz"] => Ok(health(*node.health.borrow())),
+        ["healthz"] => Ok(health::all(*node.health.borrow(), query)),
+        ["healthz", check] => health::one(check, *node.health.borrow()),
         ["pods"] => pods(context),
         ["configz"] => Ok(with_type(configz::json(&node.config), JSON)),
         ["metrics"] => Ok(with_type(own_metrics(context).await, METRICS)),
+        ["metrics", "slis"] => Ok(with_type(health::slis(*node.health.borrow()), METRICS)),
         ["metrics", "probes"] => Ok(with_type(probe_metrics(context).await, METRICS)),
         ["metrics", "resource"] => {
             let look = node.usages.look(Detail::CpuAndMemory).await;
@@ -87,7 +86,7 @@ pub(super) async fn answer(
         }
         ["stats", "summary"] => stats(node, query).await,
         ["logs", rest @ ..] => node_logs::answer(rest, query).await,
-        _ => Err(Refusal::new(StatusCode::NOT_FOUND, "404: Page Not Found")),
+        _ => Err(Refusal::not_found()),
     };
 
     told.unwrap_or_else(refuse)
@@ -102,20 +101,6 @@ fn with_type(body: impl Into<Bytes>, content_type: &'static str) -> Answer {
 
 fn failed(error: impl std::error::Error) -> Refusal {
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-}
-
-/// As a kubelet says it, to people and to probes.
-fn health(health: Health) -> Answer {
-    if health.pod_loop_age_ms <= LOOP_AGE_MAX_MS {
-        return answer::text(StatusCode::OK, "ok");
-    }
-    let age_s = health.pod_loop_age_ms / 1000;
-    let text = format!(
-        "[+]ping ok\n[+]log ok\n[-]syncloop failed: the loop has not turned for {age_s} s\n\
-         healthz check failed\n"
-    );
-
-    answer::text(StatusCode::INTERNAL_SERVER_ERROR, text)
 }
 
 async fn stats(node: &NodeApi, query: &Query) -> Result<Answer, Refusal> {

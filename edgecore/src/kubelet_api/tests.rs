@@ -94,6 +94,18 @@ async fn what_needs_no_runtime_is_told_without_one() {
     for (request, status, has) in [
         ("GET /healthz", "200 OK", "ok"),
         (
+            "GET /healthz?verbose",
+            "200 OK",
+            "[+]ping ok\n[+]log ok\n[+]syncloop ok\nhealthz check passed",
+        ),
+        ("GET /healthz/syncloop", "200 OK", "ok"),
+        ("GET /healthz/nothing", "404 Not Found", "404: Page Not Found"),
+        (
+            "GET /metrics/slis",
+            "200 OK",
+            "\nkubernetes_healthcheck{name=\"syncloop\",type=\"healthz\"} 1\n",
+        ),
+        (
             "GET /pods",
             "200 OK",
             r#"[{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web"},"spec":{"x":1},"status":{"phase":"Running"}}]"#,
@@ -137,4 +149,30 @@ async fn a_loop_that_stands_is_not_healthy() {
     let (status, body) = ask(&context, "GET /healthz").await;
     assert_eq!(status, "500 Internal Server Error");
     assert!(body.contains("[-]syncloop failed") && body.contains("healthz check failed"), "{body}");
+    let (status, _) = ask(&context, "GET /healthz/syncloop").await;
+    assert_eq!(status, "500 Internal Server Error");
+    let (status, _) = ask(&context, "GET /healthz/ping").await;
+    assert_eq!(status, "200 OK");
+    let (_, slis) = ask(&context, "GET /metrics/slis").await;
+    for expected in
+        ["{name=\"ping\",type=\"healthz\"} 1\n", "{name=\"syncloop\",type=\"healthz\"} 0\n"]
+    {
+        assert!(slis.contains(expected), "{slis}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_packed_for_who_takes_it() {
+    let runtime = Runtime::new("/nowhere/none.sock").unwrap();
+    let context = context(Arc::new(OnePod), runtime);
+    let (mut caller, server) = tokio::io::duplex(64 * 1024);
+    let head =
+        "GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\nAccept-Encoding: gzip\r\n\r\n";
+    caller.write_all(head.as_bytes()).await.unwrap();
+    serve(server, context).await.unwrap();
+    let mut answer = Vec::new();
+    caller.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.contains("content-encoding: gzip\r\n"), "{answer}");
+    assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
 }

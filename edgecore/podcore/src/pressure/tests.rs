@@ -20,6 +20,19 @@ fn read(hard: Pairs<'_>, soft: Pairs<'_>, grace: Pairs<'_>) -> Result<Policy, Ve
 }
 
 #[test]
+fn amounts_are_written_as_they_are_read() {
+    for (amount, expected) in [
+        (Amount::Absolute(100 << 20), "100Mi"),
+        (Amount::Absolute(1000), "1000"),
+        (Amount::Absolute(0), "0"),
+        (Amount::Share(10_000), "10%"),
+        (Amount::Share(2_500), "2.5%"),
+    ] {
+        assert_eq!(amount.to_string(), expected);
+    }
+}
+
+#[test]
 fn thresholds_are_read_as_the_kubelet_reads_them() {
     let policy = read(
         &[("memory.available", "100Mi"), ("nodefs.available", "10%"), ("pid.available", "0%")],

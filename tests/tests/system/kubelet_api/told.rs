@@ -11,13 +11,21 @@ use super::{At, LIMIT};
 
 /// Every path that a kubelet has for those who look at nodes.
 pub(super) async fn everything(at: &At<'_>, pod: &str) -> Result<()> {
-    ensure!(at.raw("healthz").await? == "ok");
+    for path in ["healthz", "healthz/ping", "healthz/syncloop"] {
+        ensure!(at.raw(path).await? == "ok", "{path}");
+    }
+    let slis = at.raw("metrics/slis").await?;
+    ensure!(
+        slis.contains("kubernetes_healthcheck{name=\"syncloop\",type=\"healthz\"} 1\n"),
+        "{slis}"
+    );
     let pods: Value = serde_json::from_str(&at.raw("pods").await?)?;
     let found = pods["items"].as_array().context("no items")?;
     let found = found.iter().find(|found| found["metadata"]["name"] == pod).context("no pod")?;
     ensure!(found["status"]["phase"] == "Running" && found["spec"]["nodeName"] == at.node.name());
     let config: Value = serde_json::from_str(&at.raw("configz").await?)?;
-    ensure!(config["kubeletconfig"]["maxPods"] == 110, "{config}");
+    let config = &config["kubeletconfig"];
+    ensure!(config["maxPods"] == 110 && config["evictionHard"].is_object(), "{config}");
 
     summary(at, pod).await?;
     let resource = at.raw("metrics/resource").await?;
