@@ -4,18 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Volume;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::materials::Materials;
 use crate::pod::PodView;
 
 /// With this finalizer a claim stays until no pod uses it.
 const PROTECTION: &str = "kubernetes.io/pvc-protection";
-/// Annotation of a volume: mount options, from before there was a field for them.
-const MOUNT_OPTIONS_ANNOTATION: &str = "volume.beta.kubernetes.io/mount-options";
-
-/// Annotation of a volume: the group that may write to it.
-const GROUP_ANNOTATION: &str = "pv.beta.kubernetes.io/gid";
 
 /// A PersistentVolumeClaim.
 #[derive(Clone, Debug, Deserialize)]
@@ -59,48 +54,66 @@ struct ClaimStatus {
     phase: String,
 }
 
-/// A PersistentVolume of one of the kinds that this node mounts; of another kind it has no source.
-#[derive(Clone, Debug, Deserialize)]
+/// What a node uses of a PersistentVolume; one that is not of the kinds that it mounts has no source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PersistentVolume {
     metadata: VolumeMetadata,
     #[serde(default)]
     spec: VolumeSpec,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct VolumeMetadata {
     name: String,
     #[serde(default)]
-    annotations: BTreeMap<String, String>,
+    annotations: VolumeAnnotations,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct VolumeAnnotations {
+    /// Mount options, from before there was a field for them.
+    #[serde(
+        rename = "volume.beta.kubernetes.io/mount-options",
+        skip_serializing_if = "Option::is_none"
+    )]
+    mount_options: Option<String>,
+    /// The group that may write to it.
+    #[serde(rename = "pv.beta.kubernetes.io/gid", skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 struct VolumeSpec {
+    #[serde(skip_serializing_if = "Option::is_none")]
     claim_ref: Option<ClaimRef>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     volume_mode: Option<String>,
-    #[serde(default)]
     mount_options: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     local: Option<LocalSource>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     host_path: Option<HostPathSource>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     nfs: Option<NfsSource>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct ClaimRef {
     #[serde(default)]
     uid: String,
 }
 
 /// `spec.local`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalSource {
     /// A directory of the node.
     pub path: String,
 }
 
 /// `spec.hostPath`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostPathSource {
     /// On the node.
     pub path: String,
@@ -110,7 +123,7 @@ pub struct HostPathSource {
 }
 
 /// `spec.nfs`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NfsSource {
     /// Name or address of the server.
     pub server: String,
@@ -140,7 +153,7 @@ impl PersistentVolume {
 
     /// How it is to be mounted.
     pub fn mount_options(&self) -> Vec<String> {
-        let old = self.metadata.annotations.get(MOUNT_OPTIONS_ANNOTATION);
+        let old = self.metadata.annotations.mount_options.as_ref();
         let old = old.map_or_else(Vec::new, |old| old.split(',').map(str::to_owned).collect());
 
         if self.spec.mount_options.is_empty() { old } else { self.spec.mount_options.clone() }
@@ -208,16 +221,39 @@ pub fn claim_name(pod: &PodView, volume: &Volume) -> Option<String> {
     }
 }
 
-/// The PersistentVolume of a volume of the pod, if it is one with a claim.
+/// The PersistentVolume of a volume of the pod, if it is one with a claim. What is set up for the pod serves
+/// on if its claim does not any more (kubelet: `WaitForAttachAndMount`).
 pub fn bound<'a>(
     pod: &PodView,
     volume: &Volume,
     materials: &'a Materials,
 ) -> Result<Option<&'a PersistentVolume>, ClaimError> {
     let Some(name) = claim_name(pod, volume) else { return Ok(None) };
+    let set_up = materials.set_up.get(&volume.name);
+
+    claimed(pod, volume, &name, materials).or_else(|lost| set_up.ok_or(lost)).map(Some)
+}
+
+/// All that volumes of the pod are bound to, by the name of the volume in the pod.
+pub fn all_bound(pod: &PodView, materials: &Materials) -> BTreeMap<String, PersistentVolume> {
+    let volumes = pod.spec().volumes.iter().flatten();
+    let bound = volumes.filter_map(|volume| {
+        let found = bound(pod, volume, materials).ok().flatten()?;
+        Some((volume.name.clone(), found.clone()))
+    });
+
+    bound.collect()
+}
+
+fn claimed<'a>(
+    pod: &PodView,
+    volume: &Volume,
+    name: &str,
+    materials: &'a Materials,
+) -> Result<&'a PersistentVolume, ClaimError> {
     let shown = format!("{}/{name}", pod.namespace);
     let processing = |why: String| ClaimError::Processing { claim: shown.clone(), why };
-    let claim = materials.claims.get(&name).ok_or_else(|| {
+    let claim = materials.claims.get(name).ok_or_else(|| {
         let what = format!("persistentvolumeclaims \"{name}\" not found");
         processing(format!("failed to fetch PVC from API server: {what}"))
     })?;
@@ -248,7 +284,7 @@ pub fn bound<'a>(
         )));
     }
     match found.spec.volume_mode.as_deref() {
-        None | Some("Filesystem") => Ok(Some(found)),
+        None | Some("Filesystem") => Ok(found),
         Some(mode) => Err(ClaimError::Mode { volume: volume.name.clone(), mode: mode.to_owned() }),
     }
 }
@@ -260,9 +296,8 @@ pub fn extra_groups(pod: &PodView, materials: &Materials) -> BTreeSet<i64> {
         context.and_then(|context| context.supplemental_groups.as_deref()).unwrap_or_default();
     let volumes = pod.spec().volumes.iter().flatten();
     let bound = volumes.filter_map(|volume| bound(pod, volume, materials).ok().flatten());
-    let groups = bound.filter_map(|volume| {
-        volume.metadata.annotations.get(GROUP_ANNOTATION)?.trim().parse().ok()
-    });
+    let groups =
+        bound.filter_map(|volume| volume.metadata.annotations.group.as_ref()?.trim().parse().ok());
 
     groups.filter(|group| !own.contains(group)).collect()
 }
@@ -281,9 +316,14 @@ pub fn runtime_handler(pod: &PodView, materials: &Materials) -> Result<String, S
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::materials::references;
+    use crate::memory::Memory;
+    use crate::observed::Missing;
+    use crate::plan::Outcome;
 
     fn claim() -> Value {
         json!({ "metadata": { "uid": "c-1" }, "spec": { "volumeName": "disk" },
@@ -351,6 +391,43 @@ mod tests {
         let mode = "volume v has volumeMode Block, but is specified in volumeMounts";
         own(claim(), with(disk(), "/spec", block), mode);
         check(&json!({ "emptyDir": {} }), "data", &claim(), &disk(), "none");
+    }
+
+    #[test]
+    fn what_is_set_up_serves_on_without_its_claim() {
+        let pod = json!({ "metadata": { "uid": "p-1", "namespace": "shop", "name": "web" },
+            "spec": { "containers": [], "volumes": [
+                { "name": "v", "persistentVolumeClaim": { "claimName": "data" } },
+                { "name": "w", "persistentVolumeClaim": { "claimName": "none" } } ] } });
+        let pod = PodView::parse(pod.to_string().as_bytes()).unwrap();
+        let mut full = disk();
+        full["metadata"]["annotations"] =
+            json!({ "pv.beta.kubernetes.io/gid": "7", "other": "not kept" });
+        full["spec"]["mountOptions"] = json!(["noexec"]);
+        let mut materials = Materials::default();
+        materials.claims.insert("data".to_owned(), serde_json::from_value(claim()).unwrap());
+        materials.volumes.insert("disk".to_owned(), serde_json::from_value(full).unwrap());
+
+        // Noted once it is in place, and there when the agent starts again.
+        let mut memory = Memory::default();
+        let claimed = all_bound(&pod, &materials);
+        memory.note(Outcome::VolumesReady { claimed }, Timestamp::UNIX_EPOCH);
+        let kept = serde_json::to_string(&memory).unwrap();
+        assert!(!kept.contains("not kept"), "{kept}");
+        let memory: Memory = serde_json::from_str(&kept).unwrap();
+        let lost = Materials { set_up: memory.claimed, ..Materials::default() };
+        let missing = |materials| {
+            let missing = references(&pod).missing(&pod, materials).into_iter();
+            let volumes = missing.filter_map(|missing| match missing {
+                Missing::Claim { volume, .. } => Some(volume),
+                Missing::Object(_) | Missing::Token { .. } => None,
+            });
+            volumes.collect::<Vec<_>>()
+        };
+        assert_eq!(missing(&lost), ["w"]);
+        assert_eq!(missing(&Materials::default()), ["v", "w"]);
+        assert_eq!(all_bound(&pod, &lost), all_bound(&pod, &materials));
+        assert_eq!(extra_groups(&pod, &lost), [7].into());
     }
 
     #[test]

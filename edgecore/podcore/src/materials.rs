@@ -65,6 +65,9 @@ pub struct Materials {
     pub claims: BTreeMap<String, Claim>,
     /// What these claims are bound to, by name.
     pub volumes: BTreeMap<String, PersistentVolume>,
+    /// What is set up already of the volumes with claims, by their name in the pod; only if a claim is
+    /// missing.
+    pub set_up: BTreeMap<String, PersistentVolume>,
     /// The pod's.
     pub runtime_class: Option<RuntimeClass>,
     /// Services of the pod's namespace, and `default/kubernetes`.

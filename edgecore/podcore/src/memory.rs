@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::admission::Refusal;
 use crate::backoff;
+use crate::claims::PersistentVolume;
 use crate::hook::Hooked;
 use crate::observed::{ContainerState, ContainerView, Eviction};
 use crate::probe::{Answers, Askings, ProbeKind};
@@ -38,6 +39,10 @@ pub struct Memory {
     pub sandbox_attempt: Option<u32>,
     /// Addresses of the last sandbox, kept in the status of an ended pod.
     pub ips: Vec<String>,
+    /// What was last set up of its volumes with claims, by their name in the pod: it serves on when its claim
+    /// is gone.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub claimed: BTreeMap<String, PersistentVolume>,
     /// What only matters until the agent restarts.
     #[serde(skip)]
     pub transient: Transient,

@@ -172,20 +172,25 @@ pub enum Place {
 
 /// Decides where one volume is.
 pub fn place(pod: &PodView, volume: &Volume, materials: &Materials) -> Result<Place, VolumeError> {
-    let own = |plugin, name: &str| Place::Own { plugin, name: name.to_owned() };
     if let Some(bound) = bound(pod, volume, materials)? {
-        return match bound.source() {
-            Some(Source::HostPath(host)) => Ok(Place::Host(host.path.clone())),
-            Some(Source::Local(_)) => Ok(own(LOCAL_PLUGIN, bound.name())),
-            Some(Source::Nfs(_)) => Ok(own(NFS_PLUGIN, bound.name())),
-            None => Err(VolumeError::Unsupported { volume: bound.name().to_owned() }),
-        };
+        return place_of(bound);
     }
     if let Some(host) = &volume.host_path {
         return Ok(Place::Host(host.path.clone()));
     }
 
-    Ok(own(plugin(volume), &volume.name))
+    Ok(Place::Own { plugin: plugin(volume), name: volume.name.clone() })
+}
+
+/// Where a volume of the cluster is.
+pub fn place_of(volume: &PersistentVolume) -> Result<Place, VolumeError> {
+    let name = volume.name().to_owned();
+    match volume.source() {
+        Some(Source::HostPath(host)) => Ok(Place::Host(host.path.clone())),
+        Some(Source::Local(_)) => Ok(Place::Own { plugin: LOCAL_PLUGIN, name }),
+        Some(Source::Nfs(_)) => Ok(Place::Own { plugin: NFS_PLUGIN, name }),
+        None => Err(VolumeError::Unsupported { volume: name }),
+    }
 }
 
 /// Whether a volume at that place may be labelled for its pod (kubelet: `Attributes`).

@@ -1,17 +1,20 @@
 //! Collects what a pod references from the desired state.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use podcore::claims::{Claim, claim_name};
+use podcore::claims::{Claim, PersistentVolume, claim_name};
 use podcore::materials::{Materials, References, TokenAsk, refresh_at};
 use podcore::observed::Missing;
 use podcore::pod::PodView;
-use proto::ids::{Kind, ObjectKey};
+use podcore::volumes::{Place, place_of};
+use proto::ids::{Kind, ObjectKey, Uid};
 use serde::de::DeserializeOwned;
 
 use crate::desired::Desired;
+use crate::layout::Layout;
+use crate::volumes::mounts;
 
 /// What a pod references, as far as the node holds it.
 #[derive(Debug)]
@@ -48,8 +51,14 @@ fn class_key(name: &str) -> ObjectKey {
     ObjectKey::in_cluster(Kind::RuntimeClass, name)
 }
 
-/// Looks up and parses everything that `references` names.
-pub fn gather(desired: &Desired, pod: &PodView, references: &References) -> Gathered {
+/// Looks up and parses everything that `references` names. `set_up` is asked for what is set up of the
+/// pod's volumes if a claim is missing.
+pub fn gather(
+    desired: &Desired,
+    pod: &PodView,
+    references: &References,
+    set_up: impl FnOnce() -> BTreeMap<String, PersistentVolume>,
+) -> Gathered {
     let mut materials = Materials::default();
     for name in references.config_maps.keys() {
         let key = ObjectKey::named(Kind::ConfigMap, &pod.namespace, name);
@@ -76,9 +85,34 @@ pub fn gather(desired: &Desired, pod: &PodView, references: &References) -> Gath
     let class = references.runtime_class.as_ref();
     materials.runtime_class = class.and_then(|name| held(desired, &class_key(name)));
     materials.services = services(desired, &pod.namespace);
-    let missing = references.missing(pod, &materials);
+    let mut missing = references.missing(pod, &materials);
+    if missing.iter().any(|missing| matches!(missing, Missing::Claim { .. })) {
+        materials.set_up = set_up();
+        missing = references.missing(pod, &materials);
+    }
 
     Gathered { materials: Arc::new(materials), missing, asks }
+}
+
+/// What is still in place of `claimed`, the volumes with claims that were set up for the pod.
+pub fn in_place(
+    claimed: &BTreeMap<String, PersistentVolume>,
+    layout: &Layout,
+    pod: &Uid,
+) -> BTreeMap<String, PersistentVolume> {
+    if claimed.is_empty() {
+        return BTreeMap::new();
+    }
+    let mounted = mounts::below(&layout.pod(pod)).unwrap_or_default();
+    let is_in_place = |volume: &PersistentVolume| match place_of(volume) {
+        // Nothing is mounted for it.
+        Ok(Place::Host(_)) => true,
+        Ok(place) => layout.place(pod, &place).is_ok_and(|dir| mounted.contains(&dir)),
+        Err(_unsupported) => false,
+    };
+    let kept = claimed.iter().filter(|(_, volume)| is_in_place(volume));
+
+    kept.map(|(name, volume)| (name.clone(), volume.clone())).collect()
 }
 
 /// Only the claims of the pod's volumes, with what they are bound to.
@@ -131,4 +165,45 @@ fn parse<T: DeserializeOwned>(what: &str, bytes: &Bytes) -> Option<T> {
     serde_json::from_slice(bytes)
         .inspect_err(|error| tracing::error!(%error, what, "an object is not understood"))
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_or_needs_no_mount_is_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let layout = Layout {
+            root: root.clone(),
+            pod_logs: root.join("logs"),
+            container_logs: root.join("logs"),
+        };
+        let volume = |(name, source): (&str, serde_json::Value)| {
+            let object = json!({ "metadata": { "name": name }, "spec": source });
+            (format!("v-{name}"), serde_json::from_value(object).unwrap())
+        };
+        let claimed = [
+            ("host", json!({ "hostPath": { "path": "/etc" } })),
+            ("disk", json!({ "local": { "path": "/etc" } })),
+            ("lost", json!({ "local": { "path": "/etc" } })),
+            ("other", json!({ "csi": {} })),
+        ];
+        let claimed = claimed.into_iter().map(volume).collect();
+        let (pod, other) = (Uid::new("u-1").unwrap(), Uid::new("u-2").unwrap());
+        let disk = layout.pod(&pod).join("volumes/kubernetes.io~local-volume/disk");
+        std::fs::create_dir_all(disk.with_file_name("lost")).unwrap();
+        std::fs::create_dir_all(&disk).unwrap();
+        mounts::ensure_tmpfs(&disk, Some(1 << 20)).unwrap();
+        let names =
+            |pod| in_place(&claimed, &layout, pod).into_keys().collect::<Vec<_>>().join(" ");
+
+        assert_eq!(names(&pod), "v-disk v-host");
+        assert_eq!(names(&other), "v-host");
+        mounts::unmount_below(&root).unwrap();
+        assert_eq!(names(&pod), "v-host");
+    }
 }

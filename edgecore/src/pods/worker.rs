@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::work::{Finished, Retry};
 use super::context::Context;
-use super::materials::{Gathered, gather};
+use super::materials::{Gathered, gather, in_place};
 use super::observe::Listed;
 use super::tokens::Tokens;
 use super::wake::{Reasons, Wake};
@@ -280,8 +280,10 @@ impl Worker {
     /// What the pod references. Changes of it concern the pod from now on: nothing else runs between.
     fn gather(&self, parsed: &Parsed) -> Arc<Gathered> {
         let Parsed { pod, references, .. } = parsed;
-        let gathered = gather(&self.context.desired, pod, references);
-        self.context.registry.refer(&self.uid, gathered.keys(pod, references));
+        let context = &self.context;
+        let set_up = || in_place(&self.memory.claimed, &context.layout, &self.uid);
+        let gathered = gather(&context.desired, pod, references, set_up);
+        context.registry.refer(&self.uid, gathered.keys(pod, references));
 
         Arc::new(gathered)
     }

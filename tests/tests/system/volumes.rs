@@ -144,6 +144,63 @@ fn prepare(disks: &Path) -> Result<()> {
     Ok(fs::set_permissions(disks.join("local/old"), fs::Permissions::from_mode(0o600))?)
 }
 
+/// Takes claims away from the pods that use them.
+async fn lose(cluster: &Cluster, client: &Client, claims: &[String]) -> Result<()> {
+    for claim in claims {
+        cluster.kubectl(&["delete", "pvc", claim, "--wait=false"]).await?;
+        let unprotected = r#"{"metadata":{"finalizers":null}}"#;
+        cluster.kubectl(&["patch", "pvc", claim, "--type=merge", "-p", unprotected]).await?;
+        let path = format!("/api/v1/namespaces/default/persistentvolumeclaims/{claim}");
+        cluster.until_gone(client, &path, LIMIT).await?;
+    }
+
+    Ok(())
+}
+
+/// Ends the container of the pod, and waits for the next.
+async fn restart(cluster: &Cluster, client: &Client, pod: &str, count: u64) -> Result<Value> {
+    // The command may end with the container.
+    let _ended = cluster.kubectl(&["exec", pod, "--", "sh", "-c", "kill 1"]).await;
+    let is_next = |pod: &Value| {
+        let status = &pod["status"]["containerStatuses"][0];
+        status["restartCount"] == count && pods::is_ready(pod)
+    };
+
+    cluster.until(client, &pods::path(pod), "the next container", LIMIT, is_next).await
+}
+
+/// Without its claims the pod goes on with what it has, also with another agent, that finds everything as it
+/// is; a new pod waits.
+async fn goes_on_without_claims(
+    cluster: &Cluster,
+    client: &Client,
+    node: &EdgeNode,
+    name: &str,
+) -> Result<()> {
+    let claims = ["data", "host"].map(|what| format!("{name}-{what}"));
+    lose(cluster, client, &claims).await?;
+    let late = format!("{name}-late");
+    let mut pod = pods::sleeper(&late, node.name());
+    // The scheduler would wait in its place.
+    pod["spec"]["nodeName"] = json!(node.name());
+    pod["spec"]["volumes"] =
+        json!([{ "name": "v", "persistentVolumeClaim": { "claimName": claims[0] } }]);
+    cluster.apply(&[pod]).await?;
+    let words = format!("persistentvolumeclaims \"{}\" not found", claims[0]);
+    until_told(cluster, client, &late, &words).await?;
+    cluster.kubectl(&["delete", "pod", &late, "--wait=false"]).await?;
+
+    let again = restart(cluster, client, name, 1).await?;
+    node.kill_agent().await?;
+    node.start_agent().await?;
+    node.until_ready(client).await?;
+    let path = pods::path(name);
+    let after = cluster.until(client, &path, "Ready still", LIMIT, pods::is_ready).await?;
+    ensure!(Incarnation::of(&after) == Incarnation::of(&again), "{after}");
+
+    restart(cluster, client, name, 2).await.map(drop)
+}
+
 #[tokio::test]
 async fn volumes_of_the_cluster_serve_pods_through_their_claims() -> Result<()> {
     let cluster = Cluster::shared().await?;
@@ -187,12 +244,7 @@ async fn volumes_of_the_cluster_serve_pods_through_their_claims() -> Result<()> 
 
     how_full_they_are(&cluster, &node, &name).await?;
 
-    // Another agent finds everything as it is.
-    node.kill_agent().await?;
-    node.start_agent().await?;
-    node.until_ready(&client).await?;
-    let after = cluster.until(&client, &path, "Ready still", LIMIT, pods::is_ready).await?;
-    ensure!(Incarnation::of(&after) == Incarnation::of(&ready), "{after}");
+    goes_on_without_claims(&cluster, &client, &node, &name).await?;
 
     cluster.kubectl(&["delete", "pod", &name, "--wait=false"]).await?;
     cluster.until_gone(&client, &path, LIMIT).await?;
@@ -201,12 +253,12 @@ async fn volumes_of_the_cluster_serve_pods_through_their_claims() -> Result<()> 
     wait::until("the pod's directory to be gone", LIMIT, look, |exists| !exists).await?;
     for (disk, wrote) in [("local", "/data\n"), ("host", "/host\n"), ("scratch", "/scratch\n")] {
         let kept = fs::read_to_string(disks.join(disk).join("written"))?;
-        ensure!(kept == wrote, "{disk}: {kept:?}");
+        // Once by each of its containers.
+        ensure!(kept == wrote.repeat(3), "{disk}: {kept:?}");
     }
     let volumes = ["data", "host", "scratch"].map(|what| format!("pv/{}", named(what)));
-    let claims = ["data", "host"].map(|what| format!("pvc/{}", named(what)));
     let mut all = vec!["delete", "--wait=false"];
-    all.extend(volumes.iter().chain(&claims).map(String::as_str));
+    all.extend(volumes.iter().map(String::as_str));
     cluster.kubectl(&all).await?;
 
     cluster.kubectl(&["delete", "runtimeclass", &name]).await.map(drop)

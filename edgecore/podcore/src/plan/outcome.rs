@@ -1,8 +1,11 @@
 //! What became of an action, and how it enters the memory.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 
 use crate::backoff;
+use crate::claims::PersistentVolume;
 use crate::hook::{self, Hooked};
 use crate::memory::{ImageFound, ImageNote, Memory};
 use crate::probe::ProbeKind;
@@ -24,7 +27,10 @@ pub enum Outcome {
         message: String,
     },
     /// The volumes are in place.
-    VolumesReady,
+    VolumesReady {
+        /// Those with claims, by their name in the pod.
+        claimed: BTreeMap<String, PersistentVolume>,
+    },
     /// They could not be set up.
     VolumesFailed {
         /// Which, and what happened.
@@ -122,7 +128,9 @@ impl Memory {
                 let failure = backoff::failure(before, "FailedCreatePodSandBox", message, now);
                 self.transient.sandbox_failure = Some(failure);
             }
-            Outcome::VolumesReady => self.transient.volumes_failure = None,
+            Outcome::VolumesReady { claimed } => {
+                (self.transient.volumes_failure, self.claimed) = (None, claimed);
+            }
             Outcome::VolumesFailed { message } => {
                 let before = self.transient.volumes_failure.as_ref();
                 let failure = backoff::failure(before, "FailedMount", message, now);

@@ -1,5 +1,7 @@
 //! The runtime: does what an action says, or fails as told.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 
 use super::World;
@@ -50,7 +52,7 @@ impl World {
                     return self.note(Outcome::VolumesFailed { message });
                 }
                 self.observed.volumes = VolumesState::Ready;
-                self.note(Outcome::VolumesReady);
+                self.note(Outcome::VolumesReady { claimed: BTreeMap::new() });
             }
             Action::EnsureImage { container, attempt, image } => {
                 let (container, image) = (container.clone(), image.clone());

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Container;
+use podcore::claims::all_bound;
 use podcore::plan::Outcome;
 use podcore::resources::{cgroup_parent, pod_limits};
 use podcore::volumes::{Place, place, setup};
@@ -31,7 +32,10 @@ impl Job {
     pub(super) async fn set_up_volumes(self) -> Done {
         let made = self.try_volumes().await;
         match made {
-            Ok(()) => Done::noted(Outcome::VolumesReady),
+            Ok(()) => {
+                let claimed = all_bound(&self.pod, &self.materials);
+                Done::noted(Outcome::VolumesReady { claimed })
+            }
             Err(message) => {
                 self.tell(Warning, "FailedMount", &message, None);
                 Done::noted(Outcome::VolumesFailed { message })

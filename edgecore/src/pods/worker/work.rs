@@ -133,7 +133,7 @@ impl Worker {
         }
         match done {
             Done::Noted { outcome, sandbox, container, look } => {
-                if outcome == Outcome::VolumesReady {
+                if matches!(outcome, Outcome::VolumesReady { .. }) {
                     // What changed meanwhile may have been read before that.
                     let is_stale = self.volumes_outdated;
                     self.observed.volumes =

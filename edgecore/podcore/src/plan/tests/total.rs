@@ -244,6 +244,7 @@ fn memory() -> impl Strategy<Value = Memory> {
                     resize: crate::resize::Resize::default(),
                     sandbox_attempt,
                     ips: Vec::new(),
+                    claimed: BTreeMap::new(),
                     transient: Transient {
                         sandbox_failure: transient.0,
                         volumes_failure: transient.1,
@@ -339,6 +340,7 @@ fn nothing_of_the_link_enters_a_plan() {
         resize: _,
         sandbox_attempt: _,
         ips: _,
+        claimed: _,
         transient:
             Transient {
                 sandbox_failure: _,
