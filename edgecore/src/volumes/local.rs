@@ -1,9 +1,10 @@
 //! Local volumes: a directory of the node, bound to the pod's directory of the volume, as the kubelet's
 //! `kubernetes.io/local-volume`.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::mount::{MountFlags, mount_bind, mount_remount};
@@ -71,12 +72,19 @@ pub struct Local<'a> {
 }
 
 impl Local<'_> {
-    /// Binds the directory to `dir`, if it is not. The group gets what is in it first, unless another pod
-    /// in `pods_dir` has the same volume mounted.
+    /// Binds the directory to `dir`, if it is not; never without its options. The group gets what is in it
+    /// first, unless another pod in `pods_dir` has the same volume mounted.
     pub fn mount(&self, dir: &Path, pods_dir: &Path) -> Result<(), LocalError> {
         let shown = self.path.display();
         let failed = |attempted: String| move |source| LocalError::Io { attempted, source };
-        if mounts::is_mount_point(dir).map_err(failed("read the mounts".to_owned()))? {
+        let aside = aside(dir);
+        let points = mounts::below(pods_dir).map_err(failed("read the mounts".to_owned()))?;
+        if points.contains(&aside) {
+            // An agent was killed while it made it.
+            mounts::unmount_below(&aside)
+                .map_err(failed(format!("unmount {}", aside.display())))?;
+        }
+        if points.iter().any(|point| point == dir) {
             return Ok(());
         }
         self.check()?;
@@ -85,13 +93,13 @@ impl Local<'_> {
             return Err(LocalError::Option { option: option.clone() });
         }
         if let Some((gid, only_if_mismatch)) = self.group.filter(|_| !self.read_only)
-            && !is_used(dir, pods_dir).map_err(failed("read the mounts".to_owned()))?
+            && !is_used(dir, &points)
         {
             ownership::give_tree_to_writers(self.path, gid, only_if_mismatch)
                 .map_err(failed(format!("give {shown} to group {gid}")))?;
         }
         std::fs::create_dir_all(dir).map_err(failed(format!("make {}", dir.display())))?;
-        let bound = bind(self.path, dir, options.flags);
+        let bound = bind(self.path, &aside, dir, options.flags);
 
         bound.map_err(failed(format!("bind {shown} to {}", dir.display())))
     }
@@ -116,37 +124,49 @@ impl Local<'_> {
 }
 
 /// Whether a pod has the volume of `dir` mounted: its directory is called the same in each.
-fn is_used(dir: &Path, pods_dir: &Path) -> io::Result<bool> {
+fn is_used(dir: &Path, points: &[PathBuf]) -> bool {
     let called =
         |path: &Path| Some((path.parent()?.file_name()?.to_owned(), path.file_name()?.to_owned()));
-    let points = mounts::below(pods_dir)?;
 
-    Ok(points.iter().any(|point| called(point) == called(dir)))
+    points.iter().any(|point| called(point) == called(dir))
 }
 
-fn bind(from: &Path, to: &Path, flags: MountFlags) -> io::Result<()> {
-    mount_bind(from, to)?;
-    if flags.is_empty() {
-        return Ok(());
-    }
-    let limited = || {
-        // A bind has the limits of what it is of until it is given others.
-        let held = statvfs(to)?.f_flag;
-        let limits = [
-            (StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
-            (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
-            (StatVfsMountFlags::NODEV, MountFlags::NODEV),
-            (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
-        ];
-        let kept = limits.iter().filter(|(limit, _)| held.contains(*limit));
-        let kept = kept.fold(MountFlags::empty(), |all, (_, flag)| all | *flag);
+/// Where the volume of `dir` is made: no volume has such a name.
+fn aside(dir: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(dir.file_name().unwrap_or_default());
 
-        mount_remount(to, MountFlags::BIND | flags | kept, c"")
-    };
-    limited().or_else(|error| {
-        mounts::unmount_below(to)?;
-        Err(error.into())
-    })
+    dir.with_file_name(name)
+}
+
+/// Binds with these options: first aside, because the kernel takes them only afterwards. A bind of that has
+/// them from its first moment.
+fn bind(from: &Path, aside: &Path, to: &Path, flags: MountFlags) -> io::Result<()> {
+    if flags.is_empty() {
+        return Ok(mount_bind(from, to)?);
+    }
+    std::fs::create_dir_all(aside)?;
+    mount_bind(from, aside)?;
+    let bound = limit(aside, flags).and_then(|()| Ok(mount_bind(aside, to)?));
+    mounts::unmount_below(aside)?;
+    std::fs::remove_dir(aside)?;
+
+    bound
+}
+
+/// A bind has the limits of what it is of until it is given others.
+fn limit(bound: &Path, flags: MountFlags) -> io::Result<()> {
+    let held = statvfs(bound)?.f_flag;
+    let limits = [
+        (StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+    ];
+    let kept = limits.iter().filter(|(limit, _)| held.contains(*limit));
+    let kept = kept.fold(MountFlags::empty(), |all, (_, flag)| all | *flag);
+
+    Ok(mount_remount(bound, MountFlags::BIND | flags | kept, c"")?)
 }
 
 #[cfg(test)]
@@ -154,6 +174,9 @@ mod tests {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     use super::*;
+
+    /// Sights of a mount, enough to see one that is done in two steps.
+    const LOOKS: usize = 300;
 
     fn said(path: &Path, options: &[String]) -> String {
         let local = Local { path, options, read_only: false, group: None };
@@ -208,5 +231,51 @@ mod tests {
 
         super::super::remove::remove_tree(&pods).unwrap();
         assert_eq!(std::fs::read_to_string(data.join("sub/file")).unwrap(), "kept");
+    }
+
+    #[test]
+    fn it_is_never_seen_without_its_options() {
+        let dir = tempfile::tempdir().unwrap();
+        let pods = dir.path().canonicalize().unwrap();
+        let (volume, options) = (pods.join("a/disk"), ["ro".to_owned(), "noexec".to_owned()]);
+        let shown = volume.to_str().unwrap().to_owned();
+        let local =
+            Local { path: Path::new("/etc"), options: &options, read_only: false, group: None };
+        let watch = std::thread::spawn(move || {
+            let mut seen = Vec::new();
+            while seen.len() < LOOKS {
+                let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+                let of_volume = |line: &&str| line.split(' ').nth(4) == Some(&shown);
+                let options = |line: &str| line.split(' ').nth(5).unwrap_or_default().to_owned();
+                seen.extend(table.lines().filter(of_volume).map(options));
+            }
+            seen
+        });
+        while !watch.is_finished() {
+            local.mount(&volume, &pods).unwrap();
+            mounts::unmount_below(&volume).unwrap();
+        }
+
+        let has = |options: &str, wanted: &str| options.split(',').any(|option| option == wanted);
+        for options in watch.join().unwrap() {
+            assert!(has(&options, "ro") && has(&options, "noexec"), "{options}");
+        }
+    }
+
+    #[test]
+    fn what_a_killed_agent_was_making_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let pods = dir.path().canonicalize().unwrap();
+        let (volume, options) = (pods.join("a/disk"), ["noexec".to_owned()]);
+        let local =
+            Local { path: Path::new("/etc"), options: &options, read_only: false, group: None };
+        for is_done in [false, true] {
+            std::fs::create_dir_all(aside(&volume)).unwrap();
+            mount_bind("/etc", aside(&volume)).unwrap();
+            local.mount(&volume, &pods).unwrap();
+            assert_eq!(mounts::below(&pods).unwrap(), std::slice::from_ref(&volume), "{is_done}");
+            assert!(statvfs(&volume).unwrap().f_flag.contains(StatVfsMountFlags::NOEXEC));
+        }
+        super::super::remove::remove_tree(&pods.join("a")).unwrap();
     }
 }
