@@ -7,7 +7,7 @@ use std::time::Duration;
 use podcore::pod::PodView;
 use podcore::usage::volumes::{By, Measured, measured};
 use podcore::usage::{Disk, Look, Taken, VolumeUsage};
-use proto::ids::{ObjectKey, Uid};
+use proto::ids::{Kind, ObjectKey, Uid};
 
 use super::{Usages, read};
 use crate::blocking::{self, Lane};
@@ -45,9 +45,14 @@ impl Usages {
         }
     }
 
-    /// The volumes with claims of pods that run.
+    /// The volumes with claims of pods that run. Pods where there are no claims are not looked at.
     pub async fn claimed_volumes(&self, desired: &Desired) -> Vec<VolumeUsage> {
-        let pods = self.pods.all().into_iter().filter(|pod| pod.running > 0);
+        let claimed = desired.namespaces_with(Kind::PersistentVolumeClaim);
+        if claimed.is_empty() {
+            return Vec::new();
+        }
+        let pods = self.pods.all().into_iter();
+        let pods = pods.filter(|pod| pod.running > 0 && claimed.contains(&pod.namespace));
         let pods = pods.map(|pod| Some(pod.uid)).collect();
         let jobs = self.jobs(desired, pods, |volume| volume.claim.is_some()).await;
 
