@@ -250,6 +250,8 @@ pub struct PodUsage {
     pub containers: Vec<ContainerUsage>,
     /// Those that are measured.
     pub volumes: Vec<VolumeUsage>,
+    /// Its /etc/hosts, if that was made.
+    pub hosts: Option<Taken>,
 }
 
 /// A volume of a pod.

@@ -66,15 +66,18 @@ fn remove_dir(root: &Path) -> io::Result<()> {
 }
 
 fn enter(parent: impl AsFd, name: &OsStr) -> io::Result<Dir> {
+    open_dir(parent, Path::new(name)).map_err(|error| match error {
+        Errno::XDEV => io::Error::other(format!("something is mounted on {}", name.display())),
+        error => error.into(),
+    })
+}
+
+/// Opens a directory below `root`: never through a link or what is mounted there, which is `XDEV`.
+pub(super) fn open_dir(root: impl AsFd, path: &Path) -> Result<Dir, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let stay = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
-    match openat2(parent, name, flags, Mode::empty(), stay) {
-        Ok(dir) => Ok(Dir::new(dir)?),
-        Err(Errno::XDEV) => {
-            Err(io::Error::other(format!("something is mounted on {}", name.display())))
-        }
-        Err(error) => Err(error.into()),
-    }
+
+    Dir::new(openat2(root, path, flags, Mode::empty(), stay)?)
 }
 
 /// Takes "does not exist" for success.

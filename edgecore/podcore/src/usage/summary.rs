@@ -263,7 +263,7 @@ fn ephemeral(pod: &PodUsage) -> Taken {
     let containers = pod.containers.iter();
     let containers = containers.flat_map(|own| [own.layer.unwrap_or_default(), own.logs]);
     let volumes = pod.volumes.iter().filter(|volume| volume.is_ephemeral);
-    let all = containers.chain(volumes.map(|volume| volume.taken));
+    let all = containers.chain(volumes.map(|volume| volume.taken)).chain(pod.hosts);
 
     all.fold(Taken::default(), |sum, taken| Taken {
         bytes: sum.bytes + taken.bytes,

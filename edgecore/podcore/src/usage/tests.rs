@@ -62,6 +62,7 @@ fn pods() -> Vec<PodUsage> {
         sandbox: Some(sandbox),
         containers: vec![container],
         volumes: vec![volume("scratch", None), volume("data", Some("disk"))],
+        hosts: Some(Taken { bytes: 4096, inodes: Some(1) }),
     };
     let on_the_node = PodUsage {
         namespace: "kube-system".to_owned(),

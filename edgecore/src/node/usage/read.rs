@@ -15,6 +15,7 @@ use crate::blocking::read_trimmed;
 use crate::kubelet_api::PodFacts;
 use crate::node::cgroups::{Cgroups, device_name};
 use crate::node::pressure;
+use crate::volumes::contents;
 
 /// Reads everything.
 pub(super) fn look(
@@ -132,8 +133,11 @@ fn pod_usage(place: &Place, pod: Found, held: &Held, detail: Detail) -> PodUsage
         containers,
         namespace: facts.namespace,
         name: facts.name,
-        uid: facts.uid.to_string(),
         volumes: Vec::new(),
+        hosts: Some(place.layout.etc_hosts(&facts.uid))
+            .filter(|file| detail == Detail::All && file.exists())
+            .map(|file| counted(&file)),
+        uid: facts.uid.to_string(),
     }
 }
 
@@ -148,6 +152,13 @@ fn pod_network(process: u32) -> Option<Vec<Interface>> {
 
 fn network(process: &str) -> Vec<Interface> {
     interfaces(&read_trimmed(format!("{process}/net/dev")).unwrap_or_default())
+}
+
+/// What a file takes, or all that is in a directory.
+pub(super) fn counted(path: &Path) -> Taken {
+    let taken = contents::taken(path);
+
+    Taken { bytes: taken.bytes, inodes: Some(taken.inodes) }
 }
 
 fn log_size(dir: &Path) -> Taken {

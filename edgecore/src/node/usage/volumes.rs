@@ -13,7 +13,6 @@ use super::{Usages, read};
 use crate::blocking::{self, Lane};
 use crate::desired::Desired;
 use crate::pods::materials::gather_claims;
-use crate::volumes::contents::taken;
 use crate::volumes::mounts::{self, Point};
 
 /// How long all volumes on this node are counted; the rest is left out.
@@ -150,9 +149,8 @@ fn look(job: &Job) -> Option<(Disk, Taken)> {
     if job.volume.by == By::FileSystem {
         return Some((disk, whole));
     }
-    let taken = taken(&job.dir);
 
-    Some((disk, Taken { bytes: taken.bytes, inodes: Some(taken.inodes) }))
+    Some((disk, read::counted(&job.dir)))
 }
 
 #[cfg(test)]
