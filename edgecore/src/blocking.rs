@@ -1,12 +1,17 @@
 //! Work off the main thread, so that a stalled disk does not stop the link's pings: in lanes, so that a
 //! silent name server or a dead network mount does not stop what waits for the disk.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinError;
+
+use crate::clock;
 
 /// Work of one kind, of which only so much is under way. What nobody waits for any more counts until it
 /// ends: it cannot be stopped.
@@ -16,10 +21,11 @@ pub struct Lane(Semaphore);
 const FILES_MAX: usize = 4;
 const HOST_PATHS_MAX: usize = 1;
 const LOCAL_VOLUMES_MAX: usize = 1;
-const SERVERS_MAX: usize = 2;
+const SERVERS_MAX: usize = 6;
 const LOOKUPS_MAX: usize = 3;
 const MEASURES_MAX: usize = 1;
-const SERVER_MEASURES_MAX: usize = 1;
+const SERVER_REMOVALS_MAX: usize = 4;
+const SERVER_MEASURES_MAX: usize = 4;
 
 /// For the node's own files.
 pub static FILES: Lane = Lane(Semaphore::const_new(FILES_MAX));
@@ -35,11 +41,14 @@ pub static MEASURES: Lane = Lane(Semaphore::const_new(MEASURES_MAX));
 /// do not get into each other's way.
 pub static LOCAL_VOLUMES: Lane = Lane(Semaphore::const_new(LOCAL_VOLUMES_MAX));
 
-/// For volumes on servers, which may be away.
-pub static SERVERS: Lane = Lane(Semaphore::const_new(SERVERS_MAX));
+/// For mounting and entering volumes on servers.
+pub static SERVERS: Servers = Servers::new(SERVERS_MAX);
 
-/// For asking servers how full they are, which must not keep others from being mounted.
-pub static SERVER_MEASURES: Lane = Lane(Semaphore::const_new(SERVER_MEASURES_MAX));
+/// For taking them down, for which a server that hangs is not needed.
+pub static SERVER_REMOVALS: Servers = Servers::new(SERVER_REMOVALS_MAX);
+
+/// For asking servers how full they are, which must not keep their volumes from being mounted.
+pub static SERVER_MEASURES: Servers = Servers::new(SERVER_MEASURES_MAX);
 
 /// A thread for each; there are only as many as have work.
 pub const BLOCKING_THREADS_MAX: usize = FILES_MAX
@@ -48,10 +57,11 @@ pub const BLOCKING_THREADS_MAX: usize = FILES_MAX
     + SERVERS_MAX
     + LOOKUPS_MAX
     + MEASURES_MAX
+    + SERVER_REMOVALS_MAX
     + SERVER_MEASURES_MAX;
 
 /// How long an idle blocking thread is kept: its stack counts against the agent's memory.
-pub const BLOCKING_THREAD_KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(2);
+pub const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// Runs file work on a blocking thread.
 ///
@@ -76,6 +86,80 @@ pub async fn run_in<T: Send + 'static>(
         Ok(value) => value,
         Err(error) => resume(error),
     }
+}
+
+/// Lanes of servers, which may be away: on each there is one piece of work at a time, so that one that
+/// hangs takes one place and holds up only what is on it.
+#[derive(Debug)]
+pub struct Servers {
+    places: Lane,
+    /// Those that somebody works on or waits for, by name.
+    busy: Mutex<BTreeMap<String, Arc<Server>>>,
+}
+
+#[derive(Debug)]
+struct Server {
+    turns: Arc<Semaphore>,
+    /// Since when somebody has the turn.
+    since: Mutex<Option<Instant>>,
+}
+
+/// Ends when it is dropped.
+#[derive(Debug)]
+struct Turn {
+    server: Arc<Server>,
+    _permit: Result<OwnedSemaphorePermit, AcquireError>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *lock(&self.server.since) = None;
+    }
+}
+
+impl Servers {
+    const fn new(places: usize) -> Self {
+        Self { places: Lane(Semaphore::const_new(places)), busy: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Runs work on this server.
+    pub async fn run<T: Send + 'static>(
+        &'static self,
+        server: &str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        let server = self.server(server);
+        let permit = Arc::clone(&server.turns).acquire_owned().await;
+        *lock(&server.since) = Some(clock::instant());
+        let turn = Turn { server, _permit: permit };
+
+        run_in(&self.places, move || {
+            let done = work();
+            drop(turn);
+            done
+        })
+        .await
+    }
+
+    /// Whether a piece of work on the server takes longer than that already.
+    pub fn hangs(&self, server: &str, longer_than: Duration) -> bool {
+        let since = lock(&self.busy).get(server).and_then(|server| *lock(&server.since));
+
+        since.is_some_and(|since| since.elapsed() >= longer_than)
+    }
+
+    fn server(&self, name: &str) -> Arc<Server> {
+        let mut busy = lock(&self.busy);
+        busy.retain(|_, server| Arc::strong_count(server) > 1);
+        let new = || Server { turns: Arc::new(Semaphore::new(1)), since: Mutex::new(None) };
+
+        Arc::clone(busy.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))
+    }
+}
+
+/// What is behind these locks is whole after every statement.
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Looks HOST:PORT up.
@@ -106,18 +190,44 @@ pub fn read_trimmed(path: impl Into<PathBuf>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::channel;
-    use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_server_that_hangs_holds_up_only_what_is_on_it() {
+        static LANES: Servers = Servers::new(3);
+        let runtime = crate::runtime().unwrap();
+        let (release, held) = channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let hang = |server: &'static str| {
+            let held = Arc::clone(&held);
+            let hang = LANES.run(server, move || lock(&held).recv().is_ok());
+            // Given up, as by a pod that has waited for long enough.
+            tokio::time::timeout(Duration::from_millis(1), hang)
+        };
+        runtime.block_on(async {
+            for server in ["one", "two", "one", "two", "one"] {
+                hang(server).await.unwrap_err();
+            }
+            assert_eq!(LANES.run("other", || 7).await, 7);
+            assert!(LANES.hangs("one", Duration::from_millis(1)));
+            assert!(!LANES.hangs("one", Duration::from_hours(1)));
+            assert!(!LANES.hangs("other", Duration::ZERO));
+            drop(release);
+            assert_eq!(LANES.run("one", || 8).await, 8);
+            assert!(!LANES.hangs("one", Duration::ZERO));
+        });
+        assert!(lock(&LANES.busy).len() <= 2);
+    }
 
     #[test]
     fn lookups_that_hang_do_not_hold_up_files() {
         let runtime = crate::runtime().unwrap();
         let (release, held) = channel::<()>();
-        let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+        let held = Arc::new(Mutex::new(held));
         runtime.block_on(async {
             for _ in 0..=LOOKUPS_MAX {
-                let held = std::sync::Arc::clone(&held);
+                let held = Arc::clone(&held);
                 let hang = run_in(&LOOKUPS, move || held.lock().unwrap().recv().is_ok());
                 // Given up, as by a dial that has waited for long enough.
                 tokio::time::timeout(Duration::from_millis(1), hang).await.unwrap_err();

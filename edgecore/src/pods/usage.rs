@@ -1,7 +1,8 @@
 //! What pods have of the node: read only when the node is short of something, or for pods with limits
 //! that nobody else keeps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cri::CriError;
@@ -18,6 +19,7 @@ use super::context::Context;
 use crate::blocking;
 use crate::layout::is_file_name;
 use crate::volumes::contents::taken;
+use crate::volumes::mounts;
 
 /// Looks at what these pods have. Without an answer of the runtime nothing is known of them.
 pub(super) async fn measure(context: &Arc<Context>, pods: Vec<Uid>) -> Vec<Candidate> {
@@ -36,9 +38,12 @@ pub(super) async fn measure(context: &Arc<Context>, pods: Vec<Uid>) -> Vec<Candi
     let context = Arc::clone(context);
     let look = move || {
         let mut told = told;
+        let points = mounts::points(&context.layout.pods()).unwrap_or_default();
+        let servers = points.into_iter().filter(|point| point.server.is_some());
+        let away: BTreeSet<_> = servers.map(|point| point.path).collect();
         let candidate = |pod: PodView| {
             let containers = told.remove(pod.uid.as_str()).unwrap_or_default();
-            Candidate { usage: Some(usage(&context, &pod, containers)), pod }
+            Candidate { usage: Some(usage(&context, &pod, containers, &away)), pod }
         };
         views.into_iter().map(candidate).collect()
     };
@@ -72,8 +77,13 @@ async fn told(context: &Context) -> Result<BTreeMap<String, Vec<ContainerUsage>>
     Ok(pods)
 }
 
-/// Adds what is on the disk.
-fn usage(context: &Context, pod: &PodView, mut containers: Vec<ContainerUsage>) -> PodUsage {
+/// Adds what is on the disk: nothing that a container has mounted `away` over its volume.
+fn usage(
+    context: &Context,
+    pod: &PodView,
+    mut containers: Vec<ContainerUsage>,
+    away: &BTreeSet<PathBuf>,
+) -> PodUsage {
     let layout = &context.layout;
     let logs = layout.logs(&pod.namespace, &pod.name, &pod.uid);
     for container in &mut containers {
@@ -84,7 +94,7 @@ fn usage(context: &Context, pod: &PodView, mut containers: Vec<ContainerUsage>) 
     // None of them needs more than the pod.
     let volumes = measured(pod, &Materials::default());
     let volumes = volumes.into_iter().filter(|volume| volume.is_ephemeral).filter_map(|volume| {
-        let dir = layout.place(&pod.uid, &volume.place).ok()?;
+        let dir = layout.place(&pod.uid, &volume.place).ok().filter(|dir| !away.contains(dir))?;
         Some((volume.name, taken(&dir)))
     });
     let parent = cgroup_parent(pod, &context.cgroup_root, context.cgroup_driver);

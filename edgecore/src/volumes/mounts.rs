@@ -17,8 +17,8 @@ const STACKED_MOUNTS_MAX: usize = 16;
 pub struct Point {
     /// Where.
     pub path: PathBuf,
-    /// Something on a server, which may be away: whoever looks at it may wait for ever.
-    pub leads_away: bool,
+    /// The server that has what is mounted, and may be away: whoever looks at it may wait for ever.
+    pub server: Option<String>,
 }
 
 /// The mount points at or below `dir`, in the order in which they were mounted.
@@ -26,9 +26,9 @@ pub fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(points(dir)?.into_iter().map(|point| point.path).collect())
 }
 
-/// Whether anything at or below `dir` is on a server.
-pub fn lead_away(dir: &Path) -> io::Result<bool> {
-    Ok(points(dir)?.iter().any(|point| point.leads_away))
+/// The first server that has something of what is at or below `dir`.
+pub fn server_of(dir: &Path) -> io::Result<Option<String>> {
+    Ok(points(dir)?.into_iter().find_map(|point| point.server))
 }
 
 /// As [`below`], with what they lead to.
@@ -41,13 +41,20 @@ pub fn points(dir: &Path) -> io::Result<Vec<Point>> {
 fn points_below(table: &str, dir: &Path) -> Vec<Point> {
     let point = |line: &str| {
         let path = line.split(' ').nth(4).map(unescape)?;
-        let kind = line
-            .split_once(" - ")
-            .map_or("", |(_, rest)| rest.split(' ').next().unwrap_or_default());
-        Some(Point { path, leads_away: kind.starts_with("nfs") })
+        let mut rest = line.split_once(" - ").map_or("", |(_, rest)| rest).split(' ');
+        let kind = rest.next().unwrap_or_default();
+        let server = kind.starts_with("nfs").then(|| server(rest.next().unwrap_or_default()));
+        Some(Point { path, server })
     };
 
     table.lines().filter_map(point).filter(|point| point.path.starts_with(dir)).collect()
+}
+
+/// The server of an export SERVER:/PATH.
+fn server(export: &str) -> String {
+    let server = export.split_once(":/").map_or(export, |(server, _)| server);
+
+    server.trim_start_matches('[').trim_end_matches(']').to_owned()
 }
 
 /// mountinfo writes space, tab, newline and backslash as three octal digits (proc(5)).
@@ -166,7 +173,8 @@ fn take_down(point: &Point) -> io::Result<()> {
     let path = &point.path;
     // What is not on this node is taken out of the tree without asking its server; the kernel writes the
     // rest when it can.
-    let flags = if point.leads_away { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    let is_away = point.server.is_some();
+    let flags = if is_away { UnmountFlags::DETACH } else { UnmountFlags::empty() };
     match unmount(path, UnmountFlags::NOFOLLOW | flags) {
         // EINVAL: no longer a mount point, for example gone with its parent.
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
@@ -181,8 +189,8 @@ mod tests {
 
     fn check(table: &str, dir: &str, expected: &[&str]) {
         let shown = points_below(table, Path::new(dir)).into_iter().map(|point| {
-            let mark = if point.leads_away { "!" } else { "" };
-            format!("{mark}{}", point.path.display())
+            let server = point.server.map(|server| format!("{server}!")).unwrap_or_default();
+            format!("{server}{}", point.path.display())
         });
         assert_eq!(shown.collect::<Vec<_>>(), expected);
     }
@@ -192,11 +200,17 @@ mod tests {
         let table = "36 35 98:0 / /k/pods/a/volumes/x rw - tmpfs tmpfs rw\n\
                      37 35 98:0 / /k/pods/ab rw - tmpfs tmpfs rw\n\
                      38 35 98:0 /s /k/pods/a/with\\040space rw shared:1 - ext4 /dev/x rw\n\
-                     39 35 0:50 / /k/pods/a/nfs rw - nfs4 s:/films rw\n";
+                     39 35 0:50 / /k/pods/a/nfs rw - nfs4 s:/films rw\n\
+                     40 35 0:51 / /k/pods/a/six rw - nfs4 [2001:db8::5]:/ rw\n";
         check(
             table,
             "/k/pods/a",
-            &["/k/pods/a/volumes/x", "/k/pods/a/with space", "!/k/pods/a/nfs"],
+            &[
+                "/k/pods/a/volumes/x",
+                "/k/pods/a/with space",
+                "s!/k/pods/a/nfs",
+                "2001:db8::5!/k/pods/a/six",
+            ],
         );
         check(table, "/k/pods/ab", &["/k/pods/ab"]);
         check(table, "/elsewhere", &[]);

@@ -83,7 +83,7 @@ pub struct PodVolume {
 }
 
 /// What setting a volume up may have to wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reach {
     /// The node's own disk.
     Own,
@@ -91,8 +91,8 @@ pub enum Reach {
     HostPath,
     /// The disk behind a local volume.
     Disk,
-    /// A server.
-    Server,
+    /// This server.
+    Server(String),
 }
 
 impl PodVolume {
@@ -102,7 +102,7 @@ impl PodVolume {
             VolumeSetup::HostPath { kind, .. } if kind.is_empty() => Reach::Own,
             VolumeSetup::HostPath { .. } => Reach::HostPath,
             VolumeSetup::Local { .. } => Reach::Disk,
-            VolumeSetup::Nfs { .. } => Reach::Server,
+            VolumeSetup::Nfs { server, .. } => Reach::Server(server.clone()),
             VolumeSetup::EmptyDir(_) | VolumeSetup::Files { .. } => Reach::Own,
         }
     }

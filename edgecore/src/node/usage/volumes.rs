@@ -1,23 +1,25 @@
 //! How full the volumes of pods are. What is on a server that is away stays unknown: nobody waits for it
-//! for long.
+//! for long, and not at all while an earlier look still waits.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use podcore::pod::PodView;
 use podcore::usage::volumes::{By, Measured, measured};
 use podcore::usage::{Disk, Look, Taken, VolumeUsage};
 use proto::ids::{Kind, ObjectKey, Uid};
 
 use super::{Usages, read};
-use crate::blocking::{self, Lane};
+use crate::blocking;
 use crate::desired::Desired;
 use crate::pods::materials::gather_claims;
 use crate::volumes::mounts::{self, Point};
 
 /// How long all volumes on this node are counted; the rest is left out.
 const COUNT_TIME: Duration = Duration::from_secs(10);
-/// How long servers are waited for.
+/// How long a server is waited for.
 const SERVER_TIME: Duration = Duration::from_secs(2);
 
 /// A volume that is to be looked at.
@@ -27,8 +29,8 @@ struct Job {
     pod: usize,
     volume: Measured,
     dir: PathBuf,
-    /// A server has it.
-    leads_away: bool,
+    /// That has it.
+    server: Option<String>,
 }
 
 /// Which pod's, and what.
@@ -73,7 +75,7 @@ impl Usages {
                 if is_wanted(&volume)
                     && let Ok(dir) = self.place.layout.place(&uid, &volume.place)
                 {
-                    jobs.push(Job { pod, volume, dir, leads_away: false });
+                    jobs.push(Job { pod, volume, dir, server: None });
                 }
             }
         }
@@ -88,59 +90,78 @@ impl Usages {
     }
 }
 
-/// Whether the volume can be looked at; notes whether a server has it. Directories with mounts of servers
-/// below them are not walked into.
+/// Whether the volume can be looked at; notes the server that has it.
 fn is_there(job: &mut Job, points: &[Point]) -> bool {
-    let leads_away =
-        points.iter().any(|point| point.leads_away && point.path.starts_with(&job.dir));
+    // Of those at one place the last is on top.
+    let point = points.iter().rfind(|point| point.path == job.dir);
+    let server = point.and_then(|point| point.server.clone());
     match job.volume.by {
-        By::Contents => !leads_away,
+        By::Contents => server.is_none(),
         By::FileSystem => {
-            job.leads_away = leads_away;
-            points.iter().any(|point| point.path == job.dir)
+            job.server = server;
+            point.is_some()
         }
     }
 }
 
-/// What is on this node first.
+/// What is on this node first, then every server beside the others.
 async fn measure_all(jobs: Vec<Job>) -> Vec<Found> {
-    let (away, here): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.leads_away);
-    let mut found = Vec::new();
-    within(COUNT_TIME, here, look, &mut found).await;
-    within(SERVER_TIME, away, look, &mut found).await;
+    let mut servers: BTreeMap<Option<String>, Vec<Job>> = BTreeMap::new();
+    for job in jobs {
+        servers.entry(job.server.clone()).or_default().push(job);
+    }
+    let here = servers.remove(&None).unwrap_or_default();
+    let mut found = within(COUNT_TIME, here, look).await;
+    let away = servers.into_values().map(|jobs| within(SERVER_TIME, jobs, look));
+    found.extend(join_all(away).await.into_iter().flatten());
 
     found
 }
 
-/// Looks at one after the other as long as there is time. A look that is under way then goes on, and its
-/// lane is full until it ends.
+/// Looks at one after the other as long as there is time, and at nothing of a server that hangs. A look that
+/// is under way when the time is over goes on.
 async fn within(
     time: Duration,
     jobs: Vec<Job>,
     look: impl Fn(&Job) -> Option<(Disk, Taken)> + Clone + Send + 'static,
-    found: &mut Vec<Found>,
-) {
+) -> Vec<Found> {
+    let mut found = Vec::new();
     let all = async {
         for job in jobs {
+            if hangs(&job) {
+                continue;
+            }
             let look = look.clone();
-            let usage = blocking::run_in(lane(&job), move || {
-                let (disk, taken) = look(&job)?;
-                let Measured { name, claim, is_ephemeral, .. } = job.volume;
-                Some((job.pod, VolumeUsage { name, claim, disk, taken, is_ephemeral }))
-            });
-            found.extend(usage.await);
+            found.extend(in_lane(job, look).await);
         }
     };
     if tokio::time::timeout(time, all).await.is_err() {
         tracing::debug!("not all volumes said in time how full they are");
     }
+
+    found
 }
 
-fn lane(job: &Job) -> &'static Lane {
-    match job.volume.by {
-        _ if job.leads_away => &blocking::SERVER_MEASURES,
-        By::Contents => &blocking::MEASURES,
-        By::FileSystem => &blocking::LOCAL_VOLUMES,
+fn hangs(job: &Job) -> bool {
+    let server = job.server.as_ref();
+
+    server.is_some_and(|server| blocking::SERVER_MEASURES.hangs(server, SERVER_TIME))
+}
+
+async fn in_lane(
+    job: Job,
+    look: impl Fn(&Job) -> Option<(Disk, Taken)> + Send + 'static,
+) -> Option<Found> {
+    let (by, server) = (job.volume.by, job.server.clone());
+    let work = move || {
+        let (disk, taken) = look(&job)?;
+        let Measured { name, claim, is_ephemeral, .. } = job.volume;
+        Some((job.pod, VolumeUsage { name, claim, disk, taken, is_ephemeral }))
+    };
+    match (server, by) {
+        (Some(server), _) => blocking::SERVER_MEASURES.run(&server, work).await,
+        (None, By::Contents) => blocking::run_in(&blocking::MEASURES, work).await,
+        (None, By::FileSystem) => blocking::run_in(&blocking::LOCAL_VOLUMES, work).await,
     }
 }
 
@@ -162,54 +183,63 @@ mod tests {
 
     use super::*;
 
-    fn job(dir: &str, by: By) -> Job {
+    fn job(dir: &str, by: By, server: Option<&str>) -> Job {
         let place = Place::Own { plugin: "kubernetes.io/nfs", name: "v".to_owned() };
         let volume = Measured { name: dir.to_owned(), claim: None, place, by, is_ephemeral: false };
 
-        Job { pod: 0, volume, dir: dir.into(), leads_away: false }
+        Job { pod: 0, volume, dir: dir.into(), server: server.map(str::to_owned) }
     }
 
-    fn check(dir: &str, by: By, expected: (bool, bool)) {
-        let point = |path: &str, leads_away| Point { path: path.into(), leads_away };
-        let points = [point("/p/nfs", true), point("/p/disk", false), point("/p/dir/in", true)];
-        let mut job = job(dir, by);
+    fn check(dir: &str, by: By, expected: (bool, Option<&str>)) {
+        let point = |path: &str, server: Option<&str>| Point {
+            path: path.into(),
+            server: server.map(str::to_owned),
+        };
+        let points = [
+            point("/p/nfs", Some("s")),
+            point("/p/disk", None),
+            point("/p/dir/in", Some("s")),
+            point("/p/over", Some("s")),
+        ];
+        let mut job = job(dir, by, None);
         let is_there = is_there(&mut job, &points);
-        assert_eq!((is_there, job.leads_away), expected, "{dir}");
+        assert_eq!((is_there, job.server.as_deref()), expected, "{dir}");
     }
 
     #[test]
-    fn what_is_not_mounted_or_leads_away_inside_is_not_looked_at() {
-        check("/p/nfs", By::FileSystem, (true, true));
-        check("/p/disk", By::FileSystem, (true, false));
-        check("/p/later", By::FileSystem, (false, false));
-        check("/p/other", By::Contents, (true, false));
-        check("/p/dir", By::Contents, (false, false));
+    fn what_is_not_mounted_or_on_a_server_unasked_is_not_looked_at() {
+        check("/p/nfs", By::FileSystem, (true, Some("s")));
+        check("/p/disk", By::FileSystem, (true, None));
+        check("/p/later", By::FileSystem, (false, None));
+        check("/p/other", By::Contents, (true, None));
+        // What is in it is not entered.
+        check("/p/dir", By::Contents, (true, None));
+        check("/p/over", By::Contents, (false, None));
     }
 
     #[test]
-    fn a_server_that_is_away_holds_up_neither_the_answer_nor_mounts() {
-        let away = |dir: &str| Job { leads_away: true, ..job(dir, By::FileSystem) };
+    fn a_server_that_is_away_costs_only_its_own_volumes() {
+        let on = |server: &str| job(server, By::FileSystem, Some(server));
         let runtime = crate::runtime().unwrap();
         let (release, held) = channel::<()>();
         let held = Arc::new(Mutex::new(held));
-        runtime.block_on(async {
-            let mut found = Vec::new();
-            let hang = move |_: &Job| {
+        let look = move |job: &Job| {
+            if job.server.as_deref() == Some("away") {
                 assert!(held.lock().unwrap().recv().is_err());
-                None
-            };
-            within(Duration::from_millis(1), vec![away("/p/nfs")], hang, &mut found).await;
+            }
+            Some((Disk::default(), Taken::default()))
+        };
+        let short = Duration::from_millis(1);
+        runtime.block_on(async {
+            assert!(within(short, vec![on("away")], look.clone()).await.is_empty());
             // The thread still waits, and the next look does not wait for it for long.
-            let known = |_: &Job| Some((Disk::default(), Taken::default()));
-            within(Duration::from_millis(1), vec![away("/p/nfs")], known, &mut found).await;
-            assert!(found.is_empty());
-            let mount = blocking::run_in(&blocking::SERVERS, || 7);
-            assert_eq!(mount.await, 7);
-            within(COUNT_TIME, vec![job("/p/disk", By::FileSystem)], known, &mut found).await;
-            assert_eq!(found.len(), 1);
+            assert!(within(short, vec![on("away")], look.clone()).await.is_empty());
+            assert_eq!(within(COUNT_TIME, vec![on("there")], look.clone()).await.len(), 1);
+            let here = job("/p/disk", By::FileSystem, None);
+            assert_eq!(within(COUNT_TIME, vec![here], look.clone()).await.len(), 1);
+            assert_eq!(blocking::SERVERS.run("away", || 7).await, 7);
             drop(release);
-            within(COUNT_TIME, vec![away("/p/nfs")], known, &mut found).await;
-            assert_eq!(found.len(), 2);
+            assert_eq!(within(COUNT_TIME, vec![on("away")], look).await.len(), 1);
         });
     }
 }

@@ -29,7 +29,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::volumes::SERVER_DEADLINE;
 use super::{Done, Job};
-use crate::blocking::{self, Lane};
+use crate::blocking;
 use crate::clock;
 use crate::events::EventType::{Normal, Warning};
 use crate::layout::is_file_name;
@@ -255,9 +255,8 @@ impl Job {
             let target = self.context.layout.sub_path(&self.pod.uid, &volume, &container.name, at);
             bound.insert(at, target.to_string_lossy().into_owned());
             let failed = |why| format!("cannot prepare subPath {path:?} of volume {volume}: {why}");
-            let lane = self.lane_of(&volume, &whole).map_err(|error| failed(error.to_string()))?;
             let part = PathBuf::from(&path);
-            let bind = blocking::run_in(lane, move || sub_path::bind(&whole, &part, &target));
+            let bind = self.bind_one(&volume, whole, part, target);
             match tokio::time::timeout(SERVER_DEADLINE, bind).await {
                 Ok(bound) => bound.map_err(|error| failed(error.to_string()))?,
                 Err(_elapsed) => return Err(failed("its volume gives no answer".to_owned())),
@@ -267,16 +266,24 @@ impl Job {
         Ok(bound)
     }
 
-    /// Where to look into a volume.
-    fn lane_of(&self, volume: &str, whole: &Path) -> io::Result<&'static Lane> {
+    /// In the lane of what it may have to wait for.
+    async fn bind_one(
+        &self,
+        volume: &str,
+        whole: PathBuf,
+        part: PathBuf,
+        target: PathBuf,
+    ) -> io::Result<()> {
         let is_on_host = self.pod.volume(volume).is_some_and(|volume| {
             matches!(place(&self.pod, volume, &self.materials), Ok(Place::Host(_)))
         });
-        if is_on_host {
-            return Ok(&blocking::HOST_PATHS);
+        let server = if is_on_host { None } else { mounts::server_of(&whole)? };
+        let bind = move || sub_path::bind(&whole, &part, &target);
+        match server {
+            Some(server) => blocking::SERVERS.run(&server, bind).await,
+            None if is_on_host => blocking::run_in(&blocking::HOST_PATHS, bind).await,
+            None => blocking::run(bind).await,
         }
-
-        Ok(if mounts::lead_away(whole)? { &blocking::SERVERS } else { &blocking::FILES })
     }
 
     /// The link that log collectors follow; without it the container runs as well.

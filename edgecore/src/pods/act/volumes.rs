@@ -11,7 +11,7 @@ use podcore::resources::{cgroup_parent, pod_limits};
 use podcore::volumes::{Place, place, setup};
 
 use super::{Done, Job};
-use crate::blocking::{self, Lane};
+use crate::blocking;
 use crate::clock;
 use crate::events::EventType::Warning;
 use crate::pods::context::Context;
@@ -46,18 +46,21 @@ impl Job {
     /// Each part in the lane of what it may have to wait for.
     async fn try_volumes(&self) -> Result<(), String> {
         for (reach, volumes) in self.volumes()?.by_reach() {
-            let set_up = blocking::run_in(lane(reach), move || volumes.set_up(clock::now()));
-            let set_up = match reach {
-                Reach::Server => tokio::time::timeout(SERVER_DEADLINE, set_up).await,
-                Reach::Own | Reach::HostPath | Reach::Disk => Ok(set_up.await),
-            };
-            match set_up {
-                Ok(made) => made.map_err(|error| chain(&error))?,
-                Err(_elapsed) => {
-                    let seconds = SERVER_DEADLINE.as_secs();
-                    return Err(format!("the servers of volumes gave no answer in {seconds} s"));
+            let set_up = move || volumes.set_up(clock::now());
+            let made = match reach {
+                Reach::Own => blocking::run(set_up).await,
+                Reach::HostPath => blocking::run_in(&blocking::HOST_PATHS, set_up).await,
+                Reach::Disk => blocking::run_in(&blocking::LOCAL_VOLUMES, set_up).await,
+                Reach::Server(server) => {
+                    let set_up = blocking::SERVERS.run(&server, set_up);
+                    let answer = tokio::time::timeout(SERVER_DEADLINE, set_up).await;
+                    answer.map_err(|_elapsed| {
+                        let seconds = SERVER_DEADLINE.as_secs();
+                        format!("NFS server {server} gave no answer in {seconds} s")
+                    })?
                 }
-            }
+            };
+            made.map_err(|error| chain(&error))?;
         }
 
         Ok(())
@@ -122,22 +125,14 @@ fn propagates(container: &Container) -> bool {
     mounts.any(|mount| mount.mount_propagation.as_ref().is_some_and(|mode| mode != "None"))
 }
 
-fn lane(reach: Reach) -> &'static Lane {
-    match reach {
-        Reach::Own => &blocking::FILES,
-        Reach::HostPath => &blocking::HOST_PATHS,
-        Reach::Disk => &blocking::LOCAL_VOLUMES,
-        Reach::Server => &blocking::SERVERS,
-    }
-}
-
 /// Unmounts and removes everything in a pod's directory, and the directory.
 pub async fn tear_down(dir: PathBuf) -> io::Result<()> {
     let path = dir.clone();
-    let leads_away = blocking::run(move || mounts::lead_away(&path)).await?;
-    let lane = if leads_away { &blocking::SERVERS } else { &blocking::FILES };
-
-    blocking::run_in(lane, move || remove_tree(&dir)).await
+    let remove = move || remove_tree(&dir);
+    match blocking::run(move || mounts::server_of(&path)).await? {
+        Some(server) => blocking::SERVER_REMOVALS.run(&server, remove).await,
+        None => blocking::run(remove).await,
+    }
 }
 
 /// Removes a pod's cgroup, giving its last processes a moment to leave.
