@@ -104,6 +104,11 @@ impl Desired {
         self.state().statics.leaving(pod).cloned()
     }
 
+    /// Whether it is a pod of a file.
+    pub fn is_static(&self, pod: &Uid) -> bool {
+        self.state().statics.contains(pod)
+    }
+
     /// Nothing is left of a pod that was to be stopped: another of its name may start.
     pub fn ended(&self, pod: &Uid) {
         let changed = self.state().statics.ended(pod);

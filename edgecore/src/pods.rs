@@ -112,6 +112,7 @@ pub async fn run(
     collecting.spawn(image_gc::run(Arc::clone(&context)));
     collecting.spawn(evict::run(Arc::clone(&context), shortages));
     let mut addresses = context.addresses.clone();
+    let mut shutdown = context.gate.shutdown();
     let mut rest = Rest::new(clock::instant());
     relist.reset();
     loop {
@@ -120,6 +121,7 @@ pub async fn run(
         tokio::select! {
             () = stop.cancelled() => return,
             () = context.registry.released() => pods.decide_pending(),
+            Ok(()) = shutdown.changed() => pods.decide_pending(),
             () = admit::wait_until(decide_at) => pods.decide_pending(),
             keys = context.desired.changed() => {
                 rest.worked(clock::instant());
@@ -217,7 +219,7 @@ impl Loop {
             let held = listed.as_ref().map(Listed::states).unwrap_or_default();
             let is_held = !held.is_empty();
             let wake = self.context.registry.add(uid, ObjectKey::pod(uid), held);
-            let memory = admit::remembered(&stored);
+            let memory = admit::recall(&self.context.desired, uid, &stored);
             self.decide(&newcomer.object, &memory, is_held);
             let context = Arc::clone(&self.context);
             let worker =

@@ -77,6 +77,8 @@ struct Agent {
     local: Local,
     tasks: Tasks,
     statuses: BTreeMap<Uid, (Value, bool)>,
+    /// UIDs of the pods of files, by name.
+    statics: BTreeMap<String, String>,
     node: Value,
     events: Vec<String>,
     revision: u64,
@@ -92,6 +94,7 @@ impl Agent {
             local,
             tasks,
             statuses: BTreeMap::new(),
+            statics: BTreeMap::new(),
             node: Value::Null,
             events: Vec::new(),
             revision: 0,
@@ -167,6 +170,30 @@ impl Agent {
         }
     }
 
+    /// Writes a file with a pod and reads reports until it is told of; the pod's UID.
+    async fn add_static(&mut self, config: &Config, name: &str) -> String {
+        let mut spec = sleeper(SERVE);
+        spec["volumes"] = json!([{ "name": "scratch", "emptyDir": {} }]);
+        spec["containers"][0]["env"] = json!([]);
+        spec["containers"][0]["volumeMounts"] = json!([]);
+        let manifest = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
+            "spec": spec });
+        let dir = config.static_pod_path.clone().unwrap();
+        std::fs::write(dir.join(name), manifest.to_string()).unwrap();
+        let name = format!("{name}-agent-test");
+        let told = tokio::time::timeout(DEADLINE, async {
+            while !self.statics.contains_key(&name) {
+                self.hear().await;
+            }
+        });
+        told.await.unwrap_or_else(|_elapsed| panic!("{name} is not told of: {:?}", self.statics));
+        let uid = self.statics[&name].clone();
+        let known = Uid::new(&uid).unwrap();
+        eventually("it has a task", || self.local.registry.contains(&known)).await;
+
+        uid
+    }
+
     /// Reads reports until the node's condition Ready has this message.
     async fn wait_for_node(&mut self, message: &str) -> Value {
         let found = tokio::time::timeout(DEADLINE, async {
@@ -208,6 +235,13 @@ impl Agent {
                 self.statuses.insert(uid.clone(), (told(), report.done));
             } else if report.key == ReportKey::NodeStatus {
                 self.node = told();
+            } else if report.key == ReportKey::StaticPods {
+                let pods: Vec<Value> = serde_json::from_slice(&report.bytes).unwrap();
+                let text = |pod: &Value, field: &str| {
+                    pod["metadata"][field].as_str().unwrap_or_default().to_owned()
+                };
+                self.statics =
+                    pods.iter().map(|pod| (text(pod, "name"), text(pod, "uid"))).collect();
             }
         }
     }
@@ -601,6 +635,8 @@ fn pods_are_stopped_in_order_and_run_again_after_the_shutdown() {
         let (mut logind, bus) = logind::FakeLogind::start(state.path());
         let mut config = site.config(state.path());
         config.system_bus = bus;
+        let files = tempfile::tempdir().unwrap();
+        config.static_pod_path = Some(files.path().to_owned());
         config.shutdown_periods = Periods { normal_s: 20, critical_s: 20 };
         let mut agent = Agent::start(&config);
         // The critical pod would end at once, the other takes its time.
@@ -621,6 +657,7 @@ fn pods_are_stopped_in_order_and_run_again_after_the_shutdown() {
             agent.wait(uid, ready).await;
         }
         go_down(&mut agent, &mut logind).await;
+        let first = agent.add_static(&config, "first").await;
         agent.stop().await;
 
         // The machine went down and comes up, without the cloud.
@@ -634,6 +671,8 @@ fn pods_are_stopped_in_order_and_run_again_after_the_shutdown() {
             assert!(status["reason"].is_null(), "{uid}");
         }
         failed_for_good(&mut agent, "once").await;
+        // Nobody else would start a pod of a file: it was not refused.
+        agent.wait(&first, ready).await;
         agent
             .wait_for_events(&["\"Rebooted\" \"Node agent-test has been rebooted, boot id: "])
             .await;
@@ -643,14 +682,19 @@ fn pods_are_stopped_in_order_and_run_again_after_the_shutdown() {
         logind.go_down(true);
         agent.wait("plain", stopped).await;
         agent.wait("critical", stopped).await;
+        let second = agent.add_static(&config, "second").await;
         logind.go_down(false);
         agent.wait("plain", ready).await;
+        agent.wait(&second, ready).await;
         agent.wait_for_node("kubelet is posting ready status").await;
         logind.next_delay();
         let all = ["plain", "critical", "once", "late"];
         let gone = all.map(|uid| Change::Delete { key: pod_key(uid), uid: Uid::new(uid).unwrap() });
         agent.deliver(gone.to_vec()).await;
-        for uid in all {
+        for name in ["first", "second"] {
+            std::fs::remove_file(files.path().join(name)).unwrap();
+        }
+        for uid in all.into_iter().chain([first.as_str(), second.as_str()]) {
             agent.wait(uid, done).await;
         }
         agent.stop().await;

@@ -17,8 +17,9 @@ use crate::abilities::Abilities;
 use crate::pod::{PodView, is_sidecar};
 use crate::resources::{CRITICAL_PRIORITY, QosClass, STORAGE, pod_request, qos_class};
 
-/// Reason of a refusal that another state of the Node object may lift.
-pub const NODE_AFFINITY: &str = "NodeAffinity";
+/// Reasons of refusals that may be lifted.
+const NODE_AFFINITY: &str = "NodeAffinity";
+const NODE_SHUTDOWN: &str = "NodeShutdown";
 /// Label of the operating system, on nodes and pods.
 const OS_LABEL: &str = "kubernetes.io/os";
 const OS: &str = "linux";
@@ -130,7 +131,26 @@ pub struct Refusal {
     pub message: String,
 }
 
+/// What may lift a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lift {
+    /// Another state of the Node object.
+    NodeObject,
+    /// The end of the shutdown.
+    EndOfShutdown,
+}
+
 impl Refusal {
+    /// What may still lift it, if anything. A pod of a file waits until the node is up again: nobody makes
+    /// another in its place.
+    pub fn lifted_by(&self, pod: &PodView) -> Option<Lift> {
+        match self.reason.as_str() {
+            NODE_AFFINITY => Some(Lift::NodeObject),
+            NODE_SHUTDOWN => is_static(pod).then_some(Lift::EndOfShutdown),
+            _ => None,
+        }
+    }
+
     fn new(reason: &str, message: impl Into<String>) -> Self {
         Self { reason: reason.to_owned(), message: message.into() }
     }
@@ -166,7 +186,7 @@ pub fn admit(
     }
     if node.shuts_down {
         let message = "Pod was rejected as the node is shutting down.";
-        return Err(Refusal::new("NodeShutdown", message));
+        return Err(Refusal::new(NODE_SHUTDOWN, message));
     }
 
     Ok(preempted)

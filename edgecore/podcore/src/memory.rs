@@ -83,6 +83,17 @@ impl Memory {
         self.start_time.is_some()
     }
 
+    /// What is remembered of a pod that is decided about once more: everything but that it was refused.
+    #[must_use]
+    pub fn without_refusal(self) -> Self {
+        if self.is_refused() { Self::default() } else { self }
+    }
+
+    /// Whether the node has refused the pod.
+    pub fn is_refused(&self) -> bool {
+        self.ended.as_ref().is_some_and(Ended::is_refusal)
+    }
+
     /// Whether that is a start that was given up, of which the container knows nothing: nobody who asked for
     /// it was told that it failed, or the runtime says so (containerd: `errorStartReason`).
     pub(crate) fn is_given_up(&self, view: &ContainerView) -> bool {

@@ -1,53 +1,42 @@
 //! What keeps the node from taking pods in: too little of something, or the end of its work.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use podcore::admission::Node;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 /// Closed in part or whole by those who watch the machine, read when a pod comes.
 #[derive(Clone, Debug, Default)]
 pub struct Gate {
-    state: Arc<Mutex<State>>,
-    shutdown: Arc<Notify>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    pressure: Vec<&'static str>,
-    shuts_down: bool,
+    pressure: Arc<Mutex<Vec<&'static str>>>,
+    shuts_down: watch::Sender<bool>,
 }
 
 impl Gate {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The node is short of what these conditions tell.
     pub fn press(&self, conditions: Vec<&'static str>) {
-        self.state().pressure = conditions;
+        *self.pressure.lock().unwrap_or_else(PoisonError::into_inner) = conditions;
     }
 
     /// The machine is about to go off, or is not after all.
     pub fn shut_down(&self, shuts_down: bool) {
-        self.state().shuts_down = shuts_down;
-        self.shutdown.notify_one();
+        self.shuts_down.send_replace(shuts_down);
     }
 
     /// Whether the machine is about to go off.
     pub fn shuts_down(&self) -> bool {
-        self.state().shuts_down
+        *self.shuts_down.borrow()
     }
 
-    /// Waits until that may have changed.
-    pub async fn shutdown_changed(&self) {
-        self.shutdown.notified().await;
+    /// Tells when that changes.
+    pub fn shutdown(&self) -> watch::Receiver<bool> {
+        self.shuts_down.subscribe()
     }
 
     /// The node with what keeps pods out.
     pub fn apply(&self, node: Node) -> Node {
-        let state = self.state();
+        let pressure = self.pressure.lock().unwrap_or_else(PoisonError::into_inner).clone();
 
-        Node { pressure: state.pressure.clone(), shuts_down: state.shuts_down, ..node }
+        Node { pressure, shuts_down: self.shuts_down(), ..node }
     }
 }

@@ -100,6 +100,7 @@ pub async fn run(mut monitor: Monitor, stop: CancellationToken) {
     let mut conditions: Vec<Condition> = Vec::new();
     let mut reported: Option<NodeReport> = None;
     let (mut watch, began) = (Watch::default(), clock::instant());
+    let mut shutdown = monitor.pressure.gate.shutdown();
     loop {
         let mut not_ready = monitor.ask_runtime(&runtime_beat).await;
         let due = images_at.is_none_or(|at| at.elapsed() >= IMAGES_PERIOD);
@@ -132,7 +133,7 @@ pub async fn run(mut monitor: Monitor, stop: CancellationToken) {
             () = tokio::time::sleep(PERIOD) => {}
             () = monitor.pulled.notified() => images_at = None,
             Ok(()) = monitor.runtime_version.changed() => {}
-            () = monitor.pressure.gate.shutdown_changed() => {}
+            Ok(()) = shutdown.changed() => {}
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Taint;
-use podcore::admission::{Claim, NODE_AFFINITY, Node, Refusal, admit};
+use podcore::admission::{Claim, Lift, Node, Refusal, admit};
 use podcore::memory::Memory;
 use podcore::observed::{Admission, Eviction};
 use podcore::pod::PodView;
@@ -39,8 +39,9 @@ pub(super) struct Newcomer {
 /// Why a pod waits.
 #[derive(Debug)]
 pub(super) struct Pending {
-    until: Instant,
-    /// Pods that end first; of none if the Node object may change.
+    /// For as long as it takes if there is no end.
+    until: Option<Instant>,
+    /// Pods that end first; of none if the node may change.
     victims: BTreeSet<Uid>,
 }
 
@@ -64,7 +65,8 @@ pub(super) fn in_order(
 ) -> Vec<Newcomer> {
     let newcomer = |uid: Uid| {
         let object = desired.get(&ObjectKey::pod(&uid)).or_else(|| desired.leaving(&uid))?;
-        let was_admitted = memories.get(&uid).is_some_and(|m| remembered(m).is_admitted());
+        let memory = memories.get(&uid).map(|stored| recall(desired, &uid, stored));
+        let was_admitted = memory.is_some_and(|memory| memory.is_admitted());
         let born: Option<Born> = serde_json::from_slice(&object.bytes).ok();
         let created = born.and_then(|born| born.metadata.creation_timestamp).unwrap_or_default();
         Some(Newcomer { uid, object, was_admitted, created })
@@ -81,19 +83,23 @@ fn order(a: &Newcomer, b: &Newcomer) -> Ordering {
     key(a).cmp(&key(b))
 }
 
-/// A pod's memory as it was stored.
-pub(super) fn remembered(stored: &[u8]) -> Memory {
-    serde_json::from_slice(stored).unwrap_or_else(|error| {
+/// A pod's memory as it was stored. A pod of a file that was refused is decided about anew, as by a
+/// kubelet that starts again: it keeps nothing.
+pub(super) fn recall(desired: &Desired, pod: &Uid, stored: &[u8]) -> Memory {
+    let memory: Memory = serde_json::from_slice(stored).unwrap_or_else(|error| {
         if !stored.is_empty() {
             tracing::warn!(%error, "the memory of a pod is not understood, starting afresh");
         }
         Memory::default()
-    })
+    });
+
+    if desired.is_static(pod) { memory.without_refusal() } else { memory }
 }
 
 /// What a pod that was taken in has of the node.
 pub(super) fn claim(pod: &PodView, memory: &Memory) -> Option<Claim> {
-    let is_over = memory.ended.as_ref().is_some_and(|ended| ended.stopped || ended.is_refusal());
+    let has_stopped = memory.ended.as_ref().is_some_and(|ended| ended.stopped);
+    let is_over = has_stopped || memory.is_refused();
     let granted = granted(pod, memory);
 
     (!is_over).then(|| Claim::of(granted.as_ref().unwrap_or(pod)))
@@ -175,27 +181,33 @@ impl Loop {
                 for victim in &victims {
                     self.context.registry.evict(victim, preempted());
                 }
-                let until = clock::instant() + VICTIMS_WAIT;
+                let until = Some(clock::instant() + VICTIMS_WAIT);
                 self.pending.insert(pod.uid.clone(), Pending { until, victims });
                 (Admission::Pending, Some(Claim::of(pod)))
             }
-            Err(refusal) if self.may_change(&pod.uid, &refusal) => (Admission::Pending, None),
+            Err(refusal) if self.may_change(pod, &refusal) => (Admission::Pending, None),
             Err(refusal) => (Admission::Refused(refusal), None),
         }
     }
 
-    /// Whether a newer Node object may lift the refusal, and is still waited for.
-    fn may_change(&mut self, pod: &Uid, refusal: &Refusal) -> bool {
+    /// Whether something may lift the refusal, and is still waited for.
+    fn may_change(&mut self, pod: &PodView, refusal: &Refusal) -> bool {
         let now = clock::instant();
-        let wait = || Pending { until: now + AFFINITY_WAIT, victims: BTreeSet::new() };
+        let before = self.pending.get(&pod.uid).and_then(|pending| pending.until);
+        let until = match refusal.lifted_by(pod) {
+            Some(Lift::NodeObject) => Some(before.unwrap_or(now + AFFINITY_WAIT)),
+            Some(Lift::EndOfShutdown) => None,
+            None => return false,
+        };
+        tracing::debug!(pod = %pod.uid, reason = refusal.reason, "a pod waits until the node takes it in");
+        self.pending.insert(pod.uid.clone(), Pending { until, victims: BTreeSet::new() });
 
-        refusal.reason == NODE_AFFINITY
-            && now < self.pending.entry(pod.clone()).or_insert_with(wait).until
+        until.is_none_or(|until| now < until)
     }
 
     /// When a pod has waited for long enough.
     pub(super) fn decide_at(&self) -> Option<Instant> {
-        self.pending.values().map(|pending| pending.until).min()
+        self.pending.values().filter_map(|pending| pending.until).min()
     }
 
     /// Decides about those that wait, as far as they need not wait any longer.
@@ -208,7 +220,7 @@ impl Loop {
             let Some(pending) = self.pending.get(uid) else { continue };
             if pending.victims.is_empty() {
                 self.decide(&newcomer.object, &Memory::default(), false);
-            } else if now >= pending.until
+            } else if pending.until.is_some_and(|until| now >= until)
                 || !pending.victims.iter().any(|victim| claims.contains_key(victim))
             {
                 self.pending.remove(uid);
@@ -245,6 +257,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::desired::StaticObject;
 
     fn uid(text: &str) -> Uid {
         Uid::new(text).unwrap()
@@ -275,5 +288,23 @@ mod tests {
         let names: Vec<_> = ordered.iter().map(|one| one.uid.as_str()).collect();
 
         assert_eq!(names, ["c-runs", "b-old", "d-old-too", "a-young"]);
+    }
+
+    #[test]
+    fn a_pod_of_a_file_that_was_refused_is_decided_about_anew() {
+        let pod = object("static", "2026-01-01T00:00:00Z");
+        let desired = Desired::new(vec![object("other", "2026-01-01T00:00:00Z")], []);
+        desired.set_statics(vec![StaticObject { name: "ns/static".to_owned(), object: pod }]);
+        let memory = |ended: serde_json::Value| {
+            json!({ "startTime": "2026-01-04T00:00:01Z", "ended": ended }).to_string().into_bytes()
+        };
+        let refused = memory(json!({ "succeeded": false, "refused": true }));
+        let over = memory(json!({ "succeeded": true, "stopped": true }));
+        for (pod, stored, is_kept) in
+            [("static", &refused, false), ("static", &over, true), ("other", &refused, true)]
+        {
+            let recalled = recall(&desired, &uid(pod), stored);
+            assert_eq!(recalled != Memory::default(), is_kept, "{pod}");
+        }
     }
 }

@@ -321,6 +321,29 @@ fn a_node_in_need_takes_only_what_it_cannot_do_without() {
     check_on(&leaving, &critical(), &[], Some(("NodeShutdown", message)));
 }
 
+#[test]
+fn only_what_can_change_lifts_a_refusal() {
+    let from = |source: &str, spec: &Value| {
+        let mut pod = pod("new", spec);
+        let source = (SOURCE_ANNOTATION.to_owned(), source.to_owned());
+        pod.pod.metadata.annotations = Some([source].into());
+        pod
+    };
+    let leaving = Node { shuts_down: true, ..node() };
+    let elsewhere = json!({ "nodeSelector": { "zone": "east" } });
+    let foreign = json!({ "os": { "name": "windows" } });
+    for (pod, lift) in [
+        (from("file", &json!({})), Some(Lift::EndOfShutdown)),
+        (from("api", &json!({})), None),
+        (from("file", &elsewhere), Some(Lift::NodeObject)),
+        (from("api", &elsewhere), Some(Lift::NodeObject)),
+        (from("file", &foreign), None),
+    ] {
+        let refusal = admit(&pod, &leaving, &BTreeMap::new()).unwrap_err();
+        assert_eq!(refusal.lifted_by(&pod), lift, "{refusal:?}");
+    }
+}
+
 /// Who goes so that a critical pod with these requests fits.
 #[track_caller]
 fn check_preempted(requests: &Value, others: &[PodView], expected: &[&str]) {
