@@ -141,6 +141,8 @@ struct File {
     shutdown_grace_period_seconds: u64,
     #[serde(default)]
     shutdown_grace_period_critical_pods_seconds: u64,
+    #[serde(default)]
+    shutdown_grace_period_by_pod_priority: Vec<PriorityFile>,
     #[serde(default = "defaults::log_level")]
     log_level: String,
 }
@@ -152,6 +154,13 @@ struct TaintFile {
     #[serde(default)]
     value: String,
     effect: String,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct PriorityFile {
+    priority: i32,
+    shutdown_grace_period_seconds: u64,
 }
 
 /// What the file holds where it says nothing.

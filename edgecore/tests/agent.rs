@@ -16,7 +16,7 @@ use edgecore::link::{Delivery, LinkState};
 use edgecore::tasks::Tasks;
 use edgecore::{Config, clock, telemetry};
 use jiff::SignedDuration;
-use podcore::shutdown::Periods;
+use podcore::shutdown::{Period, Periods};
 use proto::ids::{Kind, ObjectKey, Uid};
 use proto::object::{Change, ContentHash, Object, Version};
 use proto::wire::ReportKey;
@@ -637,7 +637,8 @@ fn pods_are_stopped_in_order_and_run_again_after_the_shutdown() {
         config.system_bus = bus;
         let files = tempfile::tempdir().unwrap();
         config.static_pod_path = Some(files.path().to_owned());
-        config.shutdown_periods = Periods { normal_s: 20, critical_s: 20 };
+        let period = |priority| Period { priority, grace_s: 20 };
+        config.shutdown_periods = Periods::ByPriority(vec![period(1_000_000), period(0)]);
         let mut agent = Agent::start(&config);
         // The critical pod would end at once, the other takes its time.
         let slow = "trap 'sleep 2; exit 0' TERM; sleep 3600 & wait";

@@ -5,17 +5,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use podcore::pressure;
-use podcore::shutdown::Periods;
+use podcore::shutdown::{Period, Periods};
 use proto::ids::NodeName;
 use tracing::level_filters::LevelFilter;
 
-use super::{CgroupDriver, CloudAddress, Config, File, Problem, Reserved, Taint, TaintFile};
+use super::{
+    CgroupDriver, CloudAddress, Config, File, PriorityFile, Problem, Reserved, Taint, TaintFile,
+};
 use crate::pods::image_gc::Policy;
 
 /// Longest time a stop may take; systemd's own patience is 90 s.
 const SHUTDOWN_GRACE_SECONDS_MAX: u64 = 60;
 /// Longest that a shutdown may be held up.
 const SHUTDOWN_GRACE_PERIOD_SECONDS_MAX: u64 = 3600;
+const BY_PRIORITY: &str = "shutdownGracePeriodByPodPriority";
 /// More pods than that on one node were never tried.
 const PODS_MAX: u32 = 1000;
 /// More pulls at once only fight for the link.
@@ -163,8 +166,35 @@ fn shutdown_periods(p: &mut Problems, file: &File) -> Periods {
     let critical = file.shutdown_grace_period_critical_pods_seconds;
     p.within("shutdownGracePeriodSeconds", all, 0, SHUTDOWN_GRACE_PERIOD_SECONDS_MAX);
     p.within("shutdownGracePeriodCriticalPodsSeconds", critical, 0, all);
+    if file.shutdown_grace_period_by_pod_priority.is_empty() {
+        return Periods::Critical { normal_s: all.saturating_sub(critical), critical_s: critical };
+    }
+    if all > 0 || critical > 0 {
+        let message = "cannot be given together with shutdownGracePeriodSeconds or \
+                       shutdownGracePeriodCriticalPodsSeconds; keep one of them";
+        p.add(BY_PRIORITY, message);
+    }
 
-    Periods { normal_s: all.saturating_sub(critical), critical_s: critical }
+    periods_by_priority(p, &file.shutdown_grace_period_by_pod_priority)
+}
+
+fn periods_by_priority(p: &mut Problems, files: &[PriorityFile]) -> Periods {
+    let mut periods: Vec<Period> = Vec::new();
+    for (index, file) in files.iter().enumerate() {
+        let (priority, grace_s) = (file.priority, file.shutdown_grace_period_seconds);
+        if periods.iter().any(|other| other.priority == priority) {
+            let message = format!("{priority} is there twice; a group is known by its priority");
+            p.add(format!("{BY_PRIORITY}[{index}].priority"), message);
+        }
+        periods.push(Period { priority, grace_s });
+    }
+    let all = periods.iter().fold(0, |sum: u64, period| sum.saturating_add(period.grace_s));
+    if all > SHUTDOWN_GRACE_PERIOD_SECONDS_MAX {
+        let most = SHUTDOWN_GRACE_PERIOD_SECONDS_MAX;
+        p.add(BY_PRIORITY, format!("all together are {all} seconds, at most {most} are held up"));
+    }
+
+    Periods::ByPriority(periods)
 }
 
 fn cloud_address(p: &mut Problems, text: &str) -> Option<CloudAddress> {

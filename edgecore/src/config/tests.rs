@@ -55,6 +55,17 @@ fn bad_values_are_named() {
         "shutdownGracePeriodSeconds: 5\nshutdownGracePeriodCriticalPodsSeconds: 6",
         &["shutdownGracePeriodCriticalPodsSeconds: 6 is not between 0 and 5"],
     );
+    let by_priority = "shutdownGracePeriodByPodPriority: \
+        [{priority: 9, shutdownGracePeriodSeconds: 3000}, {priority: 9, shutdownGracePeriodSeconds: 700}]";
+    check(
+        &format!("{by_priority}\nshutdownGracePeriodSeconds: 5"),
+        &[
+            "shutdownGracePeriodByPodPriority: cannot be given together with \
+             shutdownGracePeriodSeconds or shutdownGracePeriodCriticalPodsSeconds; keep one of them",
+            "shutdownGracePeriodByPodPriority[1].priority: 9 is there twice; a group is known by its priority",
+            "shutdownGracePeriodByPodPriority: all together are 3700 seconds, at most 3600 are held up",
+        ],
+    );
     check("rootDir: kubelet", &["rootDir: kubelet is not an absolute path"]);
     check(
         "cgroupRoot: /a/../b",

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use podcore::pressure::{Amount, Policy, Threshold};
-use serde_json::json;
+use podcore::shutdown::{Period, Periods};
+use serde_json::{Value, json};
 
 use crate::config::{CgroupDriver, Config};
 
@@ -21,7 +22,7 @@ pub(super) fn json(config: &Config) -> String {
     let is_soft = |threshold: &Threshold| !threshold.is_hard();
     let value = |threshold: &Threshold| Some(threshold.value.to_string());
 
-    json!({ "kubeletconfig": {
+    let mut told = json!({ "kubeletconfig": {
         "enableServer": true,
         "staticPodPath": config.static_pod_path.as_deref().map(path),
         "authentication": {
@@ -66,15 +67,15 @@ pub(super) fn json(config: &Config) -> String {
         },
         "nodeStatusUpdateFrequency": "10s",
         "nodeStatusReportFrequency": "5m0s",
-        "shutdownGracePeriod": format!("{}s", config.shutdown_periods.all_s()),
-        "shutdownGracePeriodCriticalPods": format!("{}s", config.shutdown_periods.critical_s),
         "failSwapOn": false,
         "registerNode": true,
         "enableDebuggingHandlers": true,
         "enableSystemLogHandler": true,
         "enableSystemLogQuery": true,
-    }})
-    .to_string()
+    }});
+    tell_periods(&config.shutdown_periods, &mut told["kubeletconfig"]);
+
+    told.to_string()
 }
 
 /// What is said of the thresholds that are wanted, by signal.
@@ -88,23 +89,38 @@ fn by_signal(
     wanted.filter_map(|threshold| Some((threshold.signal.as_str(), said(threshold)?))).collect()
 }
 
+fn tell_periods(periods: &Periods, told: &mut Value) {
+    let (all_s, critical_s) = match periods {
+        Periods::Critical { critical_s, .. } => (periods.all_s(), *critical_s),
+        Periods::ByPriority(groups) => {
+            let group = |group: &Period| {
+                let (priority, grace_s) = (group.priority, group.grace_s);
+                json!({ "priority": priority, "shutdownGracePeriodSeconds": grace_s })
+            };
+            told["shutdownGracePeriodByPodPriority"] = groups.iter().map(group).collect();
+            (0, 0)
+        }
+    };
+    told["shutdownGracePeriod"] = json!(format!("{all_s}s"));
+    told["shutdownGracePeriodCriticalPods"] = json!(format!("{critical_s}s"));
+}
+
 #[cfg(test)]
 mod tests {
-    use podcore::shutdown::Periods;
-
     use super::*;
 
     #[test]
     fn what_is_configured_is_told_in_the_kubelets_words() {
         let mut config = Config::with_defaults("edge-1", "cloud:10000").unwrap();
         config.pod_pids_max = Some(100);
-        config.shutdown_periods = Periods { normal_s: 20, critical_s: 10 };
-        let told: serde_json::Value = serde_json::from_str(&json(&config)).unwrap();
+        config.shutdown_periods = Periods::Critical { normal_s: 20, critical_s: 10 };
+        let told: Value = serde_json::from_str(&json(&config)).unwrap();
         let told = &told["kubeletconfig"];
         assert_eq!(told["maxPods"], 110);
         assert_eq!(told["podPidsLimit"], 100);
         assert_eq!(told["shutdownGracePeriod"], "30s");
         assert_eq!(told["shutdownGracePeriodCriticalPods"], "10s");
+        assert!(told["shutdownGracePeriodByPodPriority"].is_null());
         assert_eq!(told["imageMinimumGCAge"], "120s");
         let hard = serde_json::json!({
             "memory.available": "100Mi",
@@ -118,5 +134,13 @@ mod tests {
         assert_eq!(told["evictionPressureTransitionPeriod"], "300s");
         let endpoint = "unix:///run/containerd/containerd.sock";
         assert_eq!(told["containerRuntimeEndpoint"], endpoint);
+
+        let period = Period { priority: 5, grace_s: 7 };
+        config.shutdown_periods = Periods::ByPriority(vec![period]);
+        let told: Value = serde_json::from_str(&json(&config)).unwrap();
+        let told = &told["kubeletconfig"];
+        assert_eq!(told["shutdownGracePeriod"], "0s");
+        let expected = json!([{ "priority": 5, "shutdownGracePeriodSeconds": 7 }]);
+        assert_eq!(told["shutdownGracePeriodByPodPriority"], expected);
     }
 }

@@ -1,5 +1,5 @@
 //! Going down in order: when logind announces a shutdown, pods are stopped by their priority within
-//! `shutdownGracePeriodSeconds`, while logind waits (kubelet: `pkg/kubelet/nodeshutdown`).
+//! the configured periods, while logind waits (kubelet: `pkg/kubelet/nodeshutdown`).
 
 pub mod dbus;
 mod logind;
@@ -44,7 +44,7 @@ impl Shutdowns {
         Self {
             node: config.node.clone(),
             bus: config.system_bus.clone(),
-            periods: config.shutdown_periods,
+            periods: config.shutdown_periods.clone(),
             gate: gate.clone(),
             registry: registry.clone(),
             upstream: upstream.clone(),
@@ -53,7 +53,7 @@ impl Shutdowns {
 
     /// Watches until asked to stop.
     pub async fn run(self, stop: CancellationToken) {
-        if self.periods.all_s() == 0 {
+        if self.periods.is_empty() {
             return stop.cancelled().await;
         }
         let (mut told, mut wait) = (String::new(), RETRY);
@@ -115,8 +115,8 @@ impl Shutdowns {
             tracing::warn!(
                 ?most,
                 ?wanted,
-                "logind does not wait as long as shutdownGracePeriodSeconds; set InhibitDelayMaxSec in \
-                 /etc/systemd/logind.conf.d"
+                "logind does not wait as long as the periods of the shutdown take together; set \
+                 InhibitDelayMaxSec in /etc/systemd/logind.conf.d"
             );
         }
     }
@@ -128,7 +128,7 @@ impl Shutdowns {
         }
         self.say("Shutdown manager detected shutdown event");
         self.gate.shut_down(true);
-        for Turn { pods, grace_s } in turns(self.periods, self.registry.claims()) {
+        for Turn { pods, grace_s } in turns(&self.periods, self.registry.claims()) {
             for pod in &pods {
                 self.registry.shut_down(pod, Some(grace_s));
             }
