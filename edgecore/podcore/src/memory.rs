@@ -120,9 +120,9 @@ impl Memory {
     /// Whether that attempt of a container was stopped because a probe or its hook failed.
     pub fn is_unhealthy(&self, container: &str, attempt: u32) -> bool {
         let Some(kept) = self.containers.get(container) else { return false };
-        let (probed, hooked) = (kept.probed.as_ref(), kept.hooked.as_ref());
+        let hooked = kept.hooked.as_ref();
 
-        probed.is_some_and(|probed| probed.attempt == attempt && probed.failed.is_some())
+        kept.has_failed_probe(attempt)
             || hooked.is_some_and(|hooked| hooked.attempt == attempt && hooked.failed)
     }
 
@@ -281,22 +281,75 @@ impl Probed {
 }
 
 impl ContainerMemory {
-    /// Until when the restart after `end` waits; `None` if it does not wait or has begun.
-    pub fn crash_wait(&self, end: &Termination, hash: &str, now: Timestamp) -> Option<Timestamp> {
+    /// Until when the restart after `end` waits; `None` if it does not wait or has begun. `before` is when
+    /// the attempt before it ended, if that is known.
+    pub fn crash_wait(
+        &self,
+        end: &Termination,
+        before: Option<Timestamp>,
+        hash: &str,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
         if self.backoff_attempt.is_some_and(|begun| begun > end.attempt) {
             return None;
         }
-        let ended_at = end.finished_at?;
-        let until = backoff::start_at(&self.crash_backoff(end, hash), ended_at, now);
+        let ended_at = self.counted_end(end, before, hash)?;
+        let until = backoff::start_at(&self.crash_backoff(end, before, hash), ended_at, now);
 
         Some(until).filter(|until| now < *until)
     }
 
     /// The back-off that counts after `end`.
-    pub fn crash_backoff(&self, end: &Termination, hash: &str) -> Backoff {
-        end.finished_at.map_or_else(Backoff::default, |ended_at| {
-            backoff::current(&self.backoff, hash, ended_at)
-        })
+    pub fn crash_backoff(
+        &self,
+        end: &Termination,
+        before: Option<Timestamp>,
+        hash: &str,
+    ) -> Backoff {
+        let ended_at = self.counted_end(end, before, hash);
+
+        ended_at.map_or_else(Backoff::default, |at| backoff::current(&self.backoff, hash, at))
+    }
+
+    /// The back-off once the restart after `end` has begun. A first end that a probe caused does not count.
+    pub fn raised_backoff(
+        &self,
+        end: &Termination,
+        before: Option<Timestamp>,
+        hash: &str,
+        now: Timestamp,
+    ) -> Backoff {
+        if before.is_none() && self.has_failed_probe(end.attempt) {
+            return self.backoff.clone();
+        }
+
+        backoff::after_restart(&self.crash_backoff(end, before, hash), hash, now)
+    }
+
+    /// The end that the back-off counts from. What a probe stops, a kubelet starts again in the same step,
+    /// in which it knows only of the end before (`doBackOff`): if that is long enough ago nothing waits.
+    fn counted_end(
+        &self,
+        end: &Termination,
+        before: Option<Timestamp>,
+        hash: &str,
+    ) -> Option<Timestamp> {
+        let ended_at = end.finished_at?;
+        if !self.has_failed_probe(end.attempt) {
+            return Some(ended_at);
+        }
+        let before = before?;
+        let free_at =
+            backoff::start_at(&backoff::current(&self.backoff, hash, before), before, ended_at);
+
+        Some(if ended_at < free_at { ended_at } else { before })
+    }
+
+    /// Whether that attempt is one that a probe has stopped.
+    fn has_failed_probe(&self, attempt: u32) -> bool {
+        let probed = self.probed.as_ref();
+
+        probed.is_some_and(|probed| probed.attempt == attempt && probed.failed.is_some())
     }
 }
 

@@ -240,6 +240,17 @@ impl Observed {
         self.containers.iter().filter(|c| c.name == name).max_by_key(|c| c.attempt)
     }
 
+    /// When the newest of the attempts before that one ended.
+    pub fn ended_before(&self, name: &str, attempt: u32) -> Option<Timestamp> {
+        let ended = |view: &ContainerView| {
+            let ContainerState::Exited { finished_at, .. } = view.state else { return None };
+            finished_at
+        };
+        let earlier = self.containers.iter().filter(|c| c.name == name && c.attempt < attempt);
+
+        earlier.max_by_key(|c| c.attempt).and_then(ended)
+    }
+
     /// The newest instance of a container in that sandbox.
     pub fn newest_in(&self, sandbox: &str, name: &str) -> Option<&ContainerView> {
         self.containers

@@ -62,7 +62,8 @@ pub(super) fn restart(pod: &PodView, container: &Container, step: &Step<'_>, pla
     let hash = container_hash(container);
     let kept = plan.memory.container(&container.name);
     let Some(end) = kept.last.clone() else { return };
-    if let Some(until) = kept.crash_wait(&end, &hash, step.now) {
+    let before = step.observed.ended_before(&container.name, end.attempt);
+    if let Some(until) = kept.crash_wait(&end, before, &hash, step.now) {
         plan.wake(until);
         back_off_event(pod, container, attempt, plan);
         return;
@@ -70,7 +71,7 @@ pub(super) fn restart(pod: &PodView, container: &Container, step: &Step<'_>, pla
     let is_begun = kept.backoff_attempt == Some(attempt);
     if start(container, attempt, step, plan) && !is_begun {
         let kept = plan.memory.container(&container.name);
-        kept.backoff = backoff::after_restart(&kept.crash_backoff(&end, &hash), &hash, step.now);
+        kept.backoff = kept.raised_backoff(&end, before, &hash, step.now);
         kept.backoff_attempt = Some(attempt);
     }
 }

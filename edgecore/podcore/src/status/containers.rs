@@ -166,7 +166,8 @@ impl Look<'_> {
             || role == Role::Completes && end.exit_code == 0
             || !is_followed(self.pod, self.memory, container, end);
         let hash = container_hash(container);
-        let waits = kept.crash_wait(end, &hash, self.now).is_some();
+        let before = self.observed.ended_before(&container.name, end.attempt);
+        let waits = kept.crash_wait(end, before, &hash, self.now).is_some();
         let failure = failure.filter(|_| !waits);
         if stays || !waits && failure.is_none() {
             return (self.terminated(end), self.end_before(container, end));
@@ -174,7 +175,7 @@ impl Look<'_> {
         let state = failure.unwrap_or_else(|| {
             let message = format!(
                 "back-off {} restarting failed container={} pod={}",
-                duration(kept.crash_backoff(end, &hash).delay_s),
+                duration(kept.crash_backoff(end, before, &hash).delay_s),
                 container.name,
                 self.pod.described()
             );

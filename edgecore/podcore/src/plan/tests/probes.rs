@@ -72,15 +72,14 @@ fn a_container_that_is_not_alive_is_restarted_with_the_probes_grace() {
                 ("status", "Running a=running#1"),
             ],
         );
-        // Whatever the exit code, and slowed like any other restart.
+        // Whatever the exit code.
         world.on_stop.insert("a".to_owned(), 0);
         crate::sim::play(
             &mut world,
             &[
                 ("break liveness:a Failure x", ""),
                 ("wait 10", "liveness:a"),
-                ("wait 10", "liveness:a stop:a:3s"),
-                ("wait 10", "image:a:2 start:a:2 remove:c2"),
+                ("wait 10", "liveness:a stop:a:3s image:a:2 start:a:2 remove:c2"),
             ],
         );
     }
@@ -92,6 +91,46 @@ fn a_container_that_is_not_alive_is_restarted_with_the_probes_grace() {
                 "volumes sandbox:0 image:a:0 start:a:0 liveness:a stop:a:30s stop:s1 tear-down",
             ),
             ("status", "Failed a=Error(143)#0"),
+        ],
+    );
+}
+
+/// As on a kubelet, which starts again what it stops before it knows of that end.
+#[test]
+fn restarts_that_a_probe_causes_are_slowed_by_the_end_before() {
+    let probe = json!({ "initialDelaySeconds": 4, "periodSeconds": 1, "failureThreshold": 1 });
+    check(
+        &probed("Always", "livenessProbe", &probe),
+        &[
+            STARTED,
+            ("break liveness:a Failure x", ""),
+            // Nothing has ended before: neither this restart nor the next waits.
+            ("wait 4", "liveness:a stop:a:30s image:a:1 start:a:1"),
+            ("wait 4", "liveness:a stop:a:30s image:a:2 start:a:2 remove:c2"),
+            // The last end is 4 s ago, and 10 s must pass; from now on, since this one is known.
+            ("wait 4", "liveness:a stop:a:30s"),
+            ("wait 9", ""),
+            ("status", "Running a=CrashLoopBackOff#2"),
+            ("wait 1", "image:a:3 start:a:3 remove:c3"),
+            ("wait 4", "liveness:a stop:a:30s"),
+            ("wait 19", ""),
+            ("wait 1", "image:a:4 start:a:4 remove:c4"),
+        ],
+    );
+    let seldom = json!({ "initialDelaySeconds": 25, "periodSeconds": 1, "failureThreshold": 1 });
+    check(
+        &probed("Always", "livenessProbe", &seldom),
+        &[
+            STARTED,
+            ("break liveness:a Failure x", ""),
+            ("wait 25", "liveness:a stop:a:30s image:a:1 start:a:1"),
+            ("wait 25", "liveness:a stop:a:30s image:a:2 start:a:2 remove:c2"),
+            ("wait 25", "liveness:a stop:a:30s image:a:3 start:a:3 remove:c3"),
+            ("wait 25", "liveness:a stop:a:30s image:a:4 start:a:4 remove:c4"),
+            // By now 40 s.
+            ("wait 25", "liveness:a stop:a:30s"),
+            ("wait 39", ""),
+            ("wait 1", "image:a:5 start:a:5 remove:c5"),
         ],
     );
 }
