@@ -199,9 +199,11 @@ pub fn is_critical(pod: &PodView) -> bool {
     is_static(pod) || is_mirror || pod.spec().priority >= Some(CRITICAL_PRIORITY)
 }
 
-/// Whether the pod comes from the node itself.
+/// Whether the pod comes from the node itself. One of the API server, which counts its versions, may say so
+/// too: a kubelet overwrites that.
 fn is_static(pod: &PodView) -> bool {
-    annotation(pod, SOURCE_ANNOTATION).is_some_and(|source| source != "api")
+    pod.pod.metadata.resource_version.is_none()
+        && annotation(pod, SOURCE_ANNOTATION).is_some_and(|source| source != "api")
 }
 
 fn annotation<'a>(pod: &'a PodView, name: &str) -> Option<&'a str> {

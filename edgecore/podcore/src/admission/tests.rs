@@ -227,6 +227,9 @@ fn taints_that_let_nothing_run_keep_pods_out() {
     let mut own = pod("new", &json!({}));
     own.pod.metadata.annotations = Some([(SOURCE_ANNOTATION.into(), "file".into())].into());
     check_on(&tainted, &own, &[], None);
+    // One of the API server is not the node's, whatever it says.
+    own.pod.metadata.resource_version = Some("7".into());
+    check_on(&tainted, &own, &[], refused);
 }
 
 #[test]
@@ -332,13 +335,14 @@ fn only_what_can_change_lifts_a_refusal() {
     let leaving = Node { shuts_down: true, ..node() };
     let elsewhere = json!({ "nodeSelector": { "zone": "east" } });
     let foreign = json!({ "os": { "name": "windows" } });
-    for (pod, lift) in [
-        (from("file", &json!({})), Some(Lift::EndOfShutdown)),
-        (from("api", &json!({})), None),
-        (from("file", &elsewhere), Some(Lift::NodeObject)),
-        (from("api", &elsewhere), Some(Lift::NodeObject)),
-        (from("file", &foreign), None),
+    for (source, spec, lift) in [
+        ("file", &json!({}), Some(Lift::EndOfShutdown)),
+        ("api", &json!({}), None),
+        ("file", &elsewhere, Some(Lift::NodeObject)),
+        ("api", &elsewhere, Some(Lift::NodeObject)),
+        ("file", &foreign, None),
     ] {
+        let pod = from(source, spec);
         let refusal = admit(&pod, &leaving, &BTreeMap::new()).unwrap_err();
         assert_eq!(refusal.lifted_by(&pod), lift, "{refusal:?}");
     }
