@@ -3,6 +3,7 @@
 mod away;
 mod lease;
 mod mirrors;
+mod news;
 mod object;
 mod port;
 mod tokens;

@@ -1,7 +1,6 @@
 //! The node itself: its facts, its cgroups and what it reports to Kubernetes.
 
 pub mod abilities;
-pub mod boot;
 pub mod cgroups;
 pub mod facts;
 pub mod gate;

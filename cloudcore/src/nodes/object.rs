@@ -1,13 +1,13 @@
 //! The Node object: registered when the node first says how it is, kept current after.
 
 use http::Request;
-use jiff::Timestamp;
 use kube::Client;
 use proto::ids::NodeName;
 use proto::wire::Health;
 use serde_json::{Value, json};
 
-use super::{PROVIDER_PREFIX, port};
+use super::{PROVIDER_PREFIX, news, port};
+use crate::telemetry;
 
 /// Pod loop and runtime must have responded within this.
 const RESPONSIVE_MS: u32 = 30_000;
@@ -40,7 +40,7 @@ async fn send(
     client.request::<Value>(request.map_err(kube::Error::HttpError)?).await
 }
 
-/// Makes the Node object unless it is there; returns its UID. `before` is what it was like, if it was.
+/// Makes the Node object unless it is there; returns it as it is. `before` is what it was like, if it was.
 ///
 /// A cloud-controller-manager deletes NotReady nodes that it does not know unless their provider is
 /// another's: hence the provider id.
@@ -49,11 +49,10 @@ pub(super) async fn ensure(
     node: &NodeName,
     before: Option<Value>,
     report: &Value,
-) -> Result<String, kube::Error> {
-    let uid = |object: &Value| object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+) -> Result<Value, kube::Error> {
     let get = Request::get(path(node)).body(Vec::new());
     match send(client, get).await {
-        Ok(object) => return Ok(uid(&object)),
+        Ok(object) => return Ok(object),
         Err(kube::Error::Api(status)) if status.code == 404 => {}
         Err(error) => return Err(error),
     }
@@ -63,7 +62,7 @@ pub(super) async fn ensure(
         .body(object.to_string().into_bytes());
     tracing::info!(%node, "registering the node");
 
-    send(client, create).await.map(|object| uid(&object))
+    send(client, create).await
 }
 
 /// The Node to be registered: as it was `before`, if it was deleted, with the labels of the report.
@@ -103,29 +102,46 @@ pub(super) struct Facing<'a> {
     pub health: Option<Health>,
 }
 
-/// Writes the status that the node reported.
-pub(super) async fn write_status(
-    client: &Client,
-    node: &NodeName,
-    report: &Value,
-    facing: &Facing<'_>,
-    now: Timestamp,
-) -> Result<(), kube::Error> {
+/// The status of a Node that is as `current`, as the node reports it.
+pub(super) fn status(report: &Value, current: &Value, facing: &Facing<'_>, now: &str) -> Value {
     let mut status = report["status"].clone();
     status["addresses"] = json!([
         { "type": "InternalIP", "address": facing.address }, { "$patch": "replace" },
     ]);
     status["daemonEndpoints"] = json!({ "kubeletEndpoint": { "Port": facing.port } });
-    let heartbeat = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
-        condition["lastHeartbeatTime"] = json!(heartbeat);
+        condition["lastHeartbeatTime"] = json!(now);
         let is_stuck = facing.health.as_ref().is_some_and(|health| !is_responsive(health));
-        if is_stuck && condition["type"] == "Ready" {
+        if is_stuck && condition["type"] == news::READY {
             condition["status"] = json!("False");
             condition["reason"] = json!("AgentNotResponding");
             condition["message"] = json!("pod loop or container runtime did not respond for 30 s");
         }
+        date(condition, current, now);
     }
+
+    status
+}
+
+/// A condition changes when the node says so, or when it takes back what somebody else has said since.
+fn date(condition: &mut Value, current: &Value, now: &str) {
+    let r#type = condition["type"].as_str().unwrap_or_default();
+    let before = news::condition(&current["status"], r#type);
+    let told = condition["lastTransitionTime"].as_str().unwrap_or_default();
+    let Some(known) = before["lastTransitionTime"].as_str().filter(|known| told <= *known) else {
+        return;
+    };
+    let since = if before["status"] == condition["status"] { known } else { now };
+    condition["lastTransitionTime"] = json!(since);
+}
+
+/// Writes it.
+pub(super) async fn write_status(
+    client: &Client,
+    node: &NodeName,
+    status: &Value,
+    facing: &Facing<'_>,
+) -> Result<(), kube::Error> {
     let patch = json!({
         "metadata": { "annotations": {
             NODE_IP_ANNOTATION: facing.node_ip,
@@ -138,4 +154,70 @@ pub(super) async fn write_status(
         .body(patch.to_string().into_bytes());
 
     send(client, request).await.map(drop)
+}
+
+/// Writes Events that have names of their own, each at most once. They are hints: one that is not taken is
+/// not tried again.
+pub(super) async fn tell(client: &Client, node: &NodeName, events: Vec<Value>) {
+    for event in events {
+        let create = Request::post("/api/v1/namespaces/default/events")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(event.to_string().into_bytes());
+        match send(client, create).await {
+            Ok(_) => {}
+            // Written before the status could be.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => {
+                let (reason, error) = (&event["reason"], telemetry::chain(&error));
+                tracing::warn!(%node, %reason, error, "cannot write an event of the node");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    const NOW: &str = "2026-01-01T12:00:00Z";
+
+    /// When Ready changes, and to what, if the node says the first, and the Node says the second.
+    fn check(
+        told: (&str, &str),
+        known: Option<(&str, &str)>,
+        health: Health,
+        expected: (&str, &str),
+    ) {
+        let conditions = |(status, since): (&str, &str)| {
+            let since = format!("2026-01-01T{since}:00Z");
+            json!({ "status": { "conditions": [
+                { "type": "Ready", "status": status, "lastTransitionTime": since },
+            ] } })
+        };
+        let current = known.map_or_else(|| json!({}), conditions);
+        let (address, node_ip) = (IpAddr::V4(Ipv4Addr::LOCALHOST), "192.0.2.1");
+        let facing = Facing { address, node_ip, port: 1, health: Some(health) };
+        let written = status(&conditions(told), &current, &facing, NOW);
+        let ready = &written["conditions"][0];
+        assert_eq!(ready["lastHeartbeatTime"], NOW);
+        let written = (&ready["status"], &ready["lastTransitionTime"]);
+        let since = format!("2026-01-01T{}:00Z", expected.1);
+        assert_eq!(written, (&json!(expected.0), &json!(since)), "{told:?} {known:?}");
+    }
+
+    #[test]
+    fn a_condition_changes_when_the_node_says_so_or_takes_back_what_another_said() {
+        let well = Health { pod_loop_age_ms: 0, runtime_age_ms: 0, runtime_ok: true };
+        check(("True", "08:00"), None, well, ("True", "08:00"));
+        check(("True", "08:00"), Some(("True", "08:00")), well, ("True", "08:00"));
+        check(("True", "08:00"), Some(("False", "07:00")), well, ("True", "08:00"));
+        check(("True", "08:00"), Some(("True", "07:00")), well, ("True", "08:00"));
+        check(("True", "08:00"), Some(("Unknown", "09:00")), well, ("True", "12:00"));
+        check(("True", "08:00"), Some(("True", "12:00")), well, ("True", "12:00"));
+        let stuck = Health { pod_loop_age_ms: RESPONSIVE_MS + 1, ..well };
+        check(("True", "08:00"), Some(("True", "08:00")), stuck, ("False", "12:00"));
+        check(("True", "08:00"), Some(("False", "11:00")), stuck, ("False", "11:00"));
+    }
 }

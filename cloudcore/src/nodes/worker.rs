@@ -20,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_unti
 use self::gone::UNCERTAIN_RETRY;
 use super::mirrors::Mirrors;
 use super::object::{self, Facing};
-use super::{Shared, lease, port, tokens};
+use super::{Shared, lease, news, port, tokens};
 use crate::hub::{Connected, SessionEvent, SessionHandle};
 use crate::kubelet_api::Whose;
 use crate::pods::{self, PodPath};
@@ -202,11 +202,7 @@ impl Worker {
     /// Whether the API server has a Node that says of its readiness what was written last: the node
     /// controller overwrites it, and a Node may be deleted.
     fn is_node_as_reported(&self) -> bool {
-        let ready = |status: &Value| {
-            let conditions = status["conditions"].as_array()?;
-            let ready = conditions.iter().find(|condition| condition["type"] == "Ready")?;
-            Some(ready["status"].clone())
-        };
+        let ready = |status: &Value| news::condition(status, news::READY)["status"].clone();
         let is_stuck = self.health.as_ref().is_some_and(|health| !object::is_responsive(health));
         let Some(report) = self.node_report.as_ref().filter(|_| !is_stuck) else { return true };
         let current = self.shared.cluster.index().node(&self.node).cloned();
@@ -358,9 +354,14 @@ impl Worker {
         };
         let written = async {
             let before = self.shared.registrations.description(node);
-            let uid = object::ensure(client, node, before, &report).await?;
-            lease::renew(client, node, &uid, now).await?;
-            object::write_status(client, node, &report, &facing, now).await
+            let current = object::ensure(client, node, before, &report).await?;
+            let uid = current["metadata"]["uid"].as_str().unwrap_or_default();
+            lease::renew(client, node, uid, now).await?;
+            let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+            let status = object::status(&report, &current, &facing, &now);
+            // First: who dies in between tells the same again.
+            object::tell(client, node, news::events(node, &current, &status, &now)).await;
+            object::write_status(client, node, &status, &facing).await
         };
         match written.await {
             Ok(()) => {

@@ -24,9 +24,8 @@ use crate::layout::Layout;
 use crate::link::addresses::{self, Addresses};
 use crate::link::{Delivery, LinkState, Upstream};
 use crate::node::abilities;
-use crate::node::boot::{self, Boot};
 use crate::node::cgroups::{Cgroups, Limits};
-use crate::node::facts::{self, Facts};
+use crate::node::facts;
 use crate::node::monitor::{self, Beat, Monitor};
 use crate::node::pressure::Shortages;
 use crate::node::shutdown::Shutdowns;
@@ -87,11 +86,11 @@ impl Local {
         let (version_told, version) = watch::channel(None);
         let (abilities_told, abilities) = watch::channel(Arc::new(abilities::of_machine()));
         let (deliveries, delivered) = mpsc::channel(DELIVERIES_MAX);
-        let Held { desired, memories, settings, statics, boot } = Held::of(opened, &facts);
+        let Held { desired, memories, settings, statics } = Held::of(opened);
         let upstream = Upstream::default();
         let statics = StaticPods::new(config, &desired, &store, &upstream, statics.as_deref());
         let (registry, beat, pulled) = (Registry::default(), Beat::new(), Arc::new(Notify::new()));
-        own::say_start(config, &facts, boot, &store, &upstream);
+        own::say_start(config, &upstream);
 
         let (pressure, shortages) = own::watch_pressure(config, &facts);
         let monitor = Monitor {
@@ -105,7 +104,6 @@ impl Local {
             pulled: Arc::clone(&pulled),
             health: health_told,
             upstream: upstream.clone(),
-            boot,
         };
         start_watching(tasks, watched, monitor);
         let shutdowns = Shutdowns::new(config, &shortages.gate, &registry, &upstream);
@@ -213,11 +211,10 @@ struct Held {
     memories: Vec<(Uid, Vec<u8>)>,
     settings: std::collections::BTreeMap<String, Vec<u8>>,
     statics: Option<Vec<u8>>,
-    boot: Boot,
 }
 
 impl Held {
-    fn of(mut opened: Opened, facts: &Facts) -> Self {
+    fn of(mut opened: Opened) -> Self {
         let intact = opened.is_intact();
         if let Some(damage) = &opened.damage {
             tracing::error!(damage = %chain(damage), "the store was damaged and made anew");
@@ -231,7 +228,6 @@ impl Held {
 
         Self {
             statics: opened.settings.remove(static_pods::SETTING),
-            boot: Boot::of(&facts.boot_id, opened.settings.get(boot::SETTING).map(Vec::as_slice)),
             desired: Desired::new(opened.objects, tombstones),
             memories: opened.memories,
             settings: opened.settings,

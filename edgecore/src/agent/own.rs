@@ -6,12 +6,10 @@ use k8s_openapi::api::core::v1::Taint;
 use podcore::admission::{self, Requests};
 use podcore::env::NodeFields;
 use podcore::pressure::Signal;
-use store::Store;
 
 use crate::config::{self, Config, Reserved};
 use crate::events::{self, EventType};
 use crate::link::Upstream;
-use crate::node::boot::Boot;
 use crate::node::cgroups::Cgroups;
 use crate::node::facts::Facts;
 use crate::node::machine;
@@ -90,21 +88,8 @@ pub(super) fn node(config: &Config, facts: &Facts, fields: &NodeFields) -> admis
     }
 }
 
-/// Tells that the agent starts, and whether the machine did (kubelet: `BirthCry`, `NodeRebooted`).
-pub(super) fn say_start(
-    config: &Config,
-    facts: &Facts,
-    boot: Boot,
-    store: &Store,
-    upstream: &Upstream,
-) {
-    let tell = |kind, reason, message: &str| {
-        upstream.event(events::about_node(config.node.as_str(), kind, (reason, message)));
-    };
-    tell(EventType::Normal, "Starting", "Starting kubelet.");
-    if boot == Boot::Another {
-        let message = format!("Node {} has been rebooted, boot id: {}", config.node, facts.boot_id);
-        tell(EventType::Warning, "Rebooted", &message);
-    }
-    boot.keep(&facts.boot_id, store);
+/// Tells that the agent starts (kubelet: `BirthCry`).
+pub(super) fn say_start(config: &Config, upstream: &Upstream) {
+    let told = ("Starting", "Starting kubelet.");
+    upstream.event(events::about_node(config.node.as_str(), EventType::Normal, told));
 }

@@ -13,7 +13,6 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::abilities::abilities;
-use super::boot::Boot;
 use super::facts::Facts;
 use super::pressure::Watched;
 use super::status::{Condition, Image, Live, NodeReport, RuntimeAbilities, Wanted, report};
@@ -88,8 +87,6 @@ pub struct Monitor {
     pub health: watch::Sender<Health>,
     /// To the cloud.
     pub upstream: Upstream,
-    /// Whether the machine has just started.
-    pub boot: Boot,
 }
 
 /// Runs until asked to stop.
@@ -228,7 +225,7 @@ impl Monitor {
 
     fn say_changes(&self, report: &NodeReport, before: &[Condition]) {
         let node = &self.wanted.name;
-        for reason in report.changes(before, self.boot.is_new()) {
+        for reason in report.changes(before) {
             self.upstream.event(events::node_status(node, reason));
         }
     }

@@ -196,19 +196,15 @@ struct Swap {
 
 impl NodeReport {
     /// Reasons of the Events that tell what has changed since `before`, those of the last report (kubelet:
-    /// `recordNodeStatusEvent`). A first report tells how it is with memory, disk and processes, and that
-    /// the node is ready if its machine has just started.
-    pub fn changes(&self, before: &[Condition], has_booted: bool) -> Vec<&'static str> {
+    /// `recordNodeStatusEvent`). A first report tells how it is with memory, disk and processes. Whether the
+    /// node is ready is told by the cloud, which knows of lost links too.
+    pub fn changes(&self, before: &[Condition]) -> Vec<&'static str> {
         let is_news = |condition: &&Condition| {
             let old = before.iter().find(|old| old.r#type == condition.r#type);
-            match old {
-                Some(old) => old.status != condition.status,
-                None if condition.r#type == READY => has_booted && condition.status == "True",
-                None => true,
-            }
+            old.is_none_or(|old| old.status != condition.status)
         };
 
-        self.conditions().iter().filter(is_news).map(Condition::event).collect()
+        self.conditions().iter().filter(is_news).filter_map(Condition::event).collect()
     }
 
     /// The conditions, to carry their transition times into the next report.
@@ -218,18 +214,16 @@ impl NodeReport {
 }
 
 impl Condition {
-    /// The reason of the Event that says it.
-    fn event(&self) -> &'static str {
-        match (self.r#type, self.status) {
-            ("MemoryPressure", "True") => "NodeHasInsufficientMemory",
-            ("MemoryPressure", _) => "NodeHasSufficientMemory",
-            ("DiskPressure", "True") => "NodeHasDiskPressure",
-            ("DiskPressure", _) => "NodeHasNoDiskPressure",
-            ("PIDPressure", "True") => "NodeHasInsufficientPID",
-            ("PIDPressure", _) => "NodeHasSufficientPID",
-            (_, "True") => "NodeReady",
-            _ => "NodeNotReady",
-        }
+    /// The reason of the Event that says it, if the node does.
+    fn event(&self) -> Option<&'static str> {
+        let (yes, no) = match self.r#type {
+            "MemoryPressure" => ("NodeHasInsufficientMemory", "NodeHasSufficientMemory"),
+            "DiskPressure" => ("NodeHasDiskPressure", "NodeHasNoDiskPressure"),
+            "PIDPressure" => ("NodeHasInsufficientPID", "NodeHasSufficientPID"),
+            _ => return None,
+        };
+
+        Some(if self.status == "True" { yes } else { no })
     }
 }
 
@@ -501,20 +495,12 @@ mod tests {
         let ill = report(&wanted(), &facts, &short, well.conditions(), at(20));
         let good = ["NodeHasSufficientMemory", "NodeHasNoDiskPressure", "NodeHasSufficientPID"];
 
-        assert_eq!(well.changes(&[], false), good);
-        assert_eq!(well.changes(&[], true), [&good[..], &["NodeReady"]].concat());
-        assert!(well.changes(well.conditions(), true).is_empty());
-        assert_eq!(
-            ill.changes(well.conditions(), false),
-            [
-                "NodeHasInsufficientMemory",
-                "NodeHasDiskPressure",
-                "NodeHasInsufficientPID",
-                "NodeNotReady"
-            ]
-        );
-        assert_eq!(ill.changes(&[], true).len(), 3);
-        assert_eq!(well.changes(ill.conditions(), false), [&good[..], &["NodeReady"]].concat());
+        let bad = ["NodeHasInsufficientMemory", "NodeHasDiskPressure", "NodeHasInsufficientPID"];
+
+        assert_eq!((well.changes(&[]), ill.changes(&[])), (good.to_vec(), bad.to_vec()));
+        assert!(well.changes(well.conditions()).is_empty());
+        assert_eq!(ill.changes(well.conditions()), bad);
+        assert_eq!(well.changes(ill.conditions()), good);
     }
 
     #[test]

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use http::Request;
+use kube::Client;
+use serde_json::{Value, json};
 use system_tests::cluster::{Cluster, unique};
 use system_tests::node::EdgeNode;
 use system_tests::pods::{self, Incarnation};
@@ -14,6 +17,19 @@ const LIMIT: Duration = Duration::from_mins(1);
 /// witness while the API server cannot see the node.
 async fn starts(file: &std::path::Path) -> Result<usize> {
     Ok(tokio::fs::read_to_string(file).await.unwrap_or_default().lines().count())
+}
+
+/// How often the node was told of in these words.
+async fn told(client: &Client, node: &EdgeNode, reason: &str) -> Result<u64> {
+    let events = format!(
+        "/api/v1/namespaces/default/events\
+         ?fieldSelector=involvedObject.name%3D{}%2Creason%3D{reason}%2Csource%3Dkubelet",
+        node.name()
+    );
+    let events: Value = client.request(Request::get(events).body(Vec::new())?).await?;
+    let counts = events["items"].as_array().into_iter().flatten().map(|event| &event["count"]);
+
+    Ok(counts.filter_map(Value::as_u64).sum())
 }
 
 #[tokio::test]
@@ -30,15 +46,17 @@ async fn a_pod_outlives_cut_power_loss_and_reconnect() -> Result<()> {
         node.name(),
         "echo started >> /witness/starts; trap 'exit 0' TERM; while :; do sleep 1000 & wait; done",
     );
-    pod["spec"]["volumes"] = serde_json::json!([
+    pod["spec"]["volumes"] = json!([
         { "name": "witness", "hostPath": { "path": folder, "type": "DirectoryOrCreate" } }
     ]);
     pod["spec"]["containers"][0]["volumeMounts"] =
-        serde_json::json!([{ "name": "witness", "mountPath": "/witness" }]);
+        json!([{ "name": "witness", "mountPath": "/witness" }]);
     cluster.apply(&[pod]).await?;
     let path = pods::path(&name);
     let before = cluster.until(&client, &path, "Ready", LIMIT, pods::is_ready).await?;
     let before = Incarnation::of(&before);
+    let ready = told(&client, &node, "NodeReady").await?;
+    ensure!(ready > 0, "nobody told that the node was ready");
 
     // The cut: the node turns Unknown, and the container does not notice.
     node.site().cut().await?;
@@ -48,6 +66,10 @@ async fn a_pod_outlives_cut_power_loss_and_reconnect() -> Result<()> {
     node.until_ready(&client).await?;
     let after = cluster.until(&client, &path, "Ready again", LIMIT, pods::is_ready).await?;
     ensure!(Incarnation::of(&after) == before, "the cut changed {before:?} into {after}");
+    let again = told(&client, &node, "NodeReady").await?;
+    ensure!(again == ready + 1, "told {again} times that the node was ready, {ready} before");
+    let rebooted = told(&client, &node, "Rebooted").await?;
+    ensure!(rebooted == 0, "a cut is no reboot");
 
     // The power cut, with the link down: the pod runs again without the cloud.
     node.site().cut().await?;
@@ -55,16 +77,21 @@ async fn a_pod_outlives_cut_power_loss_and_reconnect() -> Result<()> {
     node.site().power_on().await?;
     node.start_agent().await?;
     wait::until("the second start", LIMIT, || starts(&witness), |seen| *seen == 2).await?;
+    // What this agent knows and cannot tell is not lost with it.
+    node.kill_agent().await?;
+    node.start_agent().await?;
 
     // The link comes back: the same pod, restarted by the power loss once and by nothing else.
     node.site().restore().await?;
     node.until_ready(&client).await?;
-    let restarted = |pod: &serde_json::Value| {
+    let restarted = |pod: &Value| {
         pods::is_ready(pod) && pod["status"]["containerStatuses"][0]["restartCount"] == 1
     };
     let last = cluster.until(&client, &path, "Ready with one restart", LIMIT, restarted).await?;
     ensure!(Incarnation::of(&last).uid == before.uid, "another pod took its place: {last}");
     ensure!(starts(&witness).await? == 2, "the reconnect restarted the container");
+    let rebooted = told(&client, &node, "Rebooted").await?;
+    ensure!(rebooted == 1, "told {rebooted} times that the machine has started again");
 
     cluster.kubectl(&["delete", "pod", &name, "--wait=false"]).await?;
     cluster.until_gone(&client, &path, LIMIT).await?;
