@@ -26,6 +26,8 @@ use tokio::sync::oneshot;
 /// Longest wait for anything: a slow machine needs seconds.
 const DEADLINE: Duration = Duration::from_secs(40);
 
+#[path = "agent/eviction.rs"]
+mod eviction;
 #[path = "agent/logind.rs"]
 mod logind;
 
