@@ -138,15 +138,6 @@ impl Desired {
         found.map(|(_, object)| object.bytes.clone()).collect()
     }
 
-    /// The namespaces that have objects of `kind`.
-    pub fn namespaces_with(&self, kind: Kind) -> BTreeSet<String> {
-        let state = self.state();
-        let of_kind = state.objects.keys().filter(|key| key.kind() == kind);
-        let namespaces = of_kind.filter_map(|key| Some(key.id().split_once('/')?.0.to_owned()));
-
-        namespaces.collect()
-    }
-
     /// Whether what runs for a pod that is not desired may be removed (invariant 6).
     pub fn may_sweep(&self, pod: &Uid) -> bool {
         let state = self.state();
@@ -334,17 +325,6 @@ mod tests {
 
     fn revision(desired: &Desired, key: &ObjectKey) -> Option<(String, u64)> {
         desired.get(key).map(|o| (o.version.uid.to_string(), o.version.revision))
-    }
-
-    #[test]
-    fn namespaces_are_those_of_objects_of_the_kind() {
-        let claim = ObjectKey::named(Kind::PersistentVolumeClaim, "shop", "data");
-        let map = ObjectKey::named(Kind::ConfigMap, "other", "c");
-        let desired = Desired::default();
-        assert!(desired.namespaces_with(Kind::PersistentVolumeClaim).is_empty());
-        desired.apply([claim, map].map(|key| put(&key, "u-1", 1, 1, b"{}".to_vec())).to_vec());
-        let found = desired.namespaces_with(Kind::PersistentVolumeClaim);
-        assert_eq!(found, ["shop".to_owned()].into());
     }
 
     #[test]

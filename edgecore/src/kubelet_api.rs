@@ -18,6 +18,7 @@ mod query;
 mod tests;
 mod upgrade;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
+use podcore::claims::PersistentVolume;
 use podcore::probe::{Answers, ProbeKind};
 use proto::ids::Uid;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -72,6 +74,8 @@ pub struct PodFacts {
     pub answers: Vec<(String, ProbeKind, Answers)>,
     /// How many of its containers run.
     pub running: usize,
+    /// What is set up of its volumes with claims, by their name in the pod.
+    pub claimed: Arc<BTreeMap<String, PersistentVolume>>,
 }
 
 /// What the API needs to know of a pod.

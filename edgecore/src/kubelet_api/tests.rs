@@ -58,6 +58,7 @@ impl PodLookup for OnePod {
             status: Bytes::from_static(br#"{"phase":"Running"}"#),
             answers: vec![("main".to_owned(), ProbeKind::Liveness, answers)],
             running: 1,
+            claimed: Arc::default(),
         }]
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use podcore::claims::{Claim, PersistentVolume, claim_name};
+use podcore::claims::{Claim, PersistentVolume};
 use podcore::materials::{Materials, References, TokenAsk, refresh_at};
 use podcore::observed::Missing;
 use podcore::pod::PodView;
@@ -113,16 +113,6 @@ pub fn in_place(
     let kept = claimed.iter().filter(|(_, volume)| is_in_place(volume));
 
     kept.map(|(name, volume)| (name.clone(), volume.clone())).collect()
-}
-
-/// Only the claims of the pod's volumes, with what they are bound to.
-pub fn gather_claims(desired: &Desired, pod: &PodView) -> Materials {
-    let mut materials = Materials::default();
-    let volumes = pod.spec().volumes.iter().flatten();
-    let names = volumes.filter_map(|volume| claim_name(pod, volume));
-    add_claims(desired, &pod.namespace, names, &mut materials);
-
-    materials
 }
 
 fn add_claims(

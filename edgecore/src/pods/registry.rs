@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use jiff::Timestamp;
 use podcore::admission::Claim;
+use podcore::claims::PersistentVolume;
 use podcore::observed::{Admission, Eviction};
 use podcore::probe::{Answers, ProbeKind};
 use proto::ids::{ObjectKey, Uid};
@@ -34,6 +35,8 @@ pub struct Entry {
     pub status: Bytes,
     /// What its probes have answered.
     pub answers: Vec<(String, ProbeKind, Answers)>,
+    /// What is set up of its volumes with claims.
+    pub claimed: Arc<BTreeMap<String, PersistentVolume>>,
     /// It has limits of disk space.
     pub has_limits: bool,
     /// It ends, or has ended.
@@ -314,6 +317,7 @@ impl PodLookup for Registry {
                 status: entry.status.clone(),
                 answers: entry.answers.clone(),
                 running: pod.containers.iter().filter(|c| is_running(&c.state)).count(),
+                claimed: Arc::clone(&entry.claimed),
             })
         });
 

@@ -103,12 +103,13 @@ pub fn ensure_tmpfs(dir: &Path, size_bytes: Option<u64>) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Makes sure that huge pages of `size_bytes` are mounted on `dir`; whether they were just now.
-pub fn ensure_huge_pages(dir: &Path, size_bytes: u64) -> io::Result<bool> {
+/// Makes sure that huge pages of `size_bytes` are mounted on `dir`, which gets that mode with them; whether
+/// they were just now.
+pub fn ensure_huge_pages(dir: &Path, size_bytes: u64, mode: u32) -> io::Result<bool> {
     if is_mount_point(dir)? {
         return Ok(false);
     }
-    let options = CString::new(format!("pagesize={size_bytes}"))?;
+    let options = CString::new(format!("pagesize={size_bytes},mode={mode:o}"))?;
     let mounted = mount("nodev", dir, "hugetlbfs", MountFlags::empty(), options.as_c_str());
 
     mounted.map(|()| true).map_err(|error| match error {
@@ -185,6 +186,8 @@ fn take_down(point: &Point) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     fn check(table: &str, dir: &str, expected: &[&str]) {
@@ -242,12 +245,13 @@ mod tests {
     fn huge_pages_of_a_size_that_the_machine_lacks_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().canonicalize().unwrap();
-        let error = ensure_huge_pages(&path, 3 << 20).unwrap_err().to_string();
+        let error = ensure_huge_pages(&path, 3 << 20, 0o777).unwrap_err().to_string();
         assert!(error.starts_with("this node has no huge pages of 3145728 bytes"), "{error}");
 
         if Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists() {
-            assert!(ensure_huge_pages(&path, 2 << 20).unwrap());
-            assert!(!ensure_huge_pages(&path, 2 << 20).unwrap());
+            assert!(ensure_huge_pages(&path, 2 << 20, 0o777).unwrap());
+            assert!(!ensure_huge_pages(&path, 2 << 20, 0o777).unwrap());
+            assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o777);
             unmount_below(&path).unwrap();
         }
     }

@@ -238,13 +238,7 @@ impl PodVolumes {
                 let size = [size_limit, self.memory_bytes].into_iter().flatten().min();
                 mounts::ensure_tmpfs(dir, size)
             }
-            Medium::HugePages(size) => {
-                let is_new = mounts::ensure_huge_pages(dir, size)?;
-                if is_new {
-                    fs::set_permissions(dir, Permissions::from_mode(VOLUME_MODE))?;
-                }
-                Ok(is_new)
-            }
+            Medium::HugePages(size) => mounts::ensure_huge_pages(dir, size, VOLUME_MODE),
         }
     }
 }

@@ -245,6 +245,7 @@ async fn volumes_of_the_cluster_serve_pods_through_their_claims() -> Result<()> 
     how_full_they_are(&cluster, &node, &name).await?;
 
     goes_on_without_claims(&cluster, &client, &node, &name).await?;
+    how_full_they_are(&cluster, &node, &name).await?;
 
     cluster.kubectl(&["delete", "pod", &name, "--wait=false"]).await?;
     cluster.until_gone(&client, &path, LIMIT).await?;

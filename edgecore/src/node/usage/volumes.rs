@@ -6,15 +6,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use podcore::materials::Materials;
 use podcore::pod::PodView;
 use podcore::usage::volumes::{By, Measured, measured};
 use podcore::usage::{Disk, Look, Taken, VolumeUsage};
-use proto::ids::{Kind, ObjectKey, Uid};
+use proto::ids::ObjectKey;
 
 use super::{Usages, read};
 use crate::blocking;
 use crate::desired::Desired;
-use crate::pods::materials::gather_claims;
+use crate::kubelet_api::PodFacts;
 use crate::volumes::mounts::{self, Point};
 
 /// How long all volumes on this node are counted; the rest is left out.
@@ -39,39 +40,38 @@ type Found = (usize, VolumeUsage);
 impl Usages {
     /// Adds the volumes of its pods to a look.
     pub async fn add_volumes(&self, desired: &Desired, look: &mut Look) {
-        let pods = look.pods.iter().map(|pod| Uid::new(&pod.uid).ok());
-        let jobs = self.jobs(desired, pods.collect(), |_| true).await;
+        let all = self.pods.all().into_iter();
+        let mut all: BTreeMap<_, _> = all.map(|pod| (pod.uid.to_string(), pod)).collect();
+        let pods = look.pods.iter().map(|pod| all.remove(&pod.uid)).collect();
+        let jobs = self.jobs(desired, pods, |_| true).await;
         for (pod, volume) in measure_all(jobs).await {
             look.pods[pod].volumes.push(volume);
         }
     }
 
-    /// The volumes with claims of pods that run. Pods where there are no claims are not looked at.
+    /// The volumes with claims of pods that run. Other pods are not looked at.
     pub async fn claimed_volumes(&self, desired: &Desired) -> Vec<VolumeUsage> {
-        let claimed = desired.namespaces_with(Kind::PersistentVolumeClaim);
-        if claimed.is_empty() {
-            return Vec::new();
-        }
         let pods = self.pods.all().into_iter();
-        let pods = pods.filter(|pod| pod.running > 0 && claimed.contains(&pod.namespace));
-        let pods = pods.map(|pod| Some(pod.uid)).collect();
-        let jobs = self.jobs(desired, pods, |volume| volume.claim.is_some()).await;
+        let pods = pods.filter(|pod| pod.running > 0 && !pod.claimed.is_empty());
+        let jobs = self.jobs(desired, pods.map(Some).collect(), |volume| volume.claim.is_some());
 
-        measure_all(jobs).await.into_iter().map(|(_, volume)| volume).collect()
+        measure_all(jobs.await).await.into_iter().map(|(_, volume)| volume).collect()
     }
 
     async fn jobs(
         &self,
         desired: &Desired,
-        pods: Vec<Option<Uid>>,
+        pods: Vec<Option<PodFacts>>,
         is_wanted: fn(&Measured) -> bool,
     ) -> Vec<Job> {
         let mut jobs = Vec::new();
-        for (pod, uid) in pods.into_iter().enumerate() {
-            let Some(uid) = uid else { continue };
+        for (pod, facts) in pods.into_iter().enumerate() {
+            let Some(PodFacts { uid, claimed, .. }) = facts else { continue };
             let Some(object) = desired.get(&ObjectKey::pod(&uid)) else { continue };
             let Ok(view) = PodView::parse(&object.bytes) else { continue };
-            for volume in measured(&view, &gather_claims(desired, &view)) {
+            // Also without its claim a volume is where it was set up.
+            let materials = Materials { set_up: claimed.as_ref().clone(), ..Materials::default() };
+            for volume in measured(&view, &materials) {
                 if is_wanted(&volume)
                     && let Ok(dir) = self.place.layout.place(&uid, &volume.place)
                 {

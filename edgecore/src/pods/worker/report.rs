@@ -1,6 +1,7 @@
 //! What a pod's task tells others: the cloud its status, the rest of the agent what it holds and needs.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -48,6 +49,7 @@ impl Worker {
             started_at: status.start_time.as_ref().map(|time| time.0),
             status: self.status_json.clone(),
             answers: answers(&self.memory),
+            claimed: Arc::new(self.memory.claimed.clone()),
         };
         self.context.registry.update(&self.uid, entry);
         // What the API server has forgotten is not counted there either.
