@@ -12,7 +12,7 @@
 //!   lead to.
 //! - [`plan`]: from pod, [`memory`] and what is [`observed`] to the next actions.
 //! - [`probe`]: when to ask a container how it is, and what the answers come to.
-//!   [`hook`]: what runs right after a container's start.
+//!   [`hook`]: what runs right after a container's start. [`url`]: where their requests go.
 //! - [`shutdown`]: in which order pods are stopped when the node goes down.
 //! - [`status`]: the PodStatus to report.
 //! - [`translate`]: the CRI messages; with [`env`], [`dns`], [`hosts`], [`volumes`], [`sub_path`],
@@ -48,5 +48,6 @@ pub mod sub_path;
 pub mod support;
 pub mod telling;
 pub mod translate;
+pub mod url;
 pub mod usage;
 pub mod volumes;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::sync::Arc;
 
 use ::http::{HeaderMap, HeaderValue, Response};
 use bytes::Bytes;
@@ -12,7 +13,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
 use super::*;
 
@@ -69,17 +75,37 @@ fn http_answers_are_told_as_the_kubelet_tells_them() {
             ("/well?a=b", "201 x"),
             ("/away", "302 x\r\nlocation: http://192.0.2.1/"),
             ("/round", "302 x\r\nlocation: /round"),
+            ("/in/here", "301 x\r\nlocation: there?b"),
+            ("/in/there?b", "307 x\r\nlocation: ../up/./%20x"),
+            ("/up/%20x", "303 x\r\nlocation: ?q"),
+            ("/up/%20x?q", "200 x"),
+            ("/ill/on", "308 x\r\nlocation: ."),
+            ("/ill/", "503 x"),
+            ("/other", "300 x\r\nlocation: /ill"),
+            ("/nowhere", "302 x"),
+            ("/wrong", "302 x\r\nlocation: /%zz"),
+            ("/a%20b/%3Cc%3E%60?d", "200 x"),
+            ("/100%25", "200 x"),
         ])
         .await;
         let failure = |text: &str| Answer::Failure(text.to_owned());
         let round = format!("Get \"http://{HOST}:{port}/round\": stopped after 10 redirects");
         let away = "Probe terminated redirects, Response body: body".to_owned();
+        let wrong =
+            format!("Get \"http://{HOST}:{port}/wrong\": failed to parse Location header \"/%zz\"");
         for (path, expected) in [
             ("/well", Answer::Success),
             ("well", Answer::Success),
             ("/ill", failure("HTTP probe failed with statuscode: 503")),
             ("/moved", Answer::Success),
-            ("/away", Answer::Warning(away)),
+            ("/in/here", Answer::Success),
+            ("/ill/on", failure("HTTP probe failed with statuscode: 503")),
+            ("/a b/<c>`?d", Answer::Success),
+            ("/100%", Answer::Success),
+            ("/away", Answer::Warning(away.clone())),
+            ("/other", Answer::Warning(away.clone())),
+            ("/nowhere", Answer::Warning(away)),
+            ("/wrong", failure(&wrong)),
             ("/round", failure(&round)),
         ] {
             assert_eq!(http::get(&get(port, path), LIMIT).await, expected, "{path}");
@@ -92,9 +118,12 @@ fn http_answers_are_told_as_the_kubelet_tells_them() {
 #[test]
 fn a_hook_is_delivered_without_tls_to_whom_speaks_none() {
     run(async {
-        let (port, _tasks) = server(&[("/hook", "500 x")]).await;
-        let hook = Get { agent: LIFECYCLE, ..get(port, "/hook") };
+        let answers = &[("/a%20hook", "302 x\r\nlocation: done"), ("/done", "500 x")];
+        let (port, _tasks) = server(answers).await;
+        let hook = Get { agent: LIFECYCLE, ..get(port, "/a hook") };
         assert_eq!(deliver(&hook, LIMIT).await, Ok(Delivered::AsAsked));
+        let late = deliver(&get(port, "/silent"), SHORT).await.unwrap_err();
+        assert!(late.ends_with("exceeded while awaiting headers)"), "{late}");
 
         // Speaks without being asked: it cannot read what TLS begins with.
         let listener = TcpListener::bind((HOST, 0)).await.unwrap();
@@ -114,6 +143,68 @@ fn a_hook_is_delivered_without_tls_to_whom_speaks_none() {
         let told = http::get(&hook, LIMIT).await;
         let why = "http: server gave HTTP response to HTTPS client";
         assert_eq!(told, Answer::Failure(format!("Get \"https://{HOST}:{port}/hook\": {why}")));
+    });
+}
+
+/// A server with a certificate that nobody knows, that answers well once it is asked by TLS; and by which
+/// name it was asked for.
+async fn secure() -> (u16, mpsc::Receiver<Option<String>>, JoinSet<()>) {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(vec!["elsewhere.test".to_owned()]).unwrap();
+    let key = PrivatePkcs8KeyDer::from(signing_key.serialize_der());
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key.into())
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind((HOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (asked, names) = mpsc::channel(8);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            asked.send(stream.get_ref().1.server_name().map(str::to_owned)).await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let answer = match head.split(|byte| *byte == b' ').nth(1).unwrap() {
+                b"/moved" => "302 x\r\nlocation: well",
+                // Ends with the connection, which is just closed.
+                b"/well" => "200 OK\r\n\r\nyes",
+                _other => "503 x",
+            };
+            stream.write_all(format!("HTTP/1.0 {answer}\r\n\r\n").as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+        }
+    });
+
+    (port, names, tasks)
+}
+
+#[test]
+fn https_takes_any_certificate_and_names_only_what_has_a_name() {
+    run(async {
+        let (port, mut names, _tasks) = secure().await;
+        let ask = async |host: &str, path: &str| {
+            let host = host.to_owned();
+            http::get(&Get { https: true, host, ..get(port, path) }, LIMIT).await
+        };
+        assert_eq!(ask(HOST, "/well").await, Answer::Success);
+        assert_eq!(names.recv().await, Some(None));
+        assert_eq!(ask("localhost", "/moved").await, Answer::Success);
+        for _ in 0..2 {
+            assert_eq!(names.recv().await, Some(Some("localhost".to_owned())));
+        }
+        let ill = "HTTP probe failed with statuscode: 503".to_owned();
+        assert_eq!(ask(HOST, "/ill").await, Answer::Failure(ill));
+
+        let hook = Get { https: true, agent: LIFECYCLE, ..get(port, "/moved") };
+        assert_eq!(deliver(&hook, LIMIT).await, Ok(Delivered::AsAsked));
     });
 }
 
@@ -139,7 +230,7 @@ fn what_does_not_listen_is_refused() {
 fn headers_of_the_pod_replace_or_remove_those_of_the_node() {
     let check = |given: &[(&str, &str)], expected: &[(&str, &str)]| {
         let headers = given.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        let told = http::headers(&Get { headers, ..get(80, "/") }).unwrap();
+        let told = http::headers(&Get { headers, ..get(80, "/") }, "127.0.0.1:80", true).unwrap();
         let mut told: Vec<_> =
             told.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         told.sort_unstable();
@@ -165,8 +256,14 @@ fn headers_of_the_pod_replace_or_remove_those_of_the_node() {
             ("x", "2"),
         ],
     );
+    check(
+        &[("host", ""), ("content-length", "7"), ("accept", "")],
+        &[("connection", "close"), ("host", "127.0.0.1:80"), ("user-agent", "kube-probe/1.35")],
+    );
+    let named = Get { headers: vec![("host".to_owned(), "a.test".to_owned())], ..get(80, "/") };
+    assert_eq!(http::headers(&named, "b", false).unwrap()["host"], "b");
     let bad = Get { headers: vec![("a b".to_owned(), String::new())], ..get(80, "/") };
-    assert_eq!(http::headers(&bad).unwrap_err(), "\"a b\" is no header's name");
+    assert_eq!(http::headers(&bad, "b", true).unwrap_err(), "\"a b\" is no header's name");
 }
 
 /// A server of gRPC's health protocol that knows two services.

@@ -8,15 +8,18 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use system_tests::cluster::{Cluster, unique};
 use system_tests::node::EdgeNode;
+use system_tests::process::script;
 use system_tests::{api, pods, wait};
 
 const LIMIT: Duration = Duration::from_mins(2);
 
 /// A web server says whether it is alive and ready by the files that it has; beside it a container
-/// that is ready when the server listens.
-fn asked(name: &str, node: &str) -> Value {
-    let script = "echo yes >/www/alive; httpd -p 8080 -h /www; trap 'exit 0' TERM; \
-                  while :; do sleep 1 & wait $!; done";
+/// that is ready when the server listens, and has started when `cloudcore` answered by TLS.
+fn asked(name: &str, node: &str, cloudcore: (&str, u16)) -> Value {
+    let script = r#"mkdir -p /www/cgi-bin; cd /www/cgi-bin; echo yes >/www/alive
+        printf '#!/bin/sh\nprintf "HTTP/1.0 302 Found\\r\\nLocation: ../alive\\r\\n\\r\\n"\n' >alive
+        chmod +x alive; httpd -p 8080 -h /www; trap 'exit 0' TERM
+        while :; do sleep 1 & wait $!; done"#;
     let mut pod = pods::script_pod(name, node, script);
     let spec = &mut pod["spec"];
     spec["volumes"] = json!([{ "name": "www", "emptyDir": {} }]);
@@ -30,14 +33,17 @@ fn asked(name: &str, node: &str) -> Value {
         "failureThreshold": 300,
     });
     server["readinessProbe"] =
-        json!({ "httpGet": page("/ready"), "periodSeconds": 1, "failureThreshold": 1 });
+        json!({ "httpGet": page("/is it ready"), "periodSeconds": 1, "failureThreshold": 1 });
     server["livenessProbe"] = json!({
-        "httpGet": page("/alive"), "periodSeconds": 1, "failureThreshold": 2,
+        "httpGet": page("/cgi-bin/alive"), "periodSeconds": 1, "failureThreshold": 2,
         "terminationGracePeriodSeconds": 2,
     });
     let mut beside = pods::sleeper(name, node)["spec"]["containers"][0].clone();
     beside["name"] = json!("beside");
     beside["readinessProbe"] = json!({ "tcpSocket": { "port": 8080 }, "periodSeconds": 1 });
+    let secure = |path: &str| json!({ "scheme": "HTTPS", "host": cloudcore.0, "port": cloudcore.1, "path": path });
+    beside["startupProbe"] = json!({ "httpGet": secure("/healthz"), "periodSeconds": 1 });
+    beside["lifecycle"] = json!({ "postStart": { "httpGet": secure("/hook") } });
     if let Some(containers) = spec["containers"].as_array_mut() {
         containers.push(beside);
     }
@@ -95,7 +101,9 @@ async fn probes_decide_what_is_ready_and_what_is_restarted() -> Result<()> {
     let node = EdgeNode::join(&cluster, &client).await?;
     let name = format!("asked-{}", unique());
     let path = pods::path(&name);
-    let pod = asked(&name, node.name());
+    let cloudcore = script("dev-cloudcore", &["address", "--name", cluster.name()], &[]).await?;
+    let (host, port) = cloudcore.trim().split_once(':').context("an address has a port")?;
+    let pod = asked(&name, node.name(), (host, port.parse()?));
     let made = api::create(&client, "/api/v1/namespaces/default/pods", &pod).await?;
     let uid = made["metadata"]["uid"].as_str().context("a pod has a uid")?;
     let www: PathBuf = node.site().path("KUBELET_ROOT")?.join("pods").join(uid);
@@ -108,13 +116,13 @@ async fn probes_decide_what_is_ready_and_what_is_restarted() -> Result<()> {
     until_event(&cluster, &name, &["Unhealthy", "Startup probe failed"]).await?;
     std::fs::write(www.join("started"), "")?;
     until("started, not ready", |pod| is(pod, true, false, true)).await?;
-    std::fs::write(www.join("ready"), "")?;
+    std::fs::write(www.join("is it ready"), "")?;
     until("ready", pods::is_ready).await?;
-    std::fs::remove_file(www.join("ready"))?;
+    std::fs::remove_file(www.join("is it ready"))?;
     until("unready", |pod| is(pod, true, false, true) && !pods::is_ready(pod)).await?;
     until_event(&cluster, &name, &["Unhealthy", "Readiness probe failed", "statuscode: 404"])
         .await?;
-    std::fs::write(www.join("ready"), "")?;
+    std::fs::write(www.join("is it ready"), "")?;
     let before = until("ready", pods::is_ready).await?;
 
     // What probes came to outlives the agent: the pod stays ready.

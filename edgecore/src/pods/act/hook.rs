@@ -70,8 +70,8 @@ impl Job {
             let get = self.get(container, get, handlers::LIFECYCLE)?;
             if handlers::deliver(&get, limit).await? == Delivered::WithoutTls {
                 let message = format!(
-                    "request to HTTPS lifecycle hook {}:{} got HTTP response, retry with HTTP succeeded",
-                    get.host, get.port
+                    "request to HTTPS lifecycle hook {} got HTTP response, retry with HTTP succeeded",
+                    get.url().authority()
                 );
                 self.tell(Warning, "LifecycleHTTPFallback", &message, None);
             }
