@@ -134,10 +134,12 @@ pub(super) fn mounts(
     Ok(mounts)
 }
 
+/// A file of the container's own, labelled for it.
 fn file(container_path: &str, host_path: &str) -> Mount {
     Mount {
         container_path: container_path.to_owned(),
         host_path: host_path.to_owned(),
+        selinux_relabel: true,
         ..Mount::default()
     }
 }
