@@ -1,4 +1,5 @@
-//! `scripts/bench`: what Holdfast takes; [`streams`] is of its own, the rest is `pods`: Holdfast against its container runtime driven directly, in one run.
+//! `scripts/bench`: what Holdfast takes; [`streams`] with [`updates`] is of its own, the rest is `pods`:
+//! Holdfast against its container runtime driven directly, in one run.
 //!
 //! [`floor`] asks the runtime itself for what a pod needs; [`ours`] asks the API server for pods.
 //! The two take turns, so that both see the same machine. [`power`] turns the power off, [`memory`]
@@ -13,6 +14,7 @@ mod quiet;
 mod report;
 mod seen;
 mod streams;
+mod updates;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,7 +38,7 @@ const BATCH: usize = 20;
 enum Bench {
     /// Pods: starting and removing, memory, power loss, the link when nothing happens.
     Pods(Options),
-    /// Streams: what many of them do to deliveries, and how fast a file is copied.
+    /// Streams: what many of them do to deliveries, how soon volumes show a change, how fast a file is copied.
     Streams(streams::Options),
 }
 

@@ -1,5 +1,5 @@
-//! `scripts/bench streams`: what many streams of one node do to the delivery of what it is to run, and how
-//! fast a file gets there beside what the link itself carries.
+//! `scripts/bench streams`: what many streams of one node do to the delivery of what it is to run, how soon
+//! volumes show a change, and how fast a file gets there beside what the link itself carries.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::figures::Samples;
 use crate::report;
+use crate::updates::Updates;
 
 const FOLLOWERS: usize = 50;
 const EXECS: usize = 20;
@@ -45,6 +46,9 @@ pub(crate) struct Options {
     /// Deliveries in each half of a turn.
     #[arg(long, default_value_t = 40)]
     deliveries: usize,
+    /// Changes of each thing that volumes show.
+    #[arg(long, default_value_t = 20)]
+    updates: usize,
     /// What `scripts/bench` gives to every command; not used here.
     #[arg(long, hide = true)]
     slow_fsync: Option<PathBuf>,
@@ -72,19 +76,27 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         bed.deliver(options.deliveries, &mut beside).await?;
         drop(streams);
     }
+    report::say("changes of what volumes show");
+    let updates = Updates::measure(&bed.cluster, &bed.client, &bed.node, options.updates).await?;
     report::say("100 MB through the link, and as a file into the pod");
     let free = (bed.raw().await?, bed.copy().await?);
     bed.shape(true).await?;
     let shaped = (bed.raw().await?, bed.copy().await?);
     bed.shape(false).await?;
 
-    print(options, &alone, &beside, &[("free", free), ("shaped", shaped)]);
+    print(options, &alone, &beside, &updates, &[("free", free), ("shaped", shaped)]);
 
     Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "the result of a program")]
-fn print(options: &Options, alone: &Samples, beside: &Samples, links: &[(&str, (f64, f64))]) {
+fn print(
+    options: &Options,
+    alone: &Samples,
+    beside: &Samples,
+    updates: &Updates,
+    links: &[(&str, (f64, f64))],
+) {
     let ratio = beside.p99() / alone.p99();
     if options.json {
         let delivery =
@@ -94,6 +106,7 @@ fn print(options: &Options, alone: &Samples, beside: &Samples, links: &[(&str, (
         });
         let told: Value = json!({
             "delivery": { "alone": delivery(alone), "beside_streams": delivery(beside), "p99_ratio": ratio },
+            "updates": updates.json(),
             "copy": links.collect::<serde_json::Map<_, _>>(),
         });
         println!("{told}");
@@ -109,6 +122,7 @@ fn print(options: &Options, alone: &Samples, beside: &Samples, links: &[(&str, (
     }
     let verdict = if ratio <= RATIO_MAX { "reached" } else { "MISSED" };
     println!("delivery, ratio of the p99           {ratio:>7.2}    <= {RATIO_MAX}, {verdict}");
+    print!("{}", updates.rows());
     for (name, (link, copy)) in links {
         println!("100 MB, {name:<8} link {link:>7.1} MB/s, kubectl cp {copy:>7.1} MB/s");
     }
