@@ -107,9 +107,13 @@ struct ClaimRef {
 
 /// `spec.local`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct LocalSource {
-    /// A directory of the node.
+    /// A directory of the node, or a disk.
     pub path: String,
+    /// The file system of a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fs_type: Option<String>,
 }
 
 /// `spec.hostPath`.

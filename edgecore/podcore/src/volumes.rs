@@ -25,10 +25,12 @@ pub enum VolumeSetup {
         /// `DirectoryOrCreate`, `File`, ... or empty.
         kind: String,
     },
-    /// A directory of the node, bound to the volume's.
+    /// A directory of the node, bound to the volume's, or a disk, mounted there.
     Local {
-        /// The directory.
+        /// The directory or the disk.
         path: String,
+        /// The file system of a disk.
+        fs_type: String,
         /// How it is bound.
         options: Vec<String>,
         /// Nothing of the pod writes to it.
@@ -155,6 +157,8 @@ pub enum VolumeError {
 /// Plugin names of volumes of the cluster.
 const LOCAL_PLUGIN: &str = "kubernetes.io/local-volume";
 const NFS_PLUGIN: &str = "kubernetes.io/nfs";
+/// The file system of a disk whose volume names none (kubelet: `defaultFSType`).
+const FS_TYPE_DEFAULT: &str = "ext4";
 
 /// Where a volume is on the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -313,6 +317,7 @@ fn of_persistent(
             let policy = context.and_then(|context| context.fs_group_change_policy.as_deref());
             Ok(VolumeSetup::Local {
                 path: local.path.clone(),
+                fs_type: local.fs_type.clone().unwrap_or_else(|| FS_TYPE_DEFAULT.to_owned()),
                 options: volume.mount_options(),
                 read_only,
                 only_if_mismatch: policy == Some("OnRootMismatch"),

@@ -73,7 +73,7 @@ fn materials() -> Materials {
         (
             "data",
             "disk-1",
-            json!({ "local": { "path": "/mnt/disk" }, "mountOptions": ["noatime"] }),
+            json!({ "local": { "path": "/mnt/disk", "fsType": "xfs" }, "mountOptions": ["noatime"] }),
         ),
         (
             "web-scratch",
@@ -233,8 +233,8 @@ fn of_volume(volume: VolumeSetup) -> Value {
         VolumeSetup::Nfs { server, path, options, read_only } => {
             json!({ "nfs": server, "path": path, "options": options, "readOnly": read_only })
         }
-        VolumeSetup::Local { path, options, read_only, only_if_mismatch } => {
-            json!({ "local": path, "options": options, "readOnly": read_only,
+        VolumeSetup::Local { path, fs_type, options, read_only, only_if_mismatch } => {
+            json!({ "local": path, "fsType": fs_type, "options": options, "readOnly": read_only,
                 "onlyIfMismatch": only_if_mismatch })
         }
         VolumeSetup::HostPath { path, kind } => json!({ "hostPath": path, "type": kind }),

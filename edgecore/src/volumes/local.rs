@@ -1,15 +1,18 @@
-//! Local volumes: a directory of the node, bound to the pod's directory of the volume, as the kubelet's
-//! `kubernetes.io/local-volume`.
+//! Local volumes: a directory of the node, bound to the pod's directory of the volume, or a disk, mounted
+//! there, as the kubelet's `kubernetes.io/local-volume`. A disk that several pods have is mounted for each:
+//! to the kernel it is one file system, which ends with the last mount.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
-use rustix::mount::{MountFlags, mount_bind, mount_remount};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 
-use super::{mounts, options, ownership};
+use super::options::{self, Options};
+use super::{mounts, ownership};
 
 /// Why a local volume cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -26,20 +29,31 @@ pub enum LocalError {
         /// `spec.local.path`.
         path: String,
     },
-    /// A disk without a mount.
-    #[error(
-        "{path} is a block device, which this node does not mount by itself: mount its file system \
-         on the node and name that directory"
-    )]
-    BlockDevice {
-        /// `spec.local.path`.
-        path: String,
-    },
     /// Something else.
-    #[error("{path} is not a directory")]
+    #[error("{path} is not a directory and no block device")]
     NotADirectory {
         /// `spec.local.path`.
         path: String,
+    },
+    /// The disk has another file system, or none.
+    #[error(
+        "{path} cannot be mounted as {fs_type}: it has no such file system or does not take the \
+         volume's mount options; format it on the node (mkfs.{fs_type} {path}), or name the file \
+         system that it has in the volume's spec.local.fsType"
+    )]
+    NotFormatted {
+        /// `spec.local.path`.
+        path: String,
+        /// `spec.local.fsType`.
+        fs_type: String,
+    },
+    /// The kernel cannot.
+    #[error("this node's kernel knows no file system {fs_type} of disks, which {path} should have")]
+    NoFileSystem {
+        /// `spec.local.path`.
+        path: String,
+        /// `spec.local.fsType`.
+        fs_type: String,
     },
     /// An option of a file system.
     #[error("mount option {option} is not one of a local volume")]
@@ -61,8 +75,10 @@ pub enum LocalError {
 /// One to be mounted.
 #[derive(Clone, Copy, Debug)]
 pub struct Local<'a> {
-    /// The directory.
+    /// The directory or the disk.
     pub path: &'a Path,
+    /// The file system of a disk.
+    pub fs_type: &'a str,
     /// As the volume says.
     pub options: &'a [String],
     /// Nothing of the pod writes to it.
@@ -72,54 +88,108 @@ pub struct Local<'a> {
 }
 
 impl Local<'_> {
-    /// Binds the directory to `dir`, if it is not; never without its options. The group gets what is in it
-    /// first, unless another pod in `pods_dir` has the same volume mounted.
+    /// Binds the directory to `dir` or mounts the disk there, if it is not; never without its options. The
+    /// group gets what is in it first, unless another pod in `pods_dir` has the same volume mounted.
     pub fn mount(&self, dir: &Path, pods_dir: &Path) -> Result<(), LocalError> {
-        let shown = self.path.display();
         let failed = |attempted: String| move |source| LocalError::Io { attempted, source };
         let aside = aside(dir);
         let points = mounts::below(pods_dir).map_err(failed("read the mounts".to_owned()))?;
         if points.contains(&aside) {
             // An agent was killed while it made it.
-            mounts::unmount_below(&aside)
-                .map_err(failed(format!("unmount {}", aside.display())))?;
+            take_away(&aside).map_err(failed(format!("unmount {}", aside.display())))?;
         }
         if points.iter().any(|point| point == dir) {
             return Ok(());
         }
-        self.check()?;
+        let is_disk = self.is_disk()?;
         let options = options::read(self.options, self.read_only);
-        if let Some(option) = options.rest.first() {
+        if let Some(option) = options.rest.first().filter(|_| !is_disk) {
             return Err(LocalError::Option { option: option.clone() });
         }
-        if let Some((gid, only_if_mismatch)) = self.group.filter(|_| !self.read_only)
-            && !is_used(dir, &points)
-        {
-            ownership::give_tree_to_writers(self.path, gid, only_if_mismatch)
-                .map_err(failed(format!("give {shown} to group {gid}")))?;
-        }
         std::fs::create_dir_all(dir).map_err(failed(format!("make {}", dir.display())))?;
-        let bound = bind(self.path, &aside, dir, options.flags);
+        if !is_disk && options.flags.is_empty() {
+            self.give(self.path, dir, &points)?;
+            let bound = mount_bind(self.path, dir).map_err(io::Error::from);
+            return bound.map_err(failed(self.attempted(dir)));
+        }
+        // Aside first, because a bind takes options only when it is there. A bind of that has them from its
+        // first moment.
+        std::fs::create_dir_all(&aside).map_err(failed(format!("make {}", aside.display())))?;
+        let made = if is_disk {
+            self.mount_disk(&aside, &options)
+        } else {
+            let bound = mount_bind(self.path, &aside).map_err(io::Error::from);
+            bound.map_err(failed(self.attempted(&aside)))
+        };
+        let shown = made.and_then(|()| {
+            self.give(&aside, dir, &points)?;
+            let bound = limit(&aside, options.flags).and_then(|()| Ok(mount_bind(&aside, dir)?));
+            bound.map_err(failed(self.attempted(dir)))
+        });
+        take_away(&aside).map_err(failed(format!("unmount {}", aside.display())))?;
 
-        bound.map_err(failed(format!("bind {shown} to {}", dir.display())))
+        shown
     }
 
-    fn check(&self) -> Result<(), LocalError> {
+    fn attempted(&self, dir: &Path) -> String {
+        format!("bind {} to {}", self.path.display(), dir.display())
+    }
+
+    /// Gives what is at `root` to the group, if nobody has the volume of `dir` yet.
+    fn give(&self, root: &Path, dir: &Path, points: &[PathBuf]) -> Result<(), LocalError> {
+        let group = self.group.filter(|_| !self.read_only && !is_used(dir, points));
+        let Some((gid, only_if_mismatch)) = group else { return Ok(()) };
+        let given = ownership::give_tree_to_writers(root, gid, only_if_mismatch);
+
+        given.map_err(|source| {
+            let attempted = format!("give {} to group {gid}", self.path.display());
+            LocalError::Io { attempted, source }
+        })
+    }
+
+    fn is_disk(&self) -> Result<bool, LocalError> {
         let path = self.path.display().to_string();
         if self.path.components().any(|part| part == Component::ParentDir) {
             return Err(LocalError::Backsteps { path });
         }
         match std::fs::metadata(self.path) {
-            Ok(found) if found.is_dir() => Ok(()),
-            Ok(found) if found.file_type().is_block_device() => {
-                Err(LocalError::BlockDevice { path })
-            }
+            Ok(found) if found.is_dir() => Ok(false),
+            Ok(found) if found.file_type().is_block_device() => Ok(true),
             Ok(_other) => Err(LocalError::NotADirectory { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(LocalError::Missing { path })
             }
             Err(source) => Err(LocalError::Io { attempted: format!("look at {path}"), source }),
         }
+    }
+
+    /// A file system that others write to cannot be mounted read-only: that is left to the bind, unless the
+    /// disk itself is.
+    fn mount_disk(&self, dir: &Path, options: &Options) -> Result<(), LocalError> {
+        let path = || self.path.display().to_string();
+        let fs_type = || self.fs_type.to_owned();
+        let failed = |source| {
+            let attempted = format!("mount {} as {}", path(), fs_type());
+            LocalError::Io { attempted, source }
+        };
+        let unknown = || LocalError::NoFileSystem { path: path(), fs_type: fs_type() };
+        let table = std::fs::read_to_string("/proc/filesystems").map_err(failed)?;
+        if table.lines().any(|line| line.split_once('\t') == Some(("nodev", self.fs_type))) {
+            return Err(unknown());
+        }
+        let data = CString::new(options.rest.join(",")).map_err(|error| failed(error.into()))?;
+        let try_with = |flags| mount(self.path, dir, self.fs_type, flags, data.as_c_str());
+        let flags = options.flags;
+        let mounted = try_with(flags - MountFlags::RDONLY).or_else(|error| match error {
+            Errno::ROFS | Errno::ACCESS if flags.contains(MountFlags::RDONLY) => try_with(flags),
+            other => Err(other),
+        });
+
+        mounted.map_err(|error| match error {
+            Errno::INVAL => LocalError::NotFormatted { path: path(), fs_type: fs_type() },
+            Errno::NODEV => unknown(),
+            other => failed(other.into()),
+        })
     }
 }
 
@@ -139,23 +209,18 @@ fn aside(dir: &Path) -> PathBuf {
     dir.with_file_name(name)
 }
 
-/// Binds with these options: first aside, because the kernel takes them only afterwards. A bind of that has
-/// them from its first moment.
-fn bind(from: &Path, aside: &Path, to: &Path, flags: MountFlags) -> io::Result<()> {
-    if flags.is_empty() {
-        return Ok(mount_bind(from, to)?);
-    }
-    std::fs::create_dir_all(aside)?;
-    mount_bind(from, aside)?;
-    let bound = limit(aside, flags).and_then(|()| Ok(mount_bind(aside, to)?));
+/// Nothing stays of what was made aside.
+fn take_away(aside: &Path) -> io::Result<()> {
     mounts::unmount_below(aside)?;
-    std::fs::remove_dir(aside)?;
 
-    bound
+    std::fs::remove_dir(aside)
 }
 
 /// A bind has the limits of what it is of until it is given others.
 fn limit(bound: &Path, flags: MountFlags) -> io::Result<()> {
+    if flags.is_empty() {
+        return Ok(());
+    }
     let held = statvfs(bound)?.f_flag;
     let limits = [
         (StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
@@ -173,13 +238,19 @@ fn limit(bound: &Path, flags: MountFlags) -> io::Result<()> {
 mod tests {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
 
     /// Sights of a mount, enough to see one that is done in two steps.
     const LOOKS: usize = 300;
 
+    fn local<'a>(path: &'a Path, options: &'a [String]) -> Local<'a> {
+        Local { path, fs_type: "ext4", options, read_only: false, group: None }
+    }
+
     fn said(path: &Path, options: &[String]) -> String {
-        let local = Local { path, options, read_only: false, group: None };
+        let local = local(path, options);
         local.mount(Path::new("/nowhere/volume"), Path::new("/nowhere")).unwrap_err().to_string()
     }
 
@@ -190,9 +261,25 @@ mod tests {
             said(Path::new("/tmp/../etc"), &[]),
             "invalid path: /tmp/../etc must not contain '..'"
         );
-        assert_eq!(said(Path::new("/etc/hostname"), &[]), "/etc/hostname is not a directory");
+        assert_eq!(
+            said(Path::new("/etc/hostname"), &[]),
+            "/etc/hostname is not a directory and no block device"
+        );
         let option = said(Path::new("/etc"), &["discard".to_owned()]);
         assert_eq!(option, "mount option discard is not one of a local volume");
+    }
+
+    #[test]
+    fn a_disk_has_a_file_system_of_disks() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let (disk, volume) = (root.join("disk"), root.join("pods/a/v"));
+        let device = rustix::fs::makedev(7, 0);
+        mknodat(CWD, &disk, FileType::BlockDevice, Mode::RUSR, device).unwrap();
+        let disk = Local { fs_type: "tmpfs", ..local(&disk, &[]) };
+        let error = disk.mount(&volume, &root).unwrap_err().to_string();
+        assert!(error.starts_with("this node's kernel knows no file system tmpfs of disks"));
+        assert!(mounts::below(&root).unwrap().is_empty() && !aside(&volume).exists());
     }
 
     #[test]
@@ -208,10 +295,9 @@ mod tests {
         let at = |pod: &str| pods.join(pod).join("volumes/kubernetes.io~local-volume/disk");
         let options = ["noexec".to_owned()];
         let local = |gid, read_only| Local {
-            path: &data,
-            options: &options,
             read_only,
             group: Some((gid, false)),
+            ..local(&data, &options)
         };
         for _ in 0..2 {
             local(3000, false).mount(&at("a"), &pods).unwrap();
@@ -239,8 +325,7 @@ mod tests {
         let pods = dir.path().canonicalize().unwrap();
         let (volume, options) = (pods.join("a/disk"), ["ro".to_owned(), "noexec".to_owned()]);
         let shown = volume.to_str().unwrap().to_owned();
-        let local =
-            Local { path: Path::new("/etc"), options: &options, read_only: false, group: None };
+        let local = local(Path::new("/etc"), &options);
         let watch = std::thread::spawn(move || {
             let mut seen = Vec::new();
             while seen.len() < LOOKS {
@@ -267,8 +352,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pods = dir.path().canonicalize().unwrap();
         let (volume, options) = (pods.join("a/disk"), ["noexec".to_owned()]);
-        let local =
-            Local { path: Path::new("/etc"), options: &options, read_only: false, group: None };
+        let local = local(Path::new("/etc"), &options);
         for is_done in [false, true] {
             std::fs::create_dir_all(aside(&volume)).unwrap();
             mount_bind("/etc", aside(&volume)).unwrap();

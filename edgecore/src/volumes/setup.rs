@@ -173,9 +173,10 @@ impl PodVolumes {
         match &volume.setup {
             VolumeSetup::HostPath { path, kind } => host_path::check(Path::new(path), kind)
                 .map_err(|source| SetupError::HostPath { volume: volume.name.clone(), source }),
-            VolumeSetup::Local { path, options, read_only, only_if_mismatch } => {
+            VolumeSetup::Local { path, fs_type, options, read_only, only_if_mismatch } => {
                 let local = Local {
                     path: Path::new(path),
+                    fs_type,
                     options,
                     read_only: *read_only,
                     group: self.fs_group.map(|gid| (gid, *only_if_mismatch)),

@@ -12,10 +12,14 @@ use serde_json::{Value, json};
 use system_tests::cluster::{Cluster, unique};
 use system_tests::node::EdgeNode;
 use system_tests::pods::{self, Incarnation};
+use system_tests::process::output;
 use system_tests::volumes::{claim, on_host, persistent};
 use system_tests::wait;
+use tokio::process::Command;
 
 const LIMIT: Duration = Duration::from_mins(2);
+/// Enough for an empty file system.
+const DISK_BYTES: u64 = 8 << 20;
 
 /// Writes into all that it may write to, says what it finds, and stays.
 const SCRIPT: &str = "
@@ -263,6 +267,87 @@ async fn volumes_of_the_cluster_serve_pods_through_their_claims() -> Result<()> 
     cluster.kubectl(&all).await?;
 
     cluster.kubectl(&["delete", "runtimeclass", &name]).await.map(drop)
+}
+
+/// A disk that is a file; the kernel lets go of it when it is dropped.
+struct Disk(String);
+
+impl Disk {
+    async fn of(file: &Path) -> Result<Self> {
+        fs::File::create(file)?.set_len(DISK_BYTES)?;
+        let mut command = Command::new("losetup");
+        command.args(["--find", "--show"]).arg(file);
+
+        Ok(Self(output(command).await?.trim().to_owned()))
+    }
+
+    async fn format(&self) -> Result<()> {
+        let mut command = Command::new("mkfs.ext4");
+        command.args(["-q", &self.0]);
+
+        output(command).await.map(drop)
+    }
+
+    fn is_mounted(&self) -> Result<bool> {
+        let table = fs::read_to_string("/proc/self/mountinfo")?;
+
+        Ok(table.lines().any(|line| line.contains(&format!(" {} ", self.0))))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _detached = std::process::Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+#[tokio::test]
+async fn a_disk_is_mounted_while_pods_have_it() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let node = EdgeNode::join(&cluster, &client).await?;
+    let disk = Disk::of(&node.site().path("KUBELET_ROOT")?.with_file_name("disk")).await?;
+    let name = format!("disk-{}", unique());
+    let volume = persistent(&name, node.name(), Path::new(&disk.0));
+    let [writes, reads] = ["writes", "reads"].map(|what| format!("{name}-{what}"));
+    let pod = |pod: &str, script: &str, read_only: bool| {
+        let script = format!("trap 'exit 0' TERM; {script}; sleep 100000 & wait");
+        let mut pod = pods::script_pod(pod, node.name(), &script);
+        let source = json!({ "claimName": name, "readOnly": read_only });
+        pod["spec"]["volumes"] = json!([{ "name": "v", "persistentVolumeClaim": source }]);
+        pod["spec"]["securityContext"] = json!({ "fsGroup": 3000 });
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([mount("v", "/v")]);
+        pod
+    };
+    let ready = async |pod: &str| {
+        cluster.until(&client, &pods::path(pod), "Ready", LIMIT, pods::is_ready).await.map(drop)
+    };
+    let gone = async |pod: &str| {
+        cluster.kubectl(&["delete", "pod", pod, "--wait=false"]).await?;
+        cluster.until_gone(&client, &pods::path(pod), LIMIT).await
+    };
+    let script = "stat -c %g /v; echo kept >/v/file";
+    cluster.apply(&[volume, claim(&name), pod(&writes, script, false)]).await?;
+    let words = format!("{} cannot be mounted as ext4", disk.0);
+    until_told(&cluster, &client, &writes, &words).await?;
+    disk.format().await?;
+    ready(&writes).await?;
+    let said = cluster.kubectl(&["logs", &writes]).await?;
+    ensure!(said == "3000\n", "{said}");
+
+    let script = "touch /v/new || echo read-only";
+    cluster.apply(&[pod(&reads, script, true)]).await?;
+    ready(&reads).await?;
+    gone(&writes).await?;
+    let said = cluster.kubectl(&["exec", &reads, "--", "cat", "/v/file"]).await?;
+    ensure!(said == "kept\n", "{said}");
+    let said = cluster.kubectl(&["logs", &reads]).await?;
+    ensure!(said.ends_with("read-only\n") && disk.is_mounted()?, "{said}");
+    gone(&reads).await?;
+    let look = async || disk.is_mounted();
+    wait::until("the disk to be let go of", LIMIT, look, |is_mounted| !is_mounted).await?;
+
+    cluster.kubectl(&["delete", "--wait=false", &format!("pv/{name}")]).await.map(drop)
 }
 
 #[tokio::test]
