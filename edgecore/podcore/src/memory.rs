@@ -12,6 +12,7 @@ use crate::hook::Hooked;
 use crate::observed::{ContainerState, ContainerView, Eviction};
 use crate::probe::{Answers, Askings, ProbeKind};
 use crate::resize::{Actual, Resize, Resources};
+use crate::resources::PodLimits;
 use crate::shutdown::{MESSAGE, REASON};
 
 /// What is kept for one pod, across restarts of the agent and power loss.
@@ -413,6 +414,8 @@ pub struct Transient {
     pub volumes_failure: Option<Failure>,
     /// The last failure to give running containers other resources.
     pub resize_failure: Option<Failure>,
+    /// What a resize gave the cgroup of the pod last.
+    pub limits: Option<PodLimits>,
     /// By container name: its image.
     pub images: BTreeMap<String, ImageNote>,
     /// By container name: why its last start failed.

@@ -22,6 +22,7 @@ use crate::memory::{Ended, Memory, Termination};
 use crate::observed::{Admission, ContainerState, ContainerView, Observed, VolumesState};
 use crate::pod::{PodView, RestartPolicy, is_sidecar};
 use crate::probe::{self, ProbeKind};
+use crate::resize::Outdated;
 use crate::{hook, resize, status, support};
 
 /// A clock that moved by less was not set: two clocks are not read at the same moment.
@@ -86,8 +87,8 @@ pub enum Action {
     },
     /// Give running containers other CPU and memory, and their pod.
     Resize {
-        /// Name, id and attempt of each.
-        containers: Vec<(String, String, u32)>,
+        /// Each of them; none if only the pod gets other limits.
+        containers: Vec<Outdated>,
     },
     /// Ask a container how it is; the answer is due within the probe's timeout.
     Probe {

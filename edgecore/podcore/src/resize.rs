@@ -1,6 +1,8 @@
 //! In-place resize (KEP-1287): what a running pod is granted of the resources that it asks for, and what
 //! its containers have of that. Rules: `pkg/kubelet/allocation`, `computePodResizeAction`.
 
+mod usage;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -15,7 +17,9 @@ use crate::observed::{ContainerView, Observed};
 use crate::plan::{Action, Plan};
 use crate::pod::{PodView, is_sidecar};
 use crate::quantity;
-use crate::resources::pod_request;
+use crate::resources::{pod_limits, pod_request};
+
+pub use self::usage::{Lowered, below_usage};
 
 /// When a resize that does not fit is looked at again: somebody else may have gone.
 const RETRY: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
@@ -49,6 +53,19 @@ pub struct Actual {
     pub image: String,
     /// Its resources.
     pub resources: Resources,
+}
+
+/// A running container that has other resources than it is granted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Outdated {
+    /// Its name.
+    pub name: String,
+    /// Id in the runtime.
+    pub id: String,
+    /// Its attempt.
+    pub attempt: u32,
+    /// Its limit of memory becomes less, or is its first.
+    pub lowers_memory: bool,
 }
 
 /// What of a resize is still to come.
@@ -133,6 +150,13 @@ impl Resources {
         };
 
         amounts(self) == amounts(other)
+    }
+
+    /// The limit of memory in bytes, if there is one.
+    fn memory_limit(&self) -> Option<i64> {
+        let limit = quantity::read_units(self.limits.get("memory")?)?;
+
+        Some(limit).filter(|limit| *limit > 0)
     }
 }
 
@@ -251,6 +275,34 @@ fn is_outdated(container: &Container, view: &ContainerView, memory: &Memory) -> 
     view.is_running() && !known.equals(&granted)
 }
 
+/// What of a container that runs is to be changed. `container` is the granted one.
+fn outdated(container: &Container, view: &ContainerView, memory: &Memory) -> Option<Outdated> {
+    if !is_outdated(container, view, memory) || needs_restart(container, view, memory) {
+        return None;
+    }
+    let before = actual(view, memory).and_then(Resources::memory_limit);
+    let limit = Resources::of(container).memory_limit();
+
+    Some(Outdated {
+        name: view.name.clone(),
+        id: view.id.clone(),
+        attempt: view.attempt,
+        lowers_memory: limit.is_some_and(|limit| before.is_none_or(|before| limit < before)),
+    })
+}
+
+/// Whether the cgroup of the pod has other limits than those of what the pod is granted. `pod` is the
+/// granted one.
+fn is_cgroup_outdated(pod: &PodView, memory: &Memory) -> bool {
+    memory.resize.in_progress.is_some() && memory.transient.limits != Some(pod_limits(pod))
+}
+
+/// Whether containers start only after the cgroup of their pod has changed. One that could not be changed
+/// keeps nobody waiting.
+pub(crate) fn goes_before_starts(pod: &PodView, memory: &Memory) -> bool {
+    memory.transient.resize_failure.is_none() && is_cgroup_outdated(pod, memory)
+}
+
 /// Whether that instance must start again to have what it is granted (`resizePolicy`).
 pub(crate) fn needs_restart(container: &Container, view: &ContainerView, memory: &Memory) -> bool {
     let Some(actual) = actual(view, memory) else { return false };
@@ -279,21 +331,22 @@ pub(crate) fn told(
     resources
 }
 
-/// Gives the running containers what they are granted, and notes when all have it. `pod` is the granted
-/// one.
+/// Gives the running containers and the cgroup of the pod what they are granted, and notes when all have
+/// it. What starts again for it is stopped first: it needs the limits that it had. `pod` is the granted one.
 pub(crate) fn actuate(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
-    let mut outdated = Vec::new();
-    let mut waits = false;
+    let mut containers = Vec::new();
+    let (mut waits, mut stops) = (false, false);
     for container in resizable(pod) {
         let Some(view) = observed.newest(&container.name) else { continue };
-        waits |= plan.memory.is_replaced(&view.name, view.attempt);
-        if is_outdated(container, view, &plan.memory)
-            && !needs_restart(container, view, &plan.memory)
-        {
-            outdated.push((view.name.clone(), view.id.clone(), view.attempt));
-        }
+        let is_replaced = plan.memory.is_replaced(&view.name, view.attempt);
+        waits |= is_replaced;
+        stops |= is_replaced && view.may_run();
+        containers.extend(outdated(container, view, &plan.memory));
     }
-    if outdated.is_empty() {
+    if stops {
+        return;
+    }
+    if containers.is_empty() && !is_cgroup_outdated(pod, &plan.memory) {
         if !waits && plan.memory.resize.in_progress.take().is_some() {
             tell(plan, pod, false, "ResizeCompleted", "Pod resize completed", "");
         }
@@ -314,10 +367,13 @@ pub(crate) fn actuate(pod: &PodView, observed: &Observed, now: Timestamp, plan: 
             tell(plan, pod, true, "ResizeError", "Pod resize error", &failure.message);
         }
     }
-    match failure.and_then(|failure| backoff::held_until(&failure, now)) {
-        Some(until) => plan.wake(until),
-        None => plan.act(Action::Resize { containers: outdated }),
+    if let Some(until) = failure.and_then(|failure| backoff::held_until(&failure, now)) {
+        plan.wake(until);
+        return;
     }
+    // What one has less of, another may have more of.
+    containers.sort_by_key(|container| !container.lowers_memory);
+    plan.act(Action::Resize { containers });
 }
 
 /// What is asked for, in the form of the kubelet's Events (`podResizeMessage`).

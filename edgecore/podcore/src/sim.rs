@@ -16,6 +16,8 @@ use crate::memory::Memory;
 use crate::observed::{ContainerView, Observed, VolumesState};
 use crate::plan::{Action, Outcome, Plan, plan};
 use crate::pod::PodView;
+use crate::resize::Outdated;
+use crate::resources::{PodLimits, pod_limits};
 use crate::status::{StatusContext, status};
 
 /// Plans without an event between them before the pod counts as restless.
@@ -34,6 +36,8 @@ pub(crate) struct World {
     /// What a crash of the agent leaves of the memory.
     pub(crate) stored: Memory,
     pub(crate) observed: Observed,
+    /// The limits of the pod's cgroup, once there is one.
+    pub(crate) cgroup: Option<PodLimits>,
     pub(crate) now: Timestamp,
     pub(crate) faults: Faults,
     /// Kinds of action that take forever, until released.
@@ -78,6 +82,7 @@ impl World {
             memory: Memory::default(),
             stored: Memory::default(),
             observed: Observed::default(),
+            cgroup: None,
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             faults: Faults::new(),
             slow: BTreeSet::new(),
@@ -180,6 +185,11 @@ impl World {
             self.may(action, next);
         }
         self.counts_never_fall(&next.memory);
+        let has_sandbox = self.observed.sandbox().is_some() && self.under_way.is_empty();
+        if has_sandbox && next.memory == self.memory && self.memory.resize.in_progress.is_none() {
+            let limits = Some(pod_limits(&self.granted()));
+            assert_eq!(self.cgroup, limits, "no resize to come, and the cgroup has other limits");
+        }
     }
 
     fn may(&self, action: &Action, next: &Plan) {
@@ -219,7 +229,7 @@ impl World {
             }
             Action::Resize { containers } => {
                 assert!(!is_over, "{containers:?} get other resources though the pod is over");
-                for (_, id, _) in containers {
+                for Outdated { id, .. } in containers {
                     let mut all = self.observed.containers.iter();
                     assert!(all.any(|c| c.id == *id && c.is_running()), "{id} does not run");
                 }

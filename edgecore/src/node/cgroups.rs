@@ -131,6 +131,14 @@ impl Cgroups {
         Ok(Self { hierarchies })
     }
 
+    /// One hierarchy, for tests.
+    #[cfg(test)]
+    pub fn fixture(mount: &Path, controller: &str, unified: bool) -> Self {
+        let (mount, controllers) = (mount.to_owned(), vec![controller.to_owned()]);
+
+        Self { hierarchies: vec![Hierarchy { mount, controllers, unified }] }
+    }
+
     /// Whether swap can be limited.
     pub fn has_swap(&self) -> bool {
         if self.is_unified() {
@@ -158,6 +166,23 @@ impl Cgroups {
             make(hierarchy, &path)?;
             for (file, value) in files(hierarchy, limits) {
                 write(&dir.join(file), &value)?;
+            }
+        }
+
+        Ok(())
+    }
+
+    /// Sets those of the limits that are more than the cgroup of `parent` has.
+    pub fn raise(&self, parent: &str, limits: &Limits) -> Result<(), CgroupError> {
+        let path = path_of(parent);
+        for hierarchy in self.limited() {
+            let dir = hierarchy.mount.join(&path);
+            for (file, value) in files(hierarchy, limits) {
+                let file = dir.join(file);
+                let has = read_trimmed(&file);
+                if has.is_none_or(|has| limit_of(&value) > limit_of(&has)) {
+                    write(&file, &value)?;
+                }
             }
         }
 
@@ -337,6 +362,13 @@ fn v1_files(hierarchy: &Hierarchy, limits: &Limits) -> Vec<(&'static str, String
 /// How v2 writes "no limit".
 fn most(value: i64) -> String {
     if value > 0 { value.to_string() } else { "max".to_owned() }
+}
+
+/// A limit as the kernel shows it: v1 has -1 for none, and v2 the period behind the quota.
+fn limit_of(text: &str) -> u64 {
+    let number = text.split_whitespace().next().and_then(|word| word.parse().ok());
+
+    number.unwrap_or(u64::MAX)
 }
 
 /// v1 shares to the v2 weight as the kubelet converts them; runtimes have other ways for containers.

@@ -38,6 +38,8 @@ pub(super) struct Step<'a> {
     pub(super) sandbox: &'a SandboxView,
     pub(super) observed: &'a Observed,
     pub(super) now: Timestamp,
+    /// The cgroup of the pod gets other limits before a container starts in it.
+    pub(super) holds_starts: bool,
 }
 
 /// Plans the next steps of a pod that is neither deleted nor ended.
@@ -59,7 +61,8 @@ pub(super) fn converge(pod: &PodView, observed: &Observed, now: Timestamp, plan:
         }
         return;
     };
-    let step = Step { sandbox, observed, now };
+    let holds_starts = resize::goes_before_starts(pod, &plan.memory);
+    let step = Step { sandbox, observed, now, holds_starts };
     clear_strays(pod, &step, plan);
     start_ephemeral(pod, &step, plan);
     if initialize::initialize(pod, &step, plan) {

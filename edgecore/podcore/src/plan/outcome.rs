@@ -10,6 +10,7 @@ use crate::hook::{self, Hooked};
 use crate::memory::{ImageFound, ImageNote, Memory};
 use crate::probe::ProbeKind;
 use crate::resize::{Actual, Resources};
+use crate::resources::PodLimits;
 
 /// The result of an [`super::Action`]. Successes that show in the next look need no outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,10 +70,12 @@ pub enum Outcome {
         /// What it was given.
         resources: Resources,
     },
-    /// Running containers have other resources.
+    /// Running containers and the cgroup of their pod have other resources.
     Resized {
         /// Name, attempt and what it has.
         containers: Vec<(String, u32, Resources)>,
+        /// Of the pod's cgroup.
+        limits: PodLimits,
     },
     /// They could not be given them.
     ResizeFailed {
@@ -156,14 +159,7 @@ impl Memory {
                 kept.actual = Some(Actual { attempt, image, resources });
                 self.transient.start_failures.remove(&container);
             }
-            Outcome::Resized { containers } => {
-                for (container, attempt, resources) in containers {
-                    let kept = self.container(&container);
-                    let image = kept.actual.take().map(|before| before.image).unwrap_or_default();
-                    kept.actual = Some(Actual { attempt, image, resources });
-                }
-                self.transient.resize_failure = None;
-            }
+            Outcome::Resized { containers, limits } => self.resized(containers, limits),
             Outcome::ResizeFailed { message } => {
                 let before = self.transient.resize_failure.as_ref();
                 let failure = backoff::failure(before, "Error", message, now);
@@ -187,5 +183,15 @@ impl Memory {
                 self.transient.start_failures.insert(container, failure);
             }
         }
+    }
+
+    fn resized(&mut self, containers: Vec<(String, u32, Resources)>, limits: PodLimits) {
+        for (container, attempt, resources) in containers {
+            let kept = self.container(&container);
+            let image = kept.actual.take().map(|before| before.image).unwrap_or_default();
+            kept.actual = Some(Actual { attempt, image, resources });
+        }
+        self.transient.limits = Some(limits);
+        self.transient.resize_failure = None;
     }
 }

@@ -20,7 +20,8 @@ pub(super) fn start(container: &Container, attempt: u32, step: &Step<'_>, plan: 
     };
     // One that was never started has the name that this attempt needs, also in an old sandbox.
     let mut same = step.observed.containers.iter().filter(|c| c.name == container.name);
-    if same.any(|c| c.may_run() || c.state == ContainerState::Created) {
+    let is_taken = same.any(|c| c.may_run() || c.state == ContainerState::Created);
+    if is_taken || step.holds_starts {
         return false;
     }
     let failure = plan.memory.transient.start_failures.get(&container.name);

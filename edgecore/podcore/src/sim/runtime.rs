@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use super::World;
 use crate::observed::{ContainerState, ContainerView, SandboxView, VolumesState};
 use crate::plan::{Action, Outcome};
+use crate::pod::PodView;
 use crate::resize::{Resources, granted};
+use crate::resources::pod_limits;
 use crate::translate::container_hash;
 
 /// What a fault of this action is called.
@@ -91,9 +93,11 @@ impl World {
                 }
                 let containers = containers
                     .iter()
-                    .map(|(name, _, attempt)| (name.clone(), *attempt, self.resources(name)));
+                    .map(|one| (one.name.clone(), one.attempt, self.resources(&one.name)));
                 let containers = containers.collect();
-                self.note(Outcome::Resized { containers });
+                let limits = pod_limits(&self.granted());
+                self.cgroup = Some(limits.clone());
+                self.note(Outcome::Resized { containers, limits });
             }
             Action::RemoveContainer { id } => self.observed.containers.retain(|c| c.id != *id),
             Action::StopSandbox { id } => {
@@ -117,6 +121,7 @@ impl World {
         let id = self.id("s");
         let ips = vec![format!("10.1.0.{}", attempt + 5)];
         self.observed.sandboxes.push(SandboxView { id, attempt, ready: true, ips });
+        self.cgroup = Some(pod_limits(&self.granted()));
         self.note(Outcome::SandboxCreated { attempt });
     }
 
@@ -162,12 +167,14 @@ impl World {
         });
     }
 
+    /// The pod with what it is granted.
+    pub(crate) fn granted(&self) -> PodView {
+        granted(&self.pod, &self.memory).unwrap_or_else(|| self.pod.clone())
+    }
+
     /// What the container is granted.
     fn resources(&self, name: &str) -> Resources {
-        let granted = granted(&self.pod, &self.memory);
-        let pod = granted.as_ref().unwrap_or(&self.pod);
-
-        Resources::of(pod.all_containers().find(|c| c.name == name).unwrap())
+        Resources::of(self.granted().all_containers().find(|c| c.name == name).unwrap())
     }
 
     fn id(&mut self, prefix: &str) -> String {

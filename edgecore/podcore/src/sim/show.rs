@@ -17,7 +17,7 @@ pub(crate) fn show_action(action: &Action) -> String {
         Action::StopContainer { container, grace_s, .. } => format!("stop:{container}:{grace_s}s"),
         Action::PostStart { container, .. } => format!("hook:{container}"),
         Action::Resize { containers } => {
-            let names: Vec<_> = containers.iter().map(|(name, ..)| name.as_str()).collect();
+            let names: Vec<_> = containers.iter().map(|one| one.name.as_str()).collect();
             format!("resize:{}", names.join(","))
         }
         Action::Probe { container, kind, .. } => {

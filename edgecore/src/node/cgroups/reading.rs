@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use podcore::usage::Usage;
 use podcore::usage::cgroup::{self, Version};
 
-use super::{Cgroups, path_of};
+use super::{Cgroups, limit_of, path_of};
 use crate::blocking::read_trimmed;
 
 /// The controller in whose hierarchy, on v1, members of a cgroup are looked for.
@@ -29,6 +29,15 @@ impl Cgroups {
         }
 
         usage
+    }
+
+    /// Bytes of memory that the cgroup of `parent` may have; nearly endless if it has no limit.
+    pub fn memory_limit(&self, parent: &str) -> Option<u64> {
+        let dir = self.dir(CONTROLLER)?.join(path_of(parent));
+        let limit =
+            ["memory.max", "memory.limit_in_bytes"].map(|file| read_trimmed(dir.join(file)));
+
+        limit.into_iter().flatten().next().map(|text| limit_of(&text))
     }
 
     /// The path of the cgroup that the runtime is told as `parent`, from the root.

@@ -9,6 +9,7 @@ use podcore::plan::Outcome;
 use podcore::resources::{cgroup_parent, pod_limits};
 use podcore::translate::{SandboxContext, sandbox_config};
 
+use super::resize::PodCgroup;
 use super::{Done, Job, gone};
 use crate::blocking;
 use crate::events::EventType::Warning;
@@ -78,9 +79,16 @@ impl Job {
         }
     }
 
-    /// The pod's cgroup with the limits of the pod as a whole: made before anything runs in it, and set
-    /// again when the pod gets others.
-    pub(super) async fn make_cgroup(&self) -> Result<(), String> {
+    /// The pod's cgroup with the limits of the pod as a whole: made before anything runs in it.
+    async fn make_cgroup(&self) -> Result<(), String> {
+        let PodCgroup { cgroups, parent, limits } = self.cgroup();
+        let made = blocking::run(move || cgroups.ensure(&parent, &limits)).await;
+
+        made.map_err(|error| format!("unable to ensure pod container exists: {}", chain(&error)))
+    }
+
+    /// The pod's cgroup, and what it is to have.
+    pub(super) fn cgroup(&self) -> PodCgroup {
         let Self { context, pod, .. } = self;
         let limits = pod_limits(pod);
         let sizes = context.fields.machine.huge_pages.iter().copied();
@@ -94,10 +102,8 @@ impl Job {
                 .collect(),
         };
         let parent = cgroup_parent(pod, &context.cgroup_root, context.cgroup_driver);
-        let cgroups = context.cgroups.clone();
-        let made = blocking::run(move || cgroups.ensure(&parent, &limits)).await;
 
-        made.map_err(|error| format!("unable to ensure pod container exists: {}", chain(&error)))
+        PodCgroup { cgroups: context.cgroups.clone(), parent, limits }
     }
 
     pub(super) async fn stop_sandbox(self, id: &str) -> Done {

@@ -1,6 +1,7 @@
 //! In-place resize: what is asked for is granted when there is room, and given to what runs.
 
 use super::*;
+use crate::plan::Action;
 use crate::sim::{check, play};
 
 fn sized() -> Value {
@@ -46,11 +47,38 @@ fn one_that_must_restart_for_it_is_restarted() {
         &[
             BOTH_STARTED,
             ("slow start b", ""),
-            ("resize b 250m", "stop:b:30s image:b:1 start:b:1"),
+            // The pod's cgroup changes between the end of the one and the start of the other.
+            ("resize b 250m", "stop:b:30s image:b:1 resize: start:b:1"),
             ("sizes", "a=100m/100m b=250m/250m InProgress:"),
             ("release", ""),
             ("sizes", "a=100m/100m b=250m/250m"),
             ("status", "Running a=running#0 b=running#1"),
+        ],
+    );
+}
+
+#[test]
+fn the_pod_keeps_its_limits_while_one_that_must_restart_stops() {
+    let mut world = check(
+        &sized(),
+        &[
+            BOTH_STARTED,
+            ("slow stop b", ""),
+            ("resize b 50m", "stop:b:30s"),
+            ("resize a 150m", ""),
+            ("sizes", "a=150m/100m b=50m/200m InProgress:"),
+        ],
+    );
+    world.step("break resize Error busy");
+    play(
+        &mut world,
+        &[
+            // A failure keeps nobody from starting.
+            ("release", "image:b:1 resize:a start:b:1"),
+            ("sizes", "a=150m/100m b=50m/50m InProgress:Error"),
+            ("mend", ""),
+            ("wait 1", "resize:a"),
+            ("sizes", "a=150m/150m b=50m/50m"),
         ],
     );
 }
@@ -115,4 +143,24 @@ fn an_instance_of_which_nothing_is_known_is_told_again() {
     }
     assert_eq!(world.step("agent restart"), "volumes resize:a,b");
     assert_eq!(world.step("status"), "Running a=running#0 b=running#0");
+}
+
+#[test]
+fn less_memory_comes_before_more() {
+    let memory = |a: &str, b: &str| {
+        let of = |name: &str, limit: &str| {
+            let all = json!({ "memory": limit });
+            json!({ "name": name, "resources": { "limits": all, "requests": all } })
+        };
+        json!({ "containers": [of("a", a), of("b", b)] })
+    };
+    let mut world = check(&memory("20Mi", "20Mi"), &[BOTH_STARTED]);
+    world.object["spec"] = crate::sim::object(&memory("30Mi", "0.015Gi"))["spec"].clone();
+    world.apply();
+    world.step("slow resize");
+    let lowered = world.under_way.iter().find_map(|action| {
+        let Action::Resize { containers } = action else { return None };
+        Some(containers.iter().map(|one| (one.name.as_str(), one.lowers_memory)).collect())
+    });
+    assert_eq!(lowered, Some(vec![("b", true), ("a", false)]));
 }
