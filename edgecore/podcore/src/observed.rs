@@ -25,7 +25,7 @@ pub struct Observed {
     pub missing: Vec<Missing>,
     /// What machine and runtime can do.
     pub abilities: Arc<Abilities>,
-    /// What the node has for the pod; `None` if nobody counts.
+    /// What the node has for the pod if it asks for other than it is granted; `None` if nobody counts.
     pub room: Option<Room>,
     /// Whether the node takes the pod in; of no account once it has.
     pub admission: Admission,

@@ -1,6 +1,7 @@
 //! In-place resize (KEP-1287): what a running pod is granted of the resources that it asks for, and what
 //! its containers have of that. Rules: `pkg/kubelet/allocation`, `computePodResizeAction`.
 
+mod turn;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use crate::pod::{PodView, is_sidecar};
 use crate::quantity;
 use crate::resources::{pod_limits, pod_request};
 
+pub use self::turn::{Share, Wish, take_turn};
 pub use self::usage::{Lowered, below_usage};
 
 /// When a resize that does not fit is looked at again: somebody else may have gone.

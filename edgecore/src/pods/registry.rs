@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use podcore::admission::Claim;
+use podcore::admission::{Claim, Requests};
 use podcore::claims::PersistentVolume;
 use podcore::observed::{Admission, Eviction};
 use podcore::probe::{Answers, ProbeKind};
+use podcore::resize::{Share, Wish, take_turn};
 use proto::ids::{ObjectKey, Uid};
 use tokio::sync::Notify;
 
@@ -52,6 +53,8 @@ struct Known {
     entry: Entry,
     /// What it has of the node: from when it is taken in until nothing of it runs any more.
     claim: Option<Claim>,
+    /// What it asks for instead.
+    wish: Option<Wish>,
     admission: Admission,
     eviction: Option<Eviction>,
     /// The node goes down and it is its turn to stop: seconds that it has at most.
@@ -130,13 +133,48 @@ impl Registry {
 
     /// What the pod has of the node now.
     pub fn claim(&self, pod: &Uid, claim: Option<Claim>) {
-        let is_released = self.state().pods.get_mut(pod).is_some_and(|known| {
-            let is_released = known.claim.is_some() && claim.is_none();
-            known.claim = claim;
-            is_released
+        let mut state = self.state();
+        let Some(known) = state.pods.get_mut(pod) else { return };
+        let before = std::mem::replace(&mut known.claim, claim);
+        let after = known.claim.as_ref().map(|claim| claim.requests);
+        let is_less = before.as_ref().is_some_and(|before| {
+            let (before, after) = (before.requests, after.unwrap_or_default());
+            after.cpu_milli < before.cpu_milli || after.memory < before.memory
         });
-        if is_released {
+        if is_less {
+            state.wake_wishers(pod);
+        }
+        drop(state);
+        if before.is_some() && after.is_none() {
             self.released.notify_one();
+        }
+    }
+
+    /// Notes what the pod asks for instead of what it has. Answers what others have of the node, or get
+    /// before it; what fits beside that it has from now on.
+    pub fn ask(&self, pod: &Uid, wish: Wish, capacity: &Requests) -> Requests {
+        let mut state = self.state();
+        if let Some(known) = state.pods.get_mut(pod) {
+            known.wish = Some(wish);
+        }
+        let shares = state.pods.iter().filter_map(|(uid, known)| {
+            let has = known.claim.as_ref()?.requests;
+            Some((uid.clone(), Share { has, wish: known.wish.clone() }))
+        });
+        let mut shares: BTreeMap<_, _> = shares.collect();
+        let used = take_turn(pod, &mut shares, capacity);
+        let claim = state.pods.get_mut(pod).and_then(|known| known.claim.as_mut());
+        if let (Some(claim), Some(share)) = (claim, shares.get(pod)) {
+            claim.requests = share.has;
+        }
+
+        used
+    }
+
+    /// The pod is granted all that it asks for, or asks for nothing any more.
+    pub fn ask_nothing(&self, pod: &Uid) {
+        if let Some(known) = self.state().pods.get_mut(pod) {
+            known.wish = None;
         }
     }
 
@@ -208,6 +246,9 @@ impl Registry {
         state.refer(pod, BTreeSet::new());
         state.by_id.retain(|_, owner| owner != pod);
         let had = state.pods.remove(pod).and_then(|known| known.claim);
+        if had.is_some() {
+            state.wake_wishers(pod);
+        }
         drop(state);
         if had.is_some() {
             self.released.notify_one();
@@ -271,17 +312,6 @@ impl Registry {
         self.state().pods.get(pod).map(|known| known.entry.held.clone())
     }
 
-    /// Thousandths of a CPU and bytes of memory that all pods but this one request.
-    pub fn requested_beside(&self, pod: &Uid) -> (i64, i64) {
-        let state = self.state();
-        let others = state.pods.iter().filter(|(uid, _)| *uid != pod);
-
-        let others = others.filter_map(|(_, known)| known.claim.as_ref());
-        others.fold((0, 0), |(cpu, memory), Claim { requests, .. }| {
-            (cpu.saturating_add(requests.cpu_milli), memory.saturating_add(requests.memory))
-        })
-    }
-
     /// Thousandths of a CPU that all burstable pods request.
     pub fn burstable_milli(&self) -> i64 {
         self.state().pods.values().map(|known| known.entry.burstable_milli).sum()
@@ -335,6 +365,15 @@ impl Known {
 }
 
 impl State {
+    /// There is more room: others look whether it is enough for what they ask.
+    fn wake_wishers(&self, pod: &Uid) {
+        for (_, known) in self.pods.iter().filter(|(uid, _)| *uid != pod) {
+            if known.wish.is_some() {
+                known.wake.because(|reasons| reasons.report = true);
+            }
+        }
+    }
+
     fn link(&mut self, pod: &Uid, entry: &Entry) {
         for id in entry.held.keys() {
             self.by_id.insert(id.clone(), pod.clone());
@@ -368,7 +407,11 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use podcore::memory::Memory;
+    use podcore::pod::PodView;
+    use podcore::resize::Resources;
     use proto::ids::Kind;
+    use serde_json::json;
 
     use super::*;
 
@@ -421,5 +464,47 @@ mod tests {
 
         assert_eq!(registry.find("ns", "web").unwrap().uid, uid("new"));
         assert!(registry.find("ns", "other").is_none());
+    }
+
+    /// A pod of that many thousandths of a CPU.
+    fn sized(name: &str, milli: u32) -> PodView {
+        let cpu = format!("{milli}m");
+        let container = json!({ "name": "a", "resources": { "requests": { "cpu": cpu } } });
+        let pod = json!({
+            "metadata": { "uid": name, "namespace": "ns", "name": name },
+            "spec": { "containers": [container] },
+        });
+        PodView::parse(pod.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn room_is_given_once_and_those_who_wait_are_woken_when_there_is_more() {
+        let registry = Registry::default();
+        let capacity = Requests { cpu_milli: 1000, memory: 1, storage: 0 };
+        let wake = ["u1", "u2", "u3"].map(|name| {
+            let wake = registry.add(&uid(name), ObjectKey::pod(&uid(name)), BTreeMap::new());
+            registry.claim(&uid(name), Some(Claim::of(&sized(name, 100))));
+            wake
+        });
+        let ask = |name: &str, milli| {
+            let mut memory = Memory::default();
+            let granted = Resources::of(&sized(name, 100).containers()[0]);
+            memory.container("a").allocated = Some(granted);
+            let wish = Wish::of(&sized(name, milli), &memory).unwrap();
+            registry.ask(&uid(name), wish, &capacity).cpu_milli
+        };
+        let has = |name: &str| registry.claims()[&uid(name)].requests.cpu_milli;
+
+        // Nothing runs between: the first has not told yet what it was granted.
+        assert_eq!((ask("u2", 700), ask("u1", 700)), (200, 800));
+        assert_eq!((has("u1"), has("u2")), (100, 700));
+        assert!(wake.iter().all(|wake| wake.is_quiet()));
+
+        registry.ask_nothing(&uid("u2"));
+        registry.claim(&uid("u2"), Some(Claim::of(&sized("u2", 700))));
+        assert!(wake.iter().all(|wake| wake.is_quiet()));
+        registry.claim(&uid("u2"), Some(Claim::of(&sized("u2", 50))));
+        assert_eq!(wake.each_ref().map(|wake| wake.is_quiet()), [false, true, true]);
+        assert_eq!((ask("u1", 700), has("u1")), (150, 700));
     }
 }

@@ -207,7 +207,7 @@ impl Worker {
         }
         let (pod, gathered) = self.view()?;
         self.observed.missing.clone_from(&gathered.missing);
-        self.observed.room = Some(self.room());
+        self.observed.room = self.room(&pod);
         self.observed.abilities = Arc::clone(&self.context.abilities.borrow());
         self.observed.clock_set_s = clock::set_s();
         (self.observed.admission, self.observed.eviction, self.observed.shutdown_s) =

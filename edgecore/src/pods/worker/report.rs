@@ -6,13 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
+use podcore::admission::Requests;
 use podcore::eviction::has_limits;
 use podcore::materials::Materials;
 use podcore::memory::Memory;
 use podcore::observed::VolumesState;
 use podcore::pod::PodView;
 use podcore::probe::{Answers, ProbeKind};
-use podcore::resize::{Amount, Room};
+use podcore::resize::{Amount, Room, Wish};
 use podcore::resources::{QosClass, cgroup_parent, pod_request, qos_class};
 use podcore::status::{StatusContext, status};
 use podcore::translate::can_be_recursive;
@@ -57,15 +58,21 @@ impl Worker {
         self.context.registry.claim(&self.uid, claim);
     }
 
-    /// What the node has for the pod.
-    pub(super) fn room(&self) -> Room {
-        let (cpu, memory) = self.context.registry.requested_beside(&self.uid);
+    /// What the node has for the pod, if it asks for other than it is granted.
+    pub(super) fn room(&self, pod: &PodView) -> Option<Room> {
+        let Some(wish) = Wish::of(pod, &self.memory) else {
+            self.context.registry.ask_nothing(&self.uid);
+            return None;
+        };
         let node = self.context.node_fields(Vec::new());
+        let (cpu_milli, memory) = (node.cpu_milli, node.memory_bytes);
+        let capacity = Requests { cpu_milli, memory, ..Requests::default() };
+        let used = self.context.registry.ask(&self.uid, wish, &capacity);
 
-        Room {
-            cpu: Amount { capacity: node.cpu_milli, used: cpu },
-            memory: Amount { capacity: node.memory_bytes, used: memory },
-        }
+        Some(Room {
+            cpu: Amount { capacity: cpu_milli, used: used.cpu_milli },
+            memory: Amount { capacity: memory, used: used.memory },
+        })
     }
 
     pub(super) fn status(&self, pod: &PodView, materials: &Materials, now: Timestamp) -> PodStatus {
