@@ -179,7 +179,7 @@ pub(super) fn wish(pod: &PodView, container: &Container, step: &Step<'_>, memory
     let is_changed = view.is_running()
         && view.spec_hash.as_ref().is_some_and(|hash| *hash != container_hash(container));
     if is_changed {
-        let why = format!("Container {} definition changed, will be restarted", container.name);
+        let why = why_stopped(pod, container, "definition changed", true);
         let (id, replaces) = (view.id.clone(), Some(view.attempt));
         return Wish::Stop { id, why, replaces, grace_s: None };
     }
@@ -205,16 +205,23 @@ pub(super) fn wish(pod: &PodView, container: &Container, step: &Step<'_>, memory
 
 /// A probe failed for good: the instance is stopped, and followed by another if the pod allows.
 fn unhealthy(pod: &PodView, container: &Container, view: &ContainerView, kind: ProbeKind) -> Wish {
-    let next = if pod.restart_policy(container) == RestartPolicy::Never {
-        ""
-    } else {
-        ", will be restarted"
-    };
-    let failed = kind.name().to_ascii_lowercase();
-    let why = format!("Container {} failed {failed} probe{next}", container.name);
+    let restarts = pod.restart_policy(container) != RestartPolicy::Never;
+    let failed = format!("failed {} probe", kind.name().to_ascii_lowercase());
+    let why = why_stopped(pod, container, &failed, restarts);
     let grace_s = kind.of(container).and_then(|probe| probe.termination_grace_period_seconds);
 
     Wish::Stop { id: view.id.clone(), why, replaces: None, grace_s }
+}
+
+/// In the kubelet's words, which are others for an init container (`computeInitContainerActions`).
+fn why_stopped(pod: &PodView, container: &Container, why: &str, restarts: bool) -> String {
+    let name = &container.name;
+    if pod.init_containers().iter().any(|init| init.name == *name) {
+        return format!("Init container {name} {why}");
+    }
+    let next = if restarts { ", will be restarted" } else { "" };
+
+    format!("Container {name} {why}{next}")
 }
 
 /// The sandbox has no instance: it is new, or the runtime forgot an end that we remember.
