@@ -85,7 +85,7 @@ async fn exec(runtime: &Runtime, id: &str, command: &[String], limit: Duration) 
             let command = command.join(" ");
             Answer::Failure(format!("command timed out: \"{command}\" timed out after {limit:?}"))
         }
-        Err(error) => Answer::Unknown(error.message()),
+        Err(error) => Answer::Unknown(error.status()),
     }
 }
 

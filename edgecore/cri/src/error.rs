@@ -108,6 +108,23 @@ impl CriError {
         }
     }
 
+    /// What the runtime answered as a kubelet quotes it: as the gRPC of Go prints it.
+    pub fn status(&self) -> String {
+        match self {
+            Self::Refused { code: Code::Cancelled, message, .. } => {
+                format!("rpc error: code = Canceled desc = {message}")
+            }
+            Self::Refused { code, message, .. } => {
+                format!("rpc error: code = {code:?} desc = {message}")
+            }
+            Self::NoRuntime { .. }
+            | Self::NoCriV1 { .. }
+            | Self::TooOld { .. }
+            | Self::NoAnswer { .. }
+            | Self::Incomplete { .. } => self.message(),
+        }
+    }
+
     /// Whether the runtime says that the container, sandbox or image does not exist.
     pub fn is_not_found(&self) -> bool {
         self.code() == Some(Code::NotFound)
@@ -161,4 +178,24 @@ fn connect_failure(error: &(dyn std::error::Error + 'static)) -> Option<io::Erro
     }
 
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_quoted_with_its_code() {
+        for (code, name) in [
+            (Code::Unknown, "Unknown"),
+            (Code::NotFound, "NotFound"),
+            (Code::Cancelled, "Canceled"),
+            (Code::DeadlineExceeded, "DeadlineExceeded"),
+        ] {
+            let (attempted, message) = ("pull".to_owned(), "m".to_owned());
+            let error = CriError::Refused { attempted, code, message };
+            assert_eq!(error.status(), format!("rpc error: code = {name} desc = m"));
+            assert_eq!(error.message(), "m");
+        }
+    }
 }

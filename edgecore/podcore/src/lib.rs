@@ -15,6 +15,7 @@
 //!   [`hook`]: what runs right after a container's start. [`url`]: where their requests go.
 //! - [`shutdown`]: in which order pods are stopped when the node goes down.
 //! - [`status`]: the PodStatus to report.
+//! - [`image_name`]: what can be the name of an image.
 //! - [`translate`]: the CRI messages; with [`env`], [`dns`], [`hosts`], [`volumes`], [`sub_path`],
 //!   [`resources`].
 //! - [`usage`]: what cgroups use, as the kubelet and cadvisor tell it.
@@ -29,6 +30,7 @@ pub mod env;
 pub mod eviction;
 pub mod hook;
 pub mod hosts;
+pub mod image_name;
 pub mod materials;
 pub mod memory;
 pub mod observed;

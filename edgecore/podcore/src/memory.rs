@@ -478,5 +478,10 @@ pub enum ImageFound {
         image_ref: String,
     },
     /// It could not be had.
-    Failed(Failure),
+    Failed {
+        /// Why, and when to try again.
+        failure: Failure,
+        /// The image of a volume that is missing, unless it is the container's own.
+        mounted: Option<String>,
+    },
 }

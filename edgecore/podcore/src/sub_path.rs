@@ -1,7 +1,8 @@
 //! Which part of a volume a container mounts (VolumeMount.subPath and subPathExpr). That it stays in
 //! the volume is seen to where it is opened.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use cri_api::v1::KeyValue;
@@ -18,24 +19,24 @@ pub struct SubPath {
     pub path: String,
 }
 
-/// Why a part of a volume cannot be named.
+/// Why a part of a volume cannot be named, in the kubelet's words (`makeMounts`).
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubPathError {
-    /// subPathExpr names a variable that the container does not have.
-    #[error("cannot expand subPathExpr {expression:?} of volume {volume}: no variable {variable}")]
-    NoVariable {
-        /// Name of the volume.
-        volume: String,
-        /// As the pod says it.
-        expression: String,
-        /// The variable that is missing.
-        variable: String,
+    /// subPathExpr names variables that the container does not have, or that say nothing.
+    #[error("missing value for {names}")]
+    NoValue {
+        /// Their names, in order.
+        names: String,
     },
-    /// It is absolute or leads upwards.
-    #[error("subPath {path:?} of volume {volume} must be relative and must not contain `..`")]
-    Outside {
-        /// Name of the volume.
-        volume: String,
+    /// It would not start in the volume.
+    #[error("error SubPath `{path}` must not be an absolute path")]
+    Absolute {
+        /// The path, expanded.
+        path: String,
+    },
+    /// It leads upwards.
+    #[error("unable to provision SubPath `{path}`: must not contain '..'")]
+    Upwards {
         /// The path, expanded.
         path: String,
     },
@@ -49,14 +50,16 @@ pub fn sub_paths(
     let mut found = BTreeMap::new();
     for (at, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let Some(path) = path_of(mount, environment)? else { continue };
-        let volume = mount.name.clone();
-        let stays = Path::new(&path)
-            .components()
-            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-        if !stays {
-            return Err(SubPathError::Outside { volume, path });
+        for part in Path::new(&path).components() {
+            match part {
+                Component::Normal(_) | Component::CurDir => {}
+                Component::ParentDir => return Err(SubPathError::Upwards { path }),
+                Component::RootDir | Component::Prefix(_) => {
+                    return Err(SubPathError::Absolute { path });
+                }
+            }
         }
-        found.insert(at, SubPath { volume, path });
+        found.insert(at, SubPath { volume: mount.name.clone(), path });
     }
 
     Ok(found)
@@ -65,20 +68,22 @@ pub fn sub_paths(
 fn path_of(mount: &VolumeMount, environment: &[KeyValue]) -> Result<Option<String>, SubPathError> {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let Some(expression) = given(&mount.sub_path_expr) else { return Ok(given(&mount.sub_path)) };
-    let missing = std::cell::RefCell::new(None);
+    let missing = RefCell::new(BTreeSet::new());
     let path = expand(&expression, |name| {
         let value = environment.iter().find(|variable| variable.key == name);
+        let value = value.map(|variable| variable.value.clone()).filter(|value| !value.is_empty());
         if value.is_none() {
-            missing.replace(Some(name.to_owned()));
+            missing.borrow_mut().insert(name.to_owned());
         }
-        value.map(|variable| variable.value.clone())
+        value
     });
-    match missing.into_inner() {
-        Some(variable) => {
-            Err(SubPathError::NoVariable { volume: mount.name.clone(), expression, variable })
-        }
-        None => Ok(Some(path).filter(|path| !path.is_empty())),
+    let missing = missing.into_inner();
+    if missing.is_empty() {
+        return Ok(Some(path).filter(|path| !path.is_empty()));
     }
+    let names: Vec<_> = missing.into_iter().collect();
+
+    Err(SubPathError::NoValue { names: names.join(", ") })
 }
 
 #[cfg(test)]
@@ -92,7 +97,9 @@ mod tests {
     }
 
     fn paths(mounts: &serde_json::Value) -> Result<Vec<(usize, String)>, String> {
-        let environment = [KeyValue { key: "POD".to_owned(), value: "web-0".to_owned() }];
+        let environment = [("POD", "web-0"), ("EMPTY", "")];
+        let environment = environment
+            .map(|(key, value)| KeyValue { key: key.to_owned(), value: value.to_owned() });
         let found =
             sub_paths(&container(mounts), &environment).map_err(|error| error.to_string())?;
 
@@ -115,19 +122,17 @@ mod tests {
         let check = |mount: &serde_json::Value, expected: &str| {
             assert_eq!(paths(&json!([mount])).unwrap_err(), expected);
         };
-        let outside = |path: &str| {
-            format!("subPath \"{path}\" of volume v must be relative and must not contain `..`")
-        };
-        for path in ["../x", "a/../../x", "/etc"] {
-            check(&json!({ "name": "v", "mountPath": "/v", "subPath": path }), &outside(path));
+        for path in ["../x", "a/../../x"] {
+            let expected = format!("unable to provision SubPath `{path}`: must not contain '..'");
+            check(&json!({ "name": "v", "mountPath": "/v", "subPath": path }), &expected);
         }
-        check(
-            &json!({ "name": "v", "mountPath": "/v", "subPathExpr": "/$(POD)" }),
-            &outside("/web-0"),
-        );
-        check(
-            &json!({ "name": "v", "mountPath": "/v", "subPathExpr": "$(POD)/$(NONE)" }),
-            "cannot expand subPathExpr \"$(POD)/$(NONE)\" of volume v: no variable NONE",
-        );
+        for (expression, expected) in [
+            ("/$(POD)", "error SubPath `/web-0` must not be an absolute path"),
+            ("$(POD)/$(NONE)/$(A)", "missing value for A, NONE"),
+            // Not the whole volume.
+            ("$(EMPTY)", "missing value for EMPTY"),
+        ] {
+            check(&json!({ "name": "v", "mountPath": "/v", "subPathExpr": expression }), expected);
+        }
     }
 }

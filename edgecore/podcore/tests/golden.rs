@@ -14,11 +14,12 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::{Container, Volume, VolumeMount};
 use podcore::claims::Claim;
 use podcore::dns::{ResolvConf, Resolvers};
-use podcore::env::NodeFields;
+use podcore::env::{EnvFile, NodeFields, environment};
 use podcore::hosts;
-use podcore::materials::Materials;
+use podcore::materials::{Materials, references};
 use podcore::pod::PodView;
 use podcore::resources::{CgroupDriver, Machine, page_size_name, pod_limits};
+use podcore::sub_path::sub_paths;
 use podcore::support::refuse;
 use podcore::translate::{
     ContainerContext, ContainerPaths, ImageUser, MountedImage, SandboxContext, UserRange,
@@ -97,6 +98,9 @@ fn materials() -> Materials {
         let made = json!({ "metadata": { "name": volume, "annotations": group }, "spec": spec });
         materials.volumes.insert(volume.to_owned(), serde_json::from_value(made).unwrap());
     }
+    let (path, text) = ("/pods/u-1/vars".to_owned(), Some("A='1'\nB='two'\n".to_owned()));
+    let place = ("scratch".to_owned(), "vars".to_owned());
+    materials.env_files.insert(place, EnvFile { path, text });
     let service = |namespace: &str, name: &str, ports: Value| {
         json!({ "metadata": { "namespace": namespace, "name": name },
             "spec": { "clusterIP": "10.96.0.9", "ports": ports } })
@@ -124,11 +128,23 @@ fn sandbox_context(users: Option<UserRange>) -> SandboxContext {
     }
 }
 
+/// Tokens that say what they were asked for as.
+fn add_tokens(pod: &PodView, materials: &mut Materials) {
+    for ask in references(pod).tokens {
+        let token =
+            format!("{} for {:?}, {} s", ask.service_account, ask.audience, ask.expiration_seconds);
+        let token = json!({ "spec": { "audiences": [] }, "status": {
+            "token": token, "expirationTimestamp": "2026-01-01T00:00:00Z" } });
+        materials.tokens.insert(ask.source, serde_json::from_value(token).unwrap());
+    }
+}
+
 /// Everything that is told of a pod.
 fn translated(pod: &PodView, special: &Value) -> Value {
     assert_eq!(refuse(pod), None);
     assert!(pod.unknown_fields.is_empty(), "{:?}", pod.unknown_fields);
-    let (materials, node) = (materials(), node(special));
+    let (mut materials, node) = (materials(), node(special));
+    add_tokens(pod, &mut materials);
     let image_user = special["imageUser"].as_str().map(|user| match user.parse() {
         Ok(id) => ImageUser::Id(id),
         Err(_) => ImageUser::Name(user.to_owned()),
@@ -153,7 +169,7 @@ fn translated(pod: &PodView, special: &Value) -> Value {
                 .filter(|v| place(pod, v, &materials).is_ok_and(|place| is_relabelled(v, &place)))
                 .map(|volume| volume.name.clone())
                 .collect(),
-            sub_paths: BTreeMap::new(),
+            sub_paths: parts(pod, container, &materials, &node),
             images: images(pod, container),
             etc_hosts: Some("/pods/u-1/etc-hosts".to_owned()),
             termination_log: format!("/pods/u-1/containers/{}/00000002", container.name),
@@ -205,6 +221,19 @@ fn of_cgroup(pod: &PodView) -> Value {
     }
 
     cgroup
+}
+
+/// The parts of volumes that a container mounts, in places of their own.
+fn parts(
+    pod: &PodView,
+    container: &Container,
+    materials: &Materials,
+    node: &NodeFields,
+) -> BTreeMap<usize, String> {
+    let environment = environment(pod, container, materials, node).unwrap_or_default();
+    let parts = sub_paths(container, &environment).unwrap();
+
+    parts.into_iter().map(|(at, part)| (at, format!("{} of {}", part.path, part.volume))).collect()
 }
 
 /// The images that a container mounts, found under names of their own.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use cri::{Code, CriError, Runtime};
 use cri_api::v1;
 use jiff::Timestamp;
+use podcore::image_name;
 use tokio::sync::{Notify, Semaphore};
 
 use super::credentials::Keyring;
@@ -126,6 +127,14 @@ impl Images {
 
     /// Finds the image, or pulls it; `pulling` is told before a pull begins.
     pub async fn ensure(&self, wanted: Wanted, pulling: impl Fn()) -> Result<Ready, Missing> {
+        let image = &wanted.image;
+        image_name::check(image).map_err(|error| Missing {
+            reason: "InvalidImageName",
+            message: format!(
+                "Failed to apply default image tag \"{image}\": couldn't parse image name \
+                 \"{image}\": {error}"
+            ),
+        })?;
         let present = match wanted.policy {
             PullPolicy::Always if !wanted.ran_before => None,
             PullPolicy::Always | PullPolicy::IfNotPresent | PullPolicy::Never => {
@@ -147,6 +156,11 @@ impl Images {
                 self.pull(wanted, earlier, pulling).await
             }
         }
+    }
+
+    /// What to mount for an image, if it is here.
+    pub async fn find(&self, image: &str) -> Result<Option<String>, Missing> {
+        Ok(self.look_up(image).await?.map(|found| found.id))
     }
 
     async fn look_up(&self, image: &str) -> Result<Option<v1::Image>, Missing> {
@@ -199,7 +213,7 @@ impl Images {
             }
             _ => Err(Missing {
                 reason: if is_invalid(&failed) { "InvalidImageName" } else { "ErrImagePull" },
-                message: failed.message(),
+                message: words(&failed),
             }),
         }
     }
@@ -281,6 +295,11 @@ fn is_out_of_reach(error: &CriError) -> bool {
     );
 
     !refused && !ANSWERS.iter().any(|answer| message.contains(answer))
+}
+
+/// What a pull failed with, without a code that says nothing (kubelet: `remoteImageService.PullImage`).
+fn words(error: &CriError) -> String {
+    if error.code() == Some(Code::Unknown) { error.message() } else { error.status() }
 }
 
 fn is_invalid(error: &CriError) -> bool {

@@ -7,6 +7,8 @@
 
 pub(crate) mod general;
 mod inside;
+mod reached;
+mod surroundings;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,6 +26,8 @@ use system_tests::stock::StockNode;
 use system_tests::{api, pods, wait};
 
 use general::{Allowed, Words, differences};
+use reached::has_come;
+use surroundings::{add_profile, surroundings};
 
 /// Until a pod is where its case wants it: some crash, and wait for their next start.
 const LIMIT: Duration = Duration::from_secs(100);
@@ -45,49 +49,11 @@ const FINALIZER: &str = "holdfast.dev/compared";
 
 const GATE: &str = "holdfast.dev/gate";
 
-/// Of every cluster that compares: it is not in a namespace.
-const RUNTIME_CLASS: &str = "alike";
+/// Stands in cases for the prefix of the side.
+const SIDE: &str = "$SIDE";
 
-/// Where a pod is compared: `ready`; `starting` with an init container that runs; `unready`, with all
-/// that run and one that is not ready; `ephemeral`, with an ephemeral container that runs; `stopped`, with
-/// nothing that runs of a pod that is deleted; otherwise a phase, or the reason why a container waits.
-fn has_come(when: &str, pod: &Value) -> bool {
-    let status = &pod["status"];
-    let all = |list: &str| status[list].as_array().cloned().unwrap_or_default();
-    let (init, main) = (all("initContainerStatuses"), all("containerStatuses"));
-    let runs = |status: &Value| !status["state"]["running"].is_null();
-    let ended = |status: &Value| !status["state"]["terminated"].is_null();
-    match when {
-        "ready" => pods::is_ready(pod),
-        "starting" => init.iter().any(runs),
-        "ephemeral" => all("ephemeralContainerStatuses").iter().any(runs),
-        "stopped" => {
-            let phase = status["phase"].as_str().unwrap_or_default();
-            let network = pods::condition(pod, "PodReadyToStartContainers");
-            !main.is_empty()
-                && network == Some("False")
-                && init.iter().chain(&main).all(ended)
-                && matches!(phase, "Succeeded" | "Failed")
-        }
-        "unready" => {
-            let is_up = |status| runs(status) || ended(status);
-            !main.is_empty() && main.iter().all(is_up) && !pods::is_ready(pod)
-        }
-        word => {
-            let waits = |status: &Value| status["state"]["waiting"]["reason"] == word;
-            let has_network = pods::condition(pod, "PodReadyToStartContainers") == Some("True");
-            let begins = |status: &Value| {
-                word != "ContainerCreating"
-                    && status["state"]["waiting"]["reason"] == "ContainerCreating"
-            };
-            let mut all = init.iter().chain(&main);
-            status["phase"] == word && !has_network
-                || all.clone().any(waits)
-                    && !all.any(begins)
-                    && (has_network || word == "ContainerCreating")
-        }
-    }
-}
+/// What is not the pod's in a case.
+const OWN: [&str; 7] = ["name", "when", "tells", "ephemeral", "bound", "of", "changes"];
 
 /// The cases, whose containers sleep unless they have a `script`.
 fn cases() -> Result<Vec<Value>> {
@@ -132,35 +98,6 @@ fn word<'a>(case: &'a Value, field: &str) -> &'a str {
     case[field].as_str().unwrap_or_default()
 }
 
-/// What every case may refer to.
-fn surroundings(namespace: &str) -> Vec<Value> {
-    let metadata = json!({ "name": "some", "namespace": namespace });
-    let data = json!({ "key": "value", "color": "red", "not-a-name": "x" });
-
-    vec![
-        json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data }),
-        json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata,
-            "stringData": { "a": "b", "password": "s3cret" } }),
-        json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata,
-            "spec": { "ports": [{ "name": "http", "port": 8080 }] } }),
-        json!({ "apiVersion": "v1", "kind": "PersistentVolume",
-            "metadata": { "name": namespace },
-            "spec": {
-                "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteMany"],
-                "storageClassName": "", "claimRef": { "name": "some", "namespace": namespace },
-                "hostPath": { "path": "/usr/share", "type": "Directory" },
-            } }),
-        json!({ "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata,
-            "spec": {
-                "accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": namespace,
-                "resources": { "requests": { "storage": "1Gi" } },
-            } }),
-        json!({ "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
-            "metadata": { "name": RUNTIME_CLASS }, "handler": "runc",
-            "overhead": { "podFixed": { "cpu": "10m", "memory": "8Mi" } } }),
-    ]
-}
-
 /// A node to compare on.
 #[derive(Clone, Copy)]
 struct Side<'a> {
@@ -184,9 +121,7 @@ struct World {
 }
 
 impl World {
-    async fn up() -> Result<Self> {
-        let cluster = Cluster::shared().await?;
-        let client = cluster.client().await?;
+    async fn up(cluster: Cluster, client: Client, sides: [Side<'_>; 2]) -> Result<Self> {
         let namespace = format!("alike-{}", unique());
         let object = json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace },
@@ -194,7 +129,10 @@ impl World {
         api::create(&client, "/api/v1/namespaces", &object).await?;
         let account = format!("/api/v1/namespaces/{namespace}/serviceaccounts/default");
         cluster.until(&client, &account, "there", LIMIT, |_| true).await?;
-        cluster.apply(&surroundings(&namespace)).await?;
+        cluster.apply(&surroundings(&namespace, sides)).await?;
+        for side in sides {
+            add_profile(side.site).await?;
+        }
 
         let allowed = Allowed::read(include_str!("alike/allowed.json"))?;
 
@@ -205,20 +143,16 @@ impl World {
         format!("/api/v1/namespaces/{}/pods", self.namespace)
     }
 
-    fn path(&self, case: &Value, side: Side<'_>) -> String {
-        format!("{}/{}-{}", self.pods(), side.prefix, word(case, "name"))
-    }
-
     /// The pod of a case: for the scheduler, unless it is `bound` already.
-    fn pod(&self, case: &Value, side: Side<'_>) -> Value {
+    fn pod(&self, case: &Value, side: Side<'_>) -> Result<Value> {
         let name = word(case, "name");
-        let mut spec = case.clone();
+        let mut spec: Value = serde_json::from_str(&case.to_string().replace(SIDE, side.prefix))?;
         let mut metadata = json!({
             "name": format!("{}-{name}", side.prefix), "namespace": self.namespace,
             "labels": { "app": name }, "annotations": { "note": "a note" },
         });
         if let Some(spec) = spec.as_object_mut() {
-            for own in ["name", "when", "tells", "ephemeral", "bound"] {
+            for own in OWN {
                 spec.remove(own);
             }
             spec.entry("terminationGracePeriodSeconds").or_insert_with(|| json!(2));
@@ -232,47 +166,111 @@ impl World {
             spec["nodeSelector"] = json!({ "kubernetes.io/hostname": side.node });
         }
 
-        json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec })
+        Ok(json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec }))
+    }
+
+    /// Makes what a case is about; gives the path of the pod. The pod may be one `of` something else: then
+    /// it is the first.
+    async fn make(&self, case: &Value, side: Side<'_>) -> Result<String> {
+        let pod = self.pod(case, side)?;
+        let mut metadata = pod["metadata"].clone();
+        let Some(owners) = self.owners(case) else {
+            api::create(&self.client, &self.pods(), &pod).await?;
+            return Ok(format!("{}/{}", self.pods(), word(&metadata, "name")));
+        };
+        let owner = json!({ "name": metadata["name"], "namespace": metadata["namespace"] });
+        metadata["labels"]["side"] = json!(side.prefix);
+        let labels = metadata["labels"].clone();
+        if let Some(metadata) = metadata.as_object_mut() {
+            metadata.remove("name");
+        }
+        let (kind, mut spec) = (word(&case["of"], "kind"), case["of"]["spec"].clone());
+        spec["template"] = json!({ "metadata": metadata, "spec": pod["spec"] });
+        if kind != "Job" {
+            spec["selector"] = json!({ "matchLabels": labels });
+        }
+        let version = owners.trim_start_matches("/apis/").split("/namespaces").next();
+        let object =
+            json!({ "apiVersion": version, "kind": kind, "metadata": owner, "spec": spec });
+        api::create(&self.client, &owners, &object).await?;
+        let of = format!(
+            "{}?labelSelector=app%3D{},side%3D{}",
+            self.pods(),
+            word(case, "name"),
+            side.prefix
+        );
+        let first = |list: &Value| list["items"][0].is_object();
+        let list = self.cluster.until(&self.client, &of, "a pod", LIMIT, first).await?;
+
+        Ok(format!("{}/{}", self.pods(), word(&list["items"][0]["metadata"], "name")))
+    }
+
+    /// Where objects are whose pods a case is about.
+    fn owners(&self, case: &Value) -> Option<String> {
+        let group = match word(&case["of"], "kind") {
+            "" => return None,
+            "Job" => "batch",
+            _ => "apps",
+        };
+        let kind = word(&case["of"], "kind").to_lowercase();
+
+        Some(format!("/apis/{group}/v1/namespaces/{}/{kind}s", self.namespace))
     }
 
     async fn until(&self, path: &str, when: &str) -> Result<Value> {
         self.cluster.until(&self.client, path, when, LIMIT, |pod| has_come(when, pod)).await
     }
 
-    /// Makes the pod of a case and brings it where it is compared.
-    async fn reach(&self, case: &Value, side: Side<'_>) -> Result<Value> {
-        let (path, when) = (self.path(case, side), word(case, "when"));
-        api::create(&self.client, &self.pods(), &self.pod(case, side)).await?;
+    /// Brings the pod of a case where it is compared.
+    async fn reach(&self, case: &Value, side: Side<'_>, path: &str) -> Result<Value> {
+        let when = word(case, "when");
         match when {
-            "stopped" => {
-                self.until(&path, "ready").await?;
-                api::delete(&self.client, &path, None).await?;
+            "stopped" if case["of"].is_null() => {
+                self.until(path, "ready").await?;
+                api::delete(&self.client, path, None).await?;
             }
             "ephemeral" => {
-                self.until(&path, "ready").await?;
+                self.until(path, "ready").await?;
                 let patch = json!({ "spec": { "ephemeralContainers": case["ephemeral"] } });
                 let of = format!("{path}/ephemeralcontainers");
                 api::strategic_merge(&self.client, &of, &patch).await?;
             }
             "ready" if case["readinessGates"].is_array() => {
-                self.until(&path, "unready").await?;
+                self.until(path, "unready").await?;
                 let open = json!([{ "type": GATE, "status": "True" }]);
                 let patch = json!({ "status": { "conditions": open } });
                 api::strategic_merge(&self.client, &format!("{path}/status"), &patch).await?;
             }
+            "ready" if case["changes"] == true => {
+                self.until(path, "unready").await?;
+                self.change(side, path).await?;
+            }
             _ => {}
         }
 
-        self.until(&path, when).await
+        self.until(path, when).await
+    }
+
+    /// Changes what the pod refers to, and the pod itself: only then a kubelet looks at once.
+    async fn change(&self, side: Side<'_>, path: &str) -> Result<()> {
+        for (kind, data) in [("configmaps", "data"), ("secrets", "stringData")] {
+            let of =
+                format!("/api/v1/namespaces/{}/{kind}/changing-{}", self.namespace, side.prefix);
+            api::merge(&self.client, &of, &json!({ data: { "key": "new" } })).await?;
+        }
+        let patch = json!({ "metadata": { "annotations": { "note": "another" } } });
+
+        api::merge(&self.client, path, &patch).await.map(drop)
     }
 
     /// What there is where the case wants its pod.
     async fn seen(&self, case: &Value, side: Side<'_>) -> Result<Seen> {
-        let pod = self.reach(case, side).await?;
+        let path = self.make(case, side).await?;
+        let pod = self.reach(case, side, &path).await?;
         let mut inside = inside::looks(side.site, &pod).await?;
         Words::of(&pod).apply(&mut inside);
 
-        Ok(Seen { path: self.path(case, side), pod, inside })
+        Ok(Seen { path, pod, inside })
     }
 
     /// The status as it is now.
@@ -345,14 +343,23 @@ impl World {
     /// As [`Self::unlike`], and the pods are removed.
     async fn compare(&self, case: &Value, sides: [Side<'_>; 2]) -> Result<Vec<String>> {
         let unlike = self.unlike(case, sides).await;
-        for side in sides {
-            let path = self.path(case, side);
-            if word(case, "when") == "stopped" {
+        let name = word(case, "name");
+        if let Some(owners) = self.owners(case) {
+            for Side { prefix, .. } in sides {
+                let path = format!("{owners}/{prefix}-{name}?propagationPolicy=Background");
+                api::delete(&self.client, &path, None).await?;
+            }
+        }
+        let pods = format!("{}?labelSelector=app%3D{name}", self.pods());
+        if word(case, "when") == "stopped" {
+            let list = self.cluster.get(&self.client, &pods).await?.unwrap_or_default();
+            for pod in list["items"].as_array().into_iter().flatten() {
+                let path = format!("{}/{}", self.pods(), word(&pod["metadata"], "name"));
                 let patch = json!({ "metadata": { "finalizers": null } });
                 drop(api::merge(&self.client, &path, &patch).await);
             }
-            api::delete(&self.client, &path, Some(0)).await?;
         }
+        api::delete(&self.client, &format!("{pods}&gracePeriodSeconds=0"), None).await?;
 
         unlike
     }
@@ -360,16 +367,16 @@ impl World {
 
 #[tokio::test]
 async fn a_pod_is_as_on_a_stock_kubelet() -> Result<()> {
-    let world = World::up().await?;
-    let (ours, stock) = tokio::try_join!(
-        EdgeNode::join(&world.cluster, &world.client),
-        StockNode::up(&world.cluster)
-    )?;
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let (ours, stock) =
+        tokio::try_join!(EdgeNode::join(&cluster, &client), StockNode::up(&cluster))?;
     // Of one length, for files tell theirs.
     let sides = [
         Side { prefix: "here", node: ours.name(), site: ours.site() },
         Side { prefix: "else", node: stock.name(), site: stock.site() },
     ];
+    let world = World::up(cluster, client, sides).await?;
     let seed = Dice::seed();
     eprintln!("alike: HOLDFAST_SEED={seed}");
     let (cases, are_all) = chosen(cases()?, seed);

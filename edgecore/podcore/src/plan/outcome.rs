@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::backoff;
 use crate::claims::PersistentVolume;
 use crate::hook::{self, Hooked};
-use crate::memory::{ImageFound, ImageNote, Memory};
+use crate::memory::{Failure, ImageFound, ImageNote, Memory};
 use crate::probe::ProbeKind;
 use crate::resize::{Actual, Resources};
 use crate::resources::PodLimits;
@@ -54,6 +54,8 @@ pub enum Outcome {
         container: String,
         /// The image as the spec names it.
         image: String,
+        /// The image of a volume that is missing, unless it is the container's own.
+        mounted: Option<String>,
         /// `ErrImagePull`, `ErrImageNeverPull` or `InvalidImageName`.
         reason: String,
         /// What happened.
@@ -117,6 +119,22 @@ pub enum Outcome {
     },
 }
 
+/// The failure before, if it was of the same image.
+fn failed_before<'a>(
+    note: &'a ImageNote,
+    image: &str,
+    mounted: Option<&String>,
+) -> Option<&'a Failure> {
+    match &note.found {
+        ImageFound::Failed { failure, mounted: of }
+            if note.image == image && of.as_ref() == mounted =>
+        {
+            Some(failure)
+        }
+        ImageFound::Failed { .. } | ImageFound::Ready { .. } => None,
+    }
+}
+
 impl Memory {
     /// Takes in what became of an action.
     pub fn note(&mut self, outcome: Outcome, now: Timestamp) {
@@ -143,14 +161,11 @@ impl Memory {
                 let found = ImageFound::Ready { attempt, image_ref };
                 self.transient.images.insert(container, ImageNote { image, found });
             }
-            Outcome::ImageFailed { container, image, reason, message } => {
-                let note = self.transient.images.get(&container);
-                let before = match note.filter(|note| note.image == image).map(|note| &note.found) {
-                    Some(ImageFound::Failed(failure)) => Some(failure),
-                    Some(ImageFound::Ready { .. }) | None => None,
-                };
+            Outcome::ImageFailed { container, image, mounted, reason, message } => {
+                let kept = self.transient.images.get(&container);
+                let before = kept.and_then(|note| failed_before(note, &image, mounted.as_ref()));
                 let failure = backoff::pull_failure(before, &reason, message, now);
-                let found = ImageFound::Failed(failure);
+                let found = ImageFound::Failed { failure, mounted };
                 self.transient.images.insert(container, ImageNote { image, found });
             }
             Outcome::ContainerStarted { container, attempt, image, resources } => {

@@ -90,7 +90,7 @@ fn back_off_event(pod: &PodView, container: &Container, attempt: u32, plan: &mut
     });
 }
 
-/// The image for this attempt, or asks for it and returns `None`.
+/// The image for this attempt, or asks for it, and for those of its volumes, and returns `None`.
 pub(super) fn ensure_image(
     container: &Container,
     attempt: u32,
@@ -103,17 +103,13 @@ pub(super) fn ensure_image(
         Some(ImageFound::Ready { attempt: of, image_ref }) if *of == attempt => {
             return Some(image_ref.clone());
         }
-        Some(ImageFound::Failed(failure)) => {
+        Some(ImageFound::Failed { failure, mounted }) => {
             if let Some(until) = backoff::held_until(failure, now) {
                 let (is_pull, count) = (failure.reason == "ErrImagePull", failure.count);
+                let mounted = mounted.clone();
                 plan.wake(until);
-                if is_pull && plan.tell_once("Pull", &container.name, count) {
-                    let mut tell = |warning, reason: &str, message: String| {
-                        let (reason, container) = (reason.to_owned(), Some(container.name.clone()));
-                        plan.act(Action::Event { warning, reason, message, container });
-                    };
-                    tell(false, "BackOff", format!("Back-off pulling image \"{image}\""));
-                    tell(true, "Failed", "Error: ImagePullBackOff".to_owned());
+                if is_pull {
+                    pull_back_off_events(container, mounted.as_deref(), count, plan);
                 }
                 return None;
             }
@@ -124,4 +120,26 @@ pub(super) fn ensure_image(
     plan.act(Action::EnsureImage { container, attempt, image });
 
     None
+}
+
+/// A kubelet tells of the image of a volume as the pod's, not the container's.
+fn pull_back_off_events(container: &Container, mounted: Option<&str>, count: u32, plan: &mut Plan) {
+    let kind = if mounted.is_some() { "PullMounted" } else { "Pull" };
+    if !plan.tell_once(kind, &container.name, count) {
+        return;
+    }
+    let name = Some(container.name.clone());
+    let image = mounted.or(container.image.as_deref()).unwrap_or_default();
+    plan.act(Action::Event {
+        warning: false,
+        reason: "BackOff".to_owned(),
+        message: format!("Back-off pulling image \"{image}\""),
+        container: name.clone().filter(|_| mounted.is_none()),
+    });
+    plan.act(Action::Event {
+        warning: true,
+        reason: "Failed".to_owned(),
+        message: "Error: ImagePullBackOff".to_owned(),
+        container: name,
+    });
 }

@@ -57,9 +57,11 @@ impl World {
                 self.note(Outcome::VolumesReady { claimed: BTreeMap::new() });
             }
             Action::EnsureImage { container, attempt, image } => {
+                let of_volume = self.faults.get(&format!("mounted {container}")).cloned();
+                let mounted = of_volume.as_ref().map(|_| "v".to_owned());
                 let (container, image) = (container.clone(), image.clone());
-                let outcome = if let Some((reason, message)) = fault {
-                    Outcome::ImageFailed { container, image, reason, message }
+                let outcome = if let Some((reason, message)) = of_volume.or(fault) {
+                    Outcome::ImageFailed { container, image, mounted, reason, message }
                 } else {
                     let image_ref = format!("sha256:{image}");
                     Outcome::ImageReady { container, image, attempt: *attempt, image_ref }

@@ -18,7 +18,7 @@ use crate::status::{StatusContext, status};
 /// - `sandbox lost`, `sandbox gone` (with all in it), `wiped` (the runtime knows nothing),
 ///   `power loss`, `agent restart`, `agent crash` (what was under way is done, but not noted), `agent cut`
 ///   (starts that were under way are given up);
-/// - `break WHAT REASON MESSAGE`, `mend WHAT`, `slow WHAT`, `release`;
+/// - `break WHAT REASON MESSAGE` (`mounted NAME` is the image `v` of a volume), `mend WHAT`, `slow WHAT`, `release`;
 /// - `shutdown S` (it is the pod's turn, with so much grace), `shutdown over`;
 /// - `resize NAME CPU` (asks for that much), `room CPU USED` (of the node, in thousandths);
 /// - `image NAME IMAGE`, `debug NAME` (adds an ephemeral container), `delete S`, `missing WHAT`, `found`;
@@ -125,6 +125,9 @@ impl World {
             ["agent", "cut"] => self.agent_cut(),
             ["break", "image", name, reason, message] => {
                 self.fault(&format!("image {name}"), reason, message);
+            }
+            ["break", "mounted", name, reason, message] => {
+                self.fault(&format!("mounted {name}"), reason, message);
             }
             ["break", "start", name, reason, message] => {
                 self.fault(&format!("start {name}"), reason, message);

@@ -249,10 +249,10 @@ impl Look<'_> {
         let transient = &self.memory.transient;
         let note = transient.images.get(&container.name);
         let note = note.filter(|note| Some(&note.image) == container.image.as_ref());
-        if let Some(ImageFound::Failed(failure)) = note.map(|note| &note.found) {
+        if let Some(ImageFound::Failed { failure, mounted }) = note.map(|note| &note.found) {
             // After the first try it is the waiting that is told, as the kubelet does.
             let Failure { reason, message, count, .. } = failure;
-            let image = container.image.as_deref().unwrap_or_default();
+            let image = mounted.as_ref().or(container.image.as_ref()).map_or("", String::as_str);
             return Some(if reason == "ErrImagePull" && *count > 1 {
                 let message = format!("Back-off pulling image \"{image}\": {reason}: {message}");
                 waiting("ImagePullBackOff", Some(message))

@@ -33,7 +33,6 @@ use crate::blocking;
 use crate::clock;
 use crate::events::EventType::{Normal, Warning};
 use crate::layout::is_file_name;
-use crate::pods::images::Missing;
 use crate::pods::observe::{self, SeenContainer};
 use crate::telemetry::chain;
 use crate::volumes::remove::gone_is_done;
@@ -56,10 +55,9 @@ impl Job {
                 Outcome::StartFailed { container: container_name, attempt, reason, message };
             Done::Noted { outcome, sandbox: None, container, look }
         };
-        // A pull may take long.
         let images = match self.mounted_images(&name).await {
             Ok(images) => images,
-            Err(Missing { reason, message }) => return failed(reason, message, None),
+            Err(message) => return failed("CreateContainerError", message, None),
         };
         let _place = self.context.starts.acquire().await;
         let configs = self.configs(&name, attempt, sandbox, image_ref, images).await;
@@ -254,12 +252,24 @@ impl Job {
             let Some(whole) = volumes.get(&volume).map(PathBuf::from) else { continue };
             let target = self.context.layout.sub_path(&self.pod.uid, &volume, &container.name, at);
             bound.insert(at, target.to_string_lossy().into_owned());
-            let failed = |why| format!("cannot prepare subPath {path:?} of volume {volume}: {why}");
+            // The pod is not told why: it could learn of the node's files.
+            let failed = |error: io::Error| {
+                let pod = self.pod.described();
+                tracing::warn!(pod, %volume, %path, %error, "part of a volume not prepared");
+                format!(
+                    "failed to prepare subPath for volumeMount {volume:?} of container {:?}",
+                    container.name
+                )
+            };
             let part = PathBuf::from(&path);
             let bind = self.bind_one(&volume, whole, part, target);
             match tokio::time::timeout(SERVER_DEADLINE, bind).await {
-                Ok(bound) => bound.map_err(|error| failed(error.to_string()))?,
-                Err(_elapsed) => return Err(failed("its volume gives no answer".to_owned())),
+                Ok(bound) => bound.map_err(failed)?,
+                Err(_elapsed) => {
+                    return Err(format!(
+                        "volume {volume} gives no answer, its part {path:?} waits"
+                    ));
+                }
             }
         }
 

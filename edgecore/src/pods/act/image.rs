@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::{ImageVolumeSource, VolumeMount};
 use podcore::plan::Outcome;
 use podcore::translate::MountedImage;
 
@@ -11,20 +12,49 @@ use crate::pods::credentials::Keyring;
 use crate::pods::images::{How, Missing, PullPolicy, Ready, Wanted};
 
 impl Job {
+    /// The image of the container, once those that it mounts are here: in this order a kubelet asks.
     pub(super) async fn ensure_image(self, name: String, attempt: u32, image: String) -> Done {
         let container = self.container(&name);
         let policy = container.and_then(|c| c.image_pull_policy.clone());
         let ran_before = self.ran_before.contains(&name);
-        match self.image(&image, policy.as_deref(), ran_before, Some(&name)).await {
+        let (mounted, found) = match self.ensure_mounted(&name, ran_before).await {
+            Err((mounted, missing)) => (Some(mounted), Err(missing)),
+            Ok(()) => (None, self.image(&image, policy.as_deref(), ran_before, Some(&name)).await),
+        };
+        match found {
             Ok(image_ref) => {
                 Done::noted(Outcome::ImageReady { container: name, image, attempt, image_ref })
             }
             Err(Missing { reason, message }) => {
                 self.tell(Warning, "Failed", &format!("Error: {reason}"), Some(&name));
-                let reason = reason.to_owned();
-                Done::noted(Outcome::ImageFailed { container: name, image, reason, message })
+                let (container, reason) = (name, reason.to_owned());
+                Done::noted(Outcome::ImageFailed { container, image, mounted, reason, message })
             }
         }
+    }
+
+    /// Finds or pulls the images that the container mounts; of those that are missing the last is told.
+    async fn ensure_mounted(&self, name: &str, ran_before: bool) -> Result<(), (String, Missing)> {
+        let mut found = Ok(());
+        for (_, source) in self.image_mounts(name) {
+            let reference = source.reference.as_deref().unwrap_or_default();
+            let policy = source.pull_policy.as_deref();
+            if let Err(missing) = self.image(reference, policy, ran_before, None).await {
+                found = Err((reference.to_owned(), missing));
+            }
+        }
+
+        found
+    }
+
+    /// The images that the container mounts as volumes, by the place of the mount in its list.
+    fn image_mounts(&self, name: &str) -> impl Iterator<Item = (usize, &ImageVolumeSource)> {
+        let mounts = self.container(name).and_then(|container| container.volume_mounts.as_ref());
+        let image = move |(at, mount): (usize, &VolumeMount)| {
+            self.pod.volume(&mount.name)?.image.as_ref().map(|source| (at, source))
+        };
+
+        mounts.into_iter().flatten().enumerate().filter_map(image)
     }
 
     /// Finds or pulls an image, and tells how that goes.
@@ -64,20 +94,18 @@ impl Job {
         }
     }
 
-    /// The images that the container mounts as volumes, by the place of the mount in its list.
+    /// What the images of the container's volumes are here, as [`Self::ensure_image`] has found them.
     pub(super) async fn mounted_images(
         &self,
         container: &str,
-    ) -> Result<BTreeMap<usize, MountedImage>, Missing> {
+    ) -> Result<BTreeMap<usize, MountedImage>, String> {
         let mut found = BTreeMap::new();
-        let Some(container) = self.container(container) else { return Ok(found) };
-        for (at, mount) in container.volume_mounts.iter().flatten().enumerate() {
-            let volume = self.pod.volume(&mount.name);
-            let Some(source) = volume.and_then(|volume| volume.image.as_ref()) else { continue };
+        for (at, source) in self.image_mounts(container) {
             let reference = source.reference.clone().unwrap_or_default();
-            let ran_before = self.ran_before.contains(&container.name);
-            let policy = source.pull_policy.as_deref();
-            let image_ref = self.image(&reference, policy, ran_before, None).await?;
+            let image_ref = self.context.images.find(&reference).await.map_err(|m| m.message)?;
+            let image_ref = image_ref.ok_or_else(|| {
+                format!("image \"{reference}\" of a volume was removed, it is pulled again")
+            })?;
             found.insert(at, MountedImage { reference, image_ref, ..MountedImage::default() });
         }
 

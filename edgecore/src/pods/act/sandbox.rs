@@ -49,7 +49,7 @@ impl Job {
         })?;
         self.make_cgroup().await?;
         let handler = runtime_handler(pod, &self.materials)?;
-        let text = |error: CriError| error.message();
+        let text = |error: CriError| error.status();
         let id = context.runtime.run_pod_sandbox(config, &handler).await.map_err(text)?;
         context.registry.own(&pod.uid, &id);
         let status = context.runtime.pod_sandbox_status(&id).await.map_err(text)?;

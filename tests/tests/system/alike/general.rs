@@ -17,6 +17,7 @@ impl Words {
         let mut words = vec![
             (text(&pod["metadata"]["uid"]), "UID"),
             (text(&pod["metadata"]["name"]), "POD"),
+            (text(&pod["metadata"]["ownerReferences"][0]["name"]), "OWNER"),
             (text(&pod["metadata"]["namespace"]), "NAMESPACE"),
             (text(&pod["spec"]["nodeName"]), "NODE"),
         ];

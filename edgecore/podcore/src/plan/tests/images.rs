@@ -30,6 +30,33 @@ fn a_failed_pull_is_tried_again() {
 }
 
 #[test]
+fn a_failed_pull_for_a_volume_holds_the_container_that_mounts_it() {
+    check(
+        &two("Always"),
+        &[
+            (
+                "break mounted a ErrImagePull no-route",
+                "volumes sandbox:0 image:a:0 image:b:0 start:b:0",
+            ),
+            ("status", "Pending a=ErrImagePull#0 b=running#0"),
+            ("events", "BackOff: Back-off pulling image \"v\"; Failed: Error: ImagePullBackOff"),
+            ("wait 9", ""),
+            ("wait 1", "image:a:0"),
+            ("status", "Pending a=ImagePullBackOff#0 b=running#0"),
+            ("events", "BackOff: Back-off pulling image \"v\"; Failed: Error: ImagePullBackOff"),
+            ("mend", ""),
+            // The failures of another image count for themselves.
+            ("break image a ErrImagePull no-route", ""),
+            ("wait 20", "image:a:0"),
+            ("status", "Pending a=ErrImagePull#0 b=running#0"),
+            ("events", "BackOff: Back-off pulling image \"x\"; Failed: Error: ImagePullBackOff"),
+            ("mend", ""),
+            ("wait 10", "image:a:0 start:a:0"),
+        ],
+    );
+}
+
+#[test]
 fn other_reasons_are_told_as_they_are() {
     for reason in ["ErrImageNeverPull", "InvalidImageName"] {
         check(

@@ -59,6 +59,7 @@ fn step() -> impl Strategy<Value = String> {
         Just("volumes FailedMount m".to_owned()),
         Just("sandbox FailedCreatePodSandBox m".to_owned()),
         name().prop_map(|name| format!("image {name} ErrImagePull m")),
+        name().prop_map(|name| format!("mounted {name} ErrImagePull m")),
         name().prop_map(|name| format!("start {name} CreateContainerConfigError m")),
         name().prop_map(|name| format!("start {name} RunContainerError m")),
         prop_oneof![Just("startup"), Just("liveness"), Just("readiness")]

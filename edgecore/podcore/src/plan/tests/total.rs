@@ -207,7 +207,8 @@ fn asking() -> impl Strategy<Value = Asking> {
 fn image_note() -> impl Strategy<Value = ImageNote> {
     let found = prop_oneof![
         attempt().prop_map(|attempt| ImageFound::Ready { attempt, image_ref: "r".to_owned() }),
-        failure().prop_map(ImageFound::Failed),
+        (failure(), option::of("v"))
+            .prop_map(|(failure, mounted)| ImageFound::Failed { failure, mounted }),
     ];
     found.prop_map(|found| ImageNote { image: "x".to_owned(), found })
 }

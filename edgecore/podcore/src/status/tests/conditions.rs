@@ -43,6 +43,40 @@ fn of_a_pod_that_runs() {
 }
 
 #[test]
+fn of_a_pod_with_gates() {
+    let mut spec = one("Always");
+    spec["readinessGates"] = json!([{ "conditionType": "x/a" }, { "conditionType": "x/b" }]);
+    let mut world = check(&spec, &[]);
+    world.settle();
+    let is = |status: &str| format!("is not \"True\", but {status}");
+    let gate = |name: &str| format!("pod readiness gate \"x/{name}\"");
+    let (a, b) = (gate("a"), gate("b"));
+    for (conditions, closed) in [
+        (
+            json!([]),
+            Some(format!(
+                "corresponding condition of {a} does not exist., corresponding condition of {b} does not exist."
+            )),
+        ),
+        (
+            json!([{ "type": "x/a", "status": "False" }, { "type": "x/b", "status": "True" }]),
+            Some(format!("the status of {a} {}", is("False"))),
+        ),
+        (json!([{ "type": "x/a", "status": "True" }, { "type": "x/b", "status": "True" }]), None),
+    ] {
+        world.object["status"] = json!({ "conditions": conditions });
+        world.apply();
+        let shown = shown(&told(&world));
+        let ready = closed.map_or_else(
+            || "Ready=True".to_owned(),
+            |closed| format!("Ready=False(ReadinessGatesNotReady: {closed})"),
+        );
+        assert!(shown.contains(&ready), "{shown:?} {ready}");
+        assert!(shown.contains(&"ContainersReady=True".to_owned()), "{shown:?}");
+    }
+}
+
+#[test]
 fn of_a_pod_that_initializes() {
     let unready = "False(ContainersNotReady: containers with unready status: [a])";
     let incomplete = "False(ContainersNotInitialized: containers with incomplete status: ";

@@ -62,6 +62,12 @@ fn that_have_not_started() {
             "ImagePullBackOff",
             Some("Back-off pulling image \"x\": ErrImagePull: m"),
         ),
+        (
+            "break mounted a ErrImagePull m",
+            15,
+            "ImagePullBackOff",
+            Some("Back-off pulling image \"v\": ErrImagePull: m"),
+        ),
         ("break image a ErrImageNeverPull m", 60, "ErrImageNeverPull", Some("m")),
         ("break image a InvalidImageName m", 60, "InvalidImageName", Some("m")),
         ("break start a CreateContainerConfigError m", 0, "CreateContainerConfigError", Some("m")),
