@@ -1,6 +1,7 @@
 //! Nodes: one worker a connected node, which sends what the node must hold and writes what it says.
 
 mod away;
+mod extended;
 mod lease;
 mod mirrors;
 mod news;

@@ -8,6 +8,7 @@
 //! - [`digest`]: an order-independent summary of a set of objects.
 //! - [`static_pod`]: what both ends know of pods that come from files of a node.
 //! - [`admission`]: which session of a node is the current one.
+//! - [`resource`]: which resources are Kubernetes' own.
 
 pub mod admission;
 pub mod backoff;
@@ -17,6 +18,7 @@ pub mod ids;
 pub mod object;
 pub mod outbox;
 pub mod payload;
+pub mod resource;
 pub mod session;
 pub mod static_pod;
 pub mod stream;

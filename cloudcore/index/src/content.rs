@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use proto::ids::{Kind, NameError, NodeName, ObjectKey, Uid};
 use proto::object::{ContentHash, Object, Version};
+use proto::resource::is_extended;
 use proto::static_pod::MIRROR;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -132,6 +133,12 @@ struct ClaimStatus {
 }
 
 #[derive(Deserialize)]
+struct NodeStatus {
+    #[serde(default)]
+    allocatable: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct VolumeSpec {
     claim_ref: Option<ClaimRef>,
@@ -201,6 +208,9 @@ impl Content {
             (Kind::PersistentVolumeClaim, _, Some(status)) => {
                 serde_json::from_str::<ClaimStatus>(status.get()).map_err(json)?.phase
             }
+            (Kind::Node, _, Some(status)) => {
+                extended(&serde_json::from_str::<NodeStatus>(status.get()).map_err(json)?)
+            }
             _ => String::new(),
         };
 
@@ -264,6 +274,13 @@ fn gate_values(spec: &PodSpec, status: &PodStatus) -> String {
     spec.readiness_gates.iter().map(value).collect::<Vec<_>>().join(",")
 }
 
+/// What of a node's resources does not come from the node.
+fn extended(status: &NodeStatus) -> String {
+    let extended = status.allocatable.iter().filter(|(name, _)| is_extended(name));
+
+    extended.map(|(name, amount)| format!("{name}={amount}")).collect::<Vec<_>>().join(",")
+}
+
 /// What holds a claim or a volume to the other.
 fn binding(kind: Kind, spec: Option<&RawValue>) -> Result<Binding, serde_json::Error> {
     let Some(spec) = spec else { return Ok(Binding::None) };
@@ -317,7 +334,12 @@ fn hash(kind: Kind, wire: &Wire<'_>, used_status: &str) -> ContentHash {
             vec![raw(wire.data), raw(wire.binary_data), raw(wire.kind)]
         }
         Kind::Service => vec![raw(wire.spec)],
-        Kind::Node => vec![raw(wire.spec), pairs(&metadata.labels), pairs(&metadata.annotations)],
+        Kind::Node => vec![
+            raw(wire.spec),
+            pairs(&metadata.labels),
+            pairs(&metadata.annotations),
+            used_status.to_owned(),
+        ],
         Kind::Token => vec![raw(wire.status)],
         Kind::PersistentVolumeClaim => vec![
             raw(wire.spec),

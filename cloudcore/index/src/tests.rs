@@ -132,6 +132,23 @@ fn a_status_of_ours_does_not_echo() {
 }
 
 #[test]
+fn what_an_administrator_puts_on_a_node_is_told_and_what_the_node_has_is_not() {
+    let hash = |allocatable: Value| {
+        let mut index = serving(1);
+        let node = json!({ "metadata": { "name": "edge-1", "uid": "u", "resourceVersion": "5" },
+            "status": { "allocatable": allocatable } });
+        index.apply(Kind::Node, bytes(&node)).unwrap();
+        index.node(&edge()).unwrap().version.hash
+    };
+    let plain = hash(json!({ "cpu": "1" }));
+    let one = hash(json!({ "cpu": "1", "example.com/dongle": "1" }));
+
+    assert_eq!(hash(json!({ "cpu": "2", "hugepages-2Mi": "4Mi" })), plain);
+    assert_ne!(one, plain);
+    assert_ne!(hash(json!({ "example.com/dongle": "2" })), one);
+}
+
+#[test]
 fn what_a_relist_lacks_stays_until_a_get_says_it_is_gone() {
     let mut index = serving(1);
     index.apply(Kind::Pod, pod("web", "edge-1", 5, &json!({}))).unwrap();

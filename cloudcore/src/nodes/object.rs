@@ -6,7 +6,7 @@ use proto::ids::NodeName;
 use proto::wire::Health;
 use serde_json::{Value, json};
 
-use super::{PROVIDER_PREFIX, news, port};
+use super::{PROVIDER_PREFIX, extended, news, port};
 use crate::telemetry;
 
 /// Pod loop and runtime must have responded within this.
@@ -105,6 +105,7 @@ pub(super) struct Facing<'a> {
 /// The status of a Node that is as `current`, as the node reports it.
 pub(super) fn status(report: &Value, current: &Value, facing: &Facing<'_>, now: &str) -> Value {
     let mut status = report["status"].clone();
+    extended::add(&mut status, current);
     status["addresses"] = json!([
         { "type": "InternalIP", "address": facing.address }, { "$patch": "replace" },
     ]);

@@ -20,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_unti
 use self::gone::UNCERTAIN_RETRY;
 use super::mirrors::Mirrors;
 use super::object::{self, Facing};
-use super::{Shared, lease, news, port, tokens};
+use super::{Shared, extended, lease, news, port, tokens};
 use crate::hub::{Connected, SessionEvent, SessionHandle};
 use crate::kubelet_api::Whose;
 use crate::pods::{self, PodPath};
@@ -200,7 +200,8 @@ impl Worker {
     }
 
     /// Whether the API server has a Node that says of its readiness what was written last: the node
-    /// controller overwrites it, and a Node may be deleted.
+    /// controller overwrites it, and a Node may be deleted; and whether what others have put on the node
+    /// may be used.
     fn is_node_as_reported(&self) -> bool {
         let ready = |status: &Value| news::condition(status, news::READY)["status"].clone();
         let is_stuck = self.health.as_ref().is_some_and(|health| !object::is_responsive(health));
@@ -208,7 +209,9 @@ impl Worker {
         let current = self.shared.cluster.index().node(&self.node).cloned();
         let current = current.and_then(|node| serde_json::from_slice::<Value>(&node.bytes).ok());
 
-        current.is_some_and(|node| ready(&node["status"]) == ready(&report["status"]))
+        current.is_some_and(|node| {
+            ready(&node["status"]) == ready(&report["status"]) && extended::is_allocatable(&node)
+        })
     }
 
     fn pod(&self, uid: &Uid) -> Option<(PodPath, Arc<proto::object::Object>)> {

@@ -1,8 +1,9 @@
 //! Whether the node takes a pod in, with the kubelet's reasons and messages (`pkg/kubelet/lifecycle`,
 //! `pkg/kubelet/eviction`, `pkg/kubelet/sysctl`, `pkg/kubelet/preemption`). Asked once in a pod's life.
 
-mod affinity;
+pub(crate) mod affinity;
 mod preempt;
+mod requests;
 mod sysctls;
 #[cfg(test)]
 mod tests;
@@ -13,9 +14,11 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{AppArmorProfile, Taint, Toleration};
 use proto::ids::Uid;
 
+pub use self::requests::Requests;
+use self::requests::shortages;
 use crate::abilities::Abilities;
 use crate::pod::{PodView, is_sidecar};
-use crate::resources::{CRITICAL_PRIORITY, QosClass, STORAGE, pod_request, qos_class};
+use crate::resources::{CRITICAL_PRIORITY, QosClass, qos_class};
 
 /// Reasons of refusals that may be lifted.
 const NODE_AFFINITY: &str = "NodeAffinity";
@@ -47,36 +50,6 @@ pub struct Node {
     pub shuts_down: bool,
     /// What machine and runtime can do.
     pub abilities: Arc<Abilities>,
-}
-
-/// Amounts that pods request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Requests {
-    /// Thousandths of a CPU.
-    pub cpu_milli: i64,
-    /// Bytes of memory.
-    pub memory: i64,
-    /// Bytes of `ephemeral-storage`.
-    pub storage: i64,
-}
-
-impl Requests {
-    /// What the pod requests, its overhead included.
-    pub fn of(pod: &PodView) -> Self {
-        Self {
-            cpu_milli: pod_request(pod, "cpu"),
-            memory: pod_request(pod, "memory"),
-            storage: pod_request(pod, STORAGE),
-        }
-    }
-
-    pub(crate) fn plus(self, other: Self) -> Self {
-        Self {
-            cpu_milli: self.cpu_milli.saturating_add(other.cpu_milli),
-            memory: self.memory.saturating_add(other.memory),
-            storage: self.storage.saturating_add(other.storage),
-        }
-    }
 }
 
 /// A port of the node that a container is reached by.
@@ -251,51 +224,6 @@ fn of_system(pod: &PodView, node: &Node) -> Result<(), Refusal> {
     }
 
     Ok(())
-}
-
-/// What there is too little of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shortage {
-    resource: &'static str,
-    requested: i64,
-    used: i64,
-    capacity: i64,
-}
-
-impl Shortage {
-    fn refusal(&self) -> Refusal {
-        let Self { resource, requested, used, capacity } = self;
-        let message = format!(
-            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
-        );
-
-        Refusal::new(&format!("OutOf{resource}"), message)
-    }
-
-    fn lacks(&self) -> i64 {
-        self.requested.saturating_sub(self.capacity.saturating_sub(self.used))
-    }
-}
-
-fn shortages(pod: &PodView, node: &Node, others: &BTreeMap<Uid, Claim>) -> Vec<Shortage> {
-    let asked = Requests::of(pod);
-    let used = others.values().fold(Requests::default(), |sum, claim| sum.plus(claim.requests));
-    let capacity = node.allocatable;
-    let pods = i64::try_from(others.len()).unwrap_or(i64::MAX);
-    let all = [
-        ("pods", 1, pods, i64::from(node.pods_max)),
-        ("cpu", asked.cpu_milli, used.cpu_milli, capacity.cpu_milli),
-        ("memory", asked.memory, used.memory, capacity.memory),
-        (STORAGE, asked.storage, used.storage, capacity.storage),
-    ];
-    let all = all.into_iter().map(|(resource, requested, used, capacity)| Shortage {
-        resource,
-        requested,
-        used,
-        capacity,
-    });
-
-    all.filter(|one| one.requested > 0 && one.lacks() > 0).collect()
 }
 
 /// What else must fit, in the kubelet's order.

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::Volume;
+use k8s_openapi::api::core::v1::{NodeSelector, Volume};
 use serde::{Deserialize, Serialize};
 
+use crate::admission::affinity::selects;
 use crate::materials::Materials;
 use crate::pod::PodView;
 
@@ -97,7 +98,18 @@ struct VolumeSpec {
     host_path: Option<HostPathSource>,
     #[serde(skip_serializing_if = "Option::is_none")]
     nfs: Option<NfsSource>,
+    /// Counts until it is set up.
+    #[serde(skip_serializing)]
+    node_affinity: Option<NodeAffinity>,
 }
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+struct NodeAffinity {
+    required: Option<NodeSelector>,
+}
+
+/// It is made of texts.
+impl Eq for NodeAffinity {}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct ClaimRef {
@@ -161,6 +173,15 @@ impl PersistentVolume {
         let old = old.map_or_else(Vec::new, |old| old.split(',').map(str::to_owned).collect());
 
         if self.spec.mount_options.is_empty() { old } else { self.spec.mount_options.clone() }
+    }
+
+    /// Whether it can be used on a node with these labels (storage helpers: `CheckNodeAffinity`). Fields do
+    /// not count: the node has no name here.
+    pub fn is_for(&self, labels: &BTreeMap<String, String>) -> bool {
+        let affinity = self.spec.node_affinity.as_ref();
+        let required = affinity.and_then(|affinity| affinity.required.as_ref());
+
+        required.is_none_or(|terms| selects(terms, labels, ""))
     }
 
     /// Where its data are.

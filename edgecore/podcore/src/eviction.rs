@@ -150,7 +150,9 @@ fn excess(one: &Candidate, signal: Signal, has_image_disk: bool) -> Excess {
     let disk = usage.disk(Scope::of(signal, has_image_disk));
     // Inodes cannot be requested; what is requested of space lowers their rank all the same.
     let (used, requested, lowered) = match signal {
-        Signal::MemoryAvailable => (usage.memory(), requests.memory, requests.memory),
+        Signal::MemoryAvailable | Signal::AllocatableMemoryAvailable => {
+            (usage.memory(), requests.memory, requests.memory)
+        }
         Signal::NodeFsAvailable | Signal::ImageFsAvailable => {
             (disk.bytes, requests.storage, requests.storage)
         }

@@ -10,12 +10,15 @@ use std::fmt;
 use std::time::Duration;
 
 pub use self::parse::{DEFAULT_HARD, Texts, Wrong, parse};
+use crate::usage::Memory;
 
 /// What is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Signal {
     /// Memory that programs can still have. First: it is what is freed first.
     MemoryAvailable,
+    /// Memory that pods can still have of what they may have in all.
+    AllocatableMemoryAvailable,
     /// Space on the file system of volumes and logs.
     NodeFsAvailable,
     /// Inodes there.
@@ -30,8 +33,9 @@ pub enum Signal {
 
 impl Signal {
     /// Every signal, in the order in which they are dealt with.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::MemoryAvailable,
+        Self::AllocatableMemoryAvailable,
         Self::NodeFsAvailable,
         Self::NodeFsInodesFree,
         Self::ImageFsAvailable,
@@ -43,6 +47,7 @@ impl Signal {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MemoryAvailable => "memory.available",
+            Self::AllocatableMemoryAvailable => "allocatableMemory.available",
             Self::NodeFsAvailable => "nodefs.available",
             Self::NodeFsInodesFree => "nodefs.inodesFree",
             Self::ImageFsAvailable => "imagefs.available",
@@ -54,7 +59,7 @@ impl Signal {
     /// The condition of the node that tells of it.
     pub fn condition(self) -> &'static str {
         match self {
-            Self::MemoryAvailable => "MemoryPressure",
+            Self::MemoryAvailable | Self::AllocatableMemoryAvailable => "MemoryPressure",
             Self::PidAvailable => "PIDPressure",
             Self::NodeFsAvailable
             | Self::NodeFsInodesFree
@@ -66,7 +71,7 @@ impl Signal {
     /// What the node is short of, in the kubelet's words.
     pub fn resource(self) -> &'static str {
         match self {
-            Self::MemoryAvailable => "memory",
+            Self::MemoryAvailable | Self::AllocatableMemoryAvailable => "memory",
             Self::NodeFsAvailable | Self::ImageFsAvailable => "ephemeral-storage",
             Self::NodeFsInodesFree | Self::ImageFsInodesFree => "inodes",
             Self::PidAvailable => "pids",
@@ -172,6 +177,14 @@ pub struct Seen {
     pub available: u64,
     /// All there is.
     pub capacity: u64,
+}
+
+impl Seen {
+    /// What a cgroup uses of so much memory: file pages that nobody has read for a while count as free
+    /// (kubelet: `cadvisorInfoToCPUandMemoryStats`).
+    pub fn of_memory(memory: &Memory, most: u64) -> Self {
+        Self { available: most.saturating_sub(memory.working_set), capacity: most }
+    }
 }
 
 /// What could be read.

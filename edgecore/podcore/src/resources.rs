@@ -9,7 +9,7 @@ use self::whole::spare_memory_share;
 pub(crate) use self::whole::{HUGE_PAGES, Side, amount};
 pub use self::whole::{
     PodLimits, container_amounts, huge_page_limits, overhead_amounts, pod_limit, pod_limits,
-    pod_request, sandbox_amounts, whole_limit,
+    pod_request, sandbox_amounts, scalar_requests, whole_limit,
 };
 use crate::pod::{PodView, is_sidecar};
 

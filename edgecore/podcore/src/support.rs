@@ -8,7 +8,6 @@ use k8s_openapi::api::core::v1::{Container, PodSecurityContext, PodSpec, Securit
 use crate::admission::Refusal;
 use crate::memory::UNSUPPORTED;
 use crate::pod::PodView;
-use crate::resources::{HUGE_PAGES, STORAGE};
 
 /// Why the pod cannot run here; `None` if it can.
 pub fn refuse(pod: &PodView) -> Option<Refusal> {
@@ -75,16 +74,8 @@ fn of_container(container: &Container, refused: &mut Vec<String>) {
         let asked = [("stopSignal", lifecycle.stop_signal.is_some()), ("tcpSocket", tcp)];
         push_asked(&format!("{prefix}lifecycle."), &asked, refused);
     }
-    if let Some(resources) = &container.resources {
-        if resources.claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
-            refused.push(format!("{prefix}resources.claims"));
-        }
-        for name in resources.limits.iter().flatten().map(|(name, _)| name.as_str()) {
-            if !matches!(name, "cpu" | "memory" | STORAGE) && !name.starts_with(HUGE_PAGES) {
-                refused.push(format!("{prefix}a limit of {name}"));
-            }
-        }
-    }
+    let claims = container.resources.as_ref().and_then(|resources| resources.claims.as_ref());
+    push_asked(&prefix, &[("resources.claims", claims.is_some_and(|v| !v.is_empty()))], refused);
     for mount in container.volume_mounts.as_deref().unwrap_or_default() {
         let options = mount.bind_mount_options.as_ref().is_some_and(|options| !options.is_empty());
         push_asked(&prefix, &[("bindMountOptions", options)], refused);

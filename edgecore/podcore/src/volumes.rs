@@ -135,6 +135,14 @@ pub enum VolumeError {
         /// The path.
         path: String,
     },
+    /// Its data are on another node.
+    #[error(
+        "MountVolume.NodeAffinity check failed for volume \"{volume}\" : no matching NodeSelectorTerms"
+    )]
+    Elsewhere {
+        /// The volume of the cluster.
+        volume: String,
+    },
     /// Its claim cannot be used.
     #[error(transparent)]
     Claim(#[from] ClaimError),
@@ -194,6 +202,22 @@ pub fn place_of(volume: &PersistentVolume) -> Result<Place, VolumeError> {
         Some(Source::Local(_)) => Ok(Place::Own { plugin: LOCAL_PLUGIN, name }),
         Some(Source::Nfs(_)) => Ok(Place::Own { plugin: NFS_PLUGIN, name }),
         None => Err(VolumeError::Unsupported { volume: name }),
+    }
+}
+
+/// Checks that a volume of the cluster is one of a node with these labels: the same path of another node
+/// has other data (kubelet: `checkNodeAffinity`).
+pub fn check_node(
+    pod: &PodView,
+    volume: &Volume,
+    materials: &Materials,
+    labels: &BTreeMap<String, String>,
+) -> Result<(), VolumeError> {
+    match bound(pod, volume, materials)? {
+        Some(bound) if !bound.is_for(labels) => {
+            Err(VolumeError::Elsewhere { volume: bound.name().to_owned() })
+        }
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -348,6 +372,48 @@ mod tests {
         let made = setup(&pod, volume, &Materials::default(), &NodeFields::default());
         let made = made.map_or_else(|error| error.to_string(), |made| format!("{made:?}"));
         assert_eq!(made, expected, "{medium} {requests}");
+    }
+
+    #[test]
+    fn a_volume_of_the_cluster_is_used_on_its_own_node_only() {
+        let pod = json!({ "metadata": { "uid": "p-1", "namespace": "shop", "name": "web" },
+            "spec": { "containers": [], "volumes":
+                [{ "name": "v", "persistentVolumeClaim": { "claimName": "data" } }] } });
+        let pod = PodView::parse(pod.to_string().as_bytes()).unwrap();
+        let volume = &pod.spec().volumes.as_ref().unwrap()[0];
+        let claim = json!({ "metadata": { "uid": "c-1" }, "spec": { "volumeName": "disk" },
+            "status": { "phase": "Bound" } });
+        let labels = [("kubernetes.io/hostname".to_owned(), "edge".to_owned())].into();
+        let check = |affinity: Value, is_here: bool| {
+            let disk = json!({ "metadata": { "name": "disk" }, "spec": {
+                "claimRef": { "uid": "c-1" }, "local": { "path": "/data" },
+                "nodeAffinity": affinity } });
+            let materials = Materials {
+                claims: [("data".to_owned(), serde_json::from_value(claim.clone()).unwrap())]
+                    .into(),
+                volumes: [("disk".to_owned(), serde_json::from_value(disk).unwrap())].into(),
+                ..Materials::default()
+            };
+            let checked = check_node(&pod, volume, &materials, &labels);
+            let why = "MountVolume.NodeAffinity check failed for volume \"disk\" : no matching NodeSelectorTerms";
+            let expected = if is_here { String::new() } else { why.to_owned() };
+            assert_eq!(
+                checked.err().map_or_else(String::new, |e| e.to_string()),
+                expected,
+                "{affinity}"
+            );
+        };
+        let on = |nodes: Value| {
+            let one = json!({ "key": "kubernetes.io/hostname", "operator": "In", "values": nodes });
+            json!({ "required": { "nodeSelectorTerms": [{ "matchExpressions": [one] }] } })
+        };
+        let named = json!({ "key": "metadata.name", "operator": "In", "values": ["edge"] });
+        let named = json!({ "required": { "nodeSelectorTerms": [{ "matchFields": [named] }] } });
+        check(Value::Null, true);
+        check(json!({}), true);
+        check(on(json!(["other", "edge"])), true);
+        check(on(json!(["other"])), false);
+        check(named, false);
     }
 
     #[test]

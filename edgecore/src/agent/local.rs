@@ -8,7 +8,6 @@ use cri::{CriError, Runtime, RuntimeVersion};
 use podcore::abilities::Abilities;
 use podcore::admission;
 use podcore::env::NodeFields;
-use podcore::pressure::Signal;
 use podcore::resources::{CgroupDriver, cpu_shares};
 use proto::ids::Uid;
 use proto::wire::Health;
@@ -92,7 +91,7 @@ impl Local {
         let (registry, beat, pulled) = (Registry::default(), Beat::new(), Arc::new(Notify::new()));
         own::say_start(config, &upstream);
 
-        let (pressure, shortages) = own::watch_pressure(config, &facts);
+        let (pressure, shortages) = own::watch_pressure(config, &facts, &cgroups);
         let monitor = Monitor {
             wanted: own::wanted(config, &facts),
             pressure,
@@ -383,13 +382,12 @@ fn make_class_cgroups(
         parts.cgroups.ensure(&parent, &limits)
     };
     ensure("", Limits::default())?;
-    // What is kept free for everybody is not kept from those who run.
-    let all_memory = u64::try_from(parts.fields.machine.memory_bytes).unwrap_or(0);
-    let kept = config.eviction.kept(Signal::MemoryAvailable, all_memory);
-    let kept = i64::try_from(kept).unwrap_or(0);
+    // What is kept free for everybody is not kept from those who run, nor are huge pages.
+    let kept = i64::try_from(config.system_reserved.memory_bytes).unwrap_or(i64::MAX);
+    let memory = parts.fields.machine.memory_bytes.saturating_sub(kept).max(0);
     let all = Limits {
         cpu_shares: u64::try_from(cpu_shares(parts.fields.cpu_milli)).ok(),
-        memory_bytes: Some(parts.fields.memory_bytes.saturating_add(kept)),
+        memory_bytes: Some(memory),
         ..Limits::default()
     };
     if let Err(error) = ensure("", all) {

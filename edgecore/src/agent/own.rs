@@ -17,9 +17,18 @@ use crate::node::pressure::{self, Places, Shortages, Watched};
 use crate::node::status::{self, Wanted};
 
 /// Both ends of what is told of a node that is short of something.
-pub(super) fn watch_pressure(config: &Config, facts: &Facts) -> (Watched, Shortages) {
-    let root = config.root_dir.clone();
-    let places = Places { root, images: None, pid_max: facts.pid_max };
+pub(super) fn watch_pressure(
+    config: &Config,
+    facts: &Facts,
+    cgroups: &Cgroups,
+) -> (Watched, Shortages) {
+    let places = Places {
+        root: config.root_dir.clone(),
+        images: None,
+        pid_max: facts.pid_max,
+        cgroups: cgroups.clone(),
+        cgroup_root: config.cgroup_root.clone(),
+    };
 
     pressure::channel(config.eviction.clone(), places)
 }
@@ -51,7 +60,7 @@ pub(super) fn wanted(config: &Config, facts: &Facts) -> Wanted {
 
 /// The node as pods see it; without addresses.
 pub(super) fn fields(config: &Config, facts: &Facts, cgroups: &Cgroups) -> NodeFields {
-    let reserved = reserved(config, facts);
+    let reserved = status::kept_back(&wanted(config, facts), facts);
     let left = |all: u64, kept: u64| i64::try_from(all.saturating_sub(kept)).unwrap_or(i64::MAX);
 
     NodeFields {
@@ -73,6 +82,9 @@ pub(super) fn node(config: &Config, facts: &Facts, fields: &NodeFields) -> admis
         effect: taint.effect.clone(),
         time_added: None,
     };
+    let huge_pages = facts.huge_pages.iter().map(|(size, bytes)| {
+        (status::huge_pages_name(*size), i64::try_from(*bytes).unwrap_or(i64::MAX))
+    });
 
     admission::Node {
         labels: status::labels(&wanted(config, facts), facts),
@@ -81,6 +93,7 @@ pub(super) fn node(config: &Config, facts: &Facts, fields: &NodeFields) -> admis
             cpu_milli: fields.cpu_milli,
             memory: fields.memory_bytes,
             storage: fields.storage_bytes,
+            scalars: huge_pages.collect(),
         },
         name: fields.name.clone(),
         pods_max: config.pods_max,

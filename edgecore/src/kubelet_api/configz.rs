@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use podcore::pressure::{Amount, Policy, Threshold};
+use podcore::pressure::{Amount, Policy, Signal, Threshold};
 use podcore::shutdown::{Period, Periods};
 use serde_json::{Value, json};
 
@@ -84,7 +84,11 @@ fn by_signal(
     is_wanted: impl Fn(&Threshold) -> bool,
     said: impl Fn(&Threshold) -> Option<String>,
 ) -> BTreeMap<&'static str, String> {
-    let wanted = policy.thresholds.iter().filter(|threshold| is_wanted(threshold));
+    // That of all pods follows from that of the node.
+    let is_told = |threshold: &&Threshold| {
+        threshold.signal != Signal::AllocatableMemoryAvailable && is_wanted(threshold)
+    };
+    let wanted = policy.thresholds.iter().filter(is_told);
 
     wanted.filter_map(|threshold| Some((threshold.signal.as_str(), said(threshold)?))).collect()
 }

@@ -404,4 +404,15 @@ fn remove_below(dir: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
+impl Cgroups {
+    /// One hierarchy at that mount, of v2 if no controllers are named.
+    pub(super) fn of_one(mount: &Path, controllers: &[&str]) -> Self {
+        let unified = controllers.is_empty();
+        let controllers = controllers.iter().map(|name| (*name).to_owned()).collect();
+
+        Self { hierarchies: vec![Hierarchy { mount: mount.to_owned(), controllers, unified }] }
+    }
+}
+
+#[cfg(test)]
 mod tests;

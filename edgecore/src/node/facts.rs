@@ -54,8 +54,8 @@ pub fn read(root_dir: &Path, boot_id_file: &Path) -> Facts {
 
     Facts {
         cpus: cpus_online(),
-        memory_bytes: kibibytes(&meminfo, "MemTotal:") * 1024,
-        swap_bytes: kibibytes(&meminfo, "SwapTotal:") * 1024,
+        memory_bytes: bytes_in(&meminfo, "MemTotal:"),
+        swap_bytes: bytes_in(&meminfo, "SwapTotal:"),
         huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
         ephemeral_storage_bytes: disk.map_or(0, |disk| disk.f_blocks * disk.f_frsize),
         pid_max: number("/proc/sys/kernel/pid_max").unwrap_or(0),
@@ -89,11 +89,12 @@ fn count_list(list: &str) -> u64 {
     list.split(',').filter_map(count).sum()
 }
 
-fn kibibytes(meminfo: &str, name: &str) -> u64 {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix(name));
+/// Of a table such as /proc/meminfo, which is in KiB; 0 if it is not there.
+pub(super) fn bytes_in(table: &str, name: &str) -> u64 {
+    let line = table.lines().find_map(|line| line.strip_prefix(name));
     let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
 
-    kibibytes.unwrap_or(0)
+    kibibytes.unwrap_or(0).saturating_mul(1024)
 }
 
 /// The kernel has a folder for each size: `hugepages-2048kB`.
@@ -160,8 +161,8 @@ mod tests {
     #[test]
     fn files_are_understood() {
         let meminfo = "MemTotal:       24684468 kB\nMemFree: 1 kB\nSwapTotal:  7 kB";
-        assert_eq!(kibibytes(meminfo, "MemTotal:"), 24_684_468);
-        assert_eq!((kibibytes(meminfo, "SwapTotal:"), kibibytes("", "SwapTotal:")), (7, 0));
+        assert_eq!(bytes_in(meminfo, "MemTotal:"), 24_684_468 << 10);
+        assert_eq!((bytes_in(meminfo, "SwapTotal:"), bytes_in("", "SwapTotal:")), (7 << 10, 0));
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian 12\"\n"), "Debian 12");
         assert_eq!(architecture("armv7l"), "arm");
         assert_eq!(architecture("riscv64"), "riscv64");

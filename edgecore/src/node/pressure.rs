@@ -7,6 +7,8 @@ use std::sync::Arc;
 use podcore::pressure::{Observations, Policy, Seen, Signal, Threshold, Verdict};
 use tokio::sync::watch;
 
+use super::cgroups::Cgroups;
+use super::facts::bytes_in;
 use super::gate::Gate;
 use crate::blocking::read_trimmed;
 
@@ -19,6 +21,10 @@ pub struct Places {
     pub images: Option<PathBuf>,
     /// Processes the kernel allows.
     pub pid_max: u64,
+    /// The machine's cgroups.
+    pub cgroups: Cgroups,
+    /// Under which `kubepods` is.
+    pub cgroup_root: String,
 }
 
 /// What the node was short of at the last look.
@@ -86,7 +92,7 @@ impl Places {
         let meminfo = read_trimmed("/proc/meminfo").unwrap_or_default();
         let loadavg = read_trimmed("/proc/loadavg").unwrap_or_default();
         let mut seen = Observations::new();
-        seen.extend(memory(&meminfo).map(|memory| (Signal::MemoryAvailable, memory)));
+        seen.extend(memory(&self.cgroups, &self.cgroup_root, &meminfo));
         let disks = [
             (Some(&self.root), Signal::NodeFsAvailable, Signal::NodeFsInodesFree),
             (self.images.as_ref(), Signal::ImageFsAvailable, Signal::ImageFsInodesFree),
@@ -117,13 +123,16 @@ impl Places {
     }
 }
 
-fn memory(meminfo: &str) -> Option<Seen> {
-    let bytes = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
-        Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-    };
+/// Memory of the machine, and of all pods, if that has a limit.
+fn memory(cgroups: &Cgroups, cgroup_root: &str, meminfo: &str) -> Vec<(Signal, Seen)> {
+    let total = Some(bytes_in(meminfo, "MemTotal:")).filter(|total| *total > 0);
+    let all = cgroups.memory_of_machine(meminfo);
+    let all = all.zip(total).map(|(memory, total)| Seen::of_memory(&memory, total));
+    let pods = Cgroups::kubepods(cgroup_root).into_iter().find_map(|path| cgroups.memory(&path));
+    let pods = pods.and_then(|memory| Some(Seen::of_memory(&memory, memory.limit?)));
+    let seen = [(Signal::MemoryAvailable, all), (Signal::AllocatableMemoryAvailable, pods)];
 
-    Some(Seen { available: bytes("MemAvailable:")?, capacity: bytes("MemTotal:")? })
+    seen.into_iter().filter_map(|(signal, seen)| Some((signal, seen?))).collect()
 }
 
 /// `0.2 0.1 0.0 1/257 4242`: 257 threads exist.
@@ -137,17 +146,75 @@ mod tests {
 
     #[test]
     fn kernel_files_are_understood() {
-        let seen = Seen { available: 4096, capacity: 5120 };
-        assert_eq!(memory("MemTotal: 5 kB\nMemAvailable:   4 kB\n"), Some(seen));
         assert_eq!(processes("0.20 0.18 0.12 1/257 4242"), Some(257));
-        assert_eq!((memory(""), processes("")), (None, None));
+        assert_eq!(processes(""), None);
+    }
+
+    /// What is seen of memory with these files of cgroups, on a machine with 10 MiB.
+    fn check_memory(folder: &str, cgroups: fn(&Path) -> Cgroups, files: &[(&str, &str)]) {
+        let meminfo = "MemTotal: 10240 kB\nMemFree: 2048 kB\nMemAvailable: 9000 kB\n";
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let seen: Observations =
+            memory(&cgroups(dir.path()), "/site", meminfo).into_iter().collect();
+        let mib = |mib: u64| mib << 20;
+        // 8 MiB are used, and 3 of them are pages of files that nobody reads.
+        let all = Seen { available: mib(5), capacity: mib(10) };
+        let pods = Seen { available: mib(1), capacity: mib(4) };
+        let expected = [(Signal::MemoryAvailable, all), (Signal::AllocatableMemoryAvailable, pods)];
+        assert_eq!(seen, expected.into(), "{folder}");
+    }
+
+    #[test]
+    fn memory_is_counted_as_the_kubelet_counts_it() {
+        let v1: fn(&Path) -> Cgroups = |dir| Cgroups::of_one(dir, &["memory"]);
+        check_memory(
+            "v1",
+            v1,
+            &[
+                ("memory.usage_in_bytes", "8388608\n"),
+                ("memory.stat", "inactive_file 1\ntotal_inactive_file 3145728\n"),
+                ("memory.limit_in_bytes", "9223372036854771712\n"),
+                ("site/kubepods/memory.usage_in_bytes", "4194304\n"),
+                ("site/kubepods/memory.stat", "total_inactive_file 1048576\n"),
+                ("site/kubepods/memory.limit_in_bytes", "4194304\n"),
+            ],
+        );
+        let v2: fn(&Path) -> Cgroups = |dir| Cgroups::of_one(dir, &[]);
+        check_memory(
+            "v2",
+            v2,
+            &[
+                ("memory.stat", "anon 5\ninactive_file 3145728\n"),
+                ("kubepods.slice/memory.current", "4194304\n"),
+                ("kubepods.slice/memory.stat", "inactive_file 1048576\n"),
+                ("kubepods.slice/memory.max", "4194304\n"),
+            ],
+        );
+        // Pods without a limit have all memory, and nothing is known without the kernel's files.
+        let dir = tempfile::tempdir().unwrap();
+        let none = v2(dir.path());
+        std::fs::create_dir_all(dir.path().join("kubepods.slice")).unwrap();
+        std::fs::write(dir.path().join("kubepods.slice/memory.current"), "1\n").unwrap();
+        std::fs::write(dir.path().join("kubepods.slice/memory.max"), "max\n").unwrap();
+        assert_eq!(memory(&none, "/", ""), []);
     }
 
     #[test]
     fn this_machine_is_seen_in_whole() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().to_owned();
-        let places = Places { root: path.clone(), images: Some(path), pid_max: 1 << 22 };
+        let places = Places {
+            root: path.clone(),
+            images: Some(path),
+            pid_max: 1 << 22,
+            cgroups: Cgroups::detect().unwrap(),
+            cgroup_root: "/".to_owned(),
+        };
         let seen = places.look();
 
         assert!(!places.has_image_disk());

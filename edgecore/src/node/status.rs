@@ -253,7 +253,7 @@ pub fn report(
 }
 
 /// Huge pages are no memory for anything else.
-fn kept_back(wanted: &Wanted, facts: &Facts) -> Reserved {
+pub fn kept_back(wanted: &Wanted, facts: &Facts) -> Reserved {
     let huge_pages: u64 = facts.huge_pages.values().sum();
     let memory_bytes = wanted.reserved.memory_bytes.saturating_add(huge_pages);
 
@@ -271,8 +271,7 @@ pub fn resources(facts: &Facts, pods_max: u32, reserved: Reserved) -> BTreeMap<S
     let memory = facts.memory_bytes.saturating_sub(reserved.memory_bytes);
     let disk = facts.ephemeral_storage_bytes.saturating_sub(reserved.ephemeral_storage_bytes);
     let huge_pages = facts.huge_pages.iter();
-    let huge_pages =
-        huge_pages.map(|(size, bytes)| (format!("hugepages-{}", binary(*size)), binary(*bytes)));
+    let huge_pages = huge_pages.map(|(size, bytes)| (huge_pages_name(*size), binary(*bytes)));
     let plain = [
         ("cpu", cpu),
         ("memory", format!("{}Ki", memory / 1024)),
@@ -282,6 +281,11 @@ pub fn resources(facts: &Facts, pods_max: u32, reserved: Reserved) -> BTreeMap<S
     let plain = plain.map(|(name, amount)| (name.to_owned(), amount));
 
     plain.into_iter().chain(huge_pages).collect()
+}
+
+/// The resource of huge pages of that size: `hugepages-2Mi`.
+pub fn huge_pages_name(size: u64) -> String {
+    format!("hugepages-{}", binary(size))
 }
 
 /// As a quantity with the largest binary suffix that loses nothing.

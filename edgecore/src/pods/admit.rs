@@ -7,14 +7,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Taint;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use podcore::admission::{Claim, Lift, Node, Refusal, admit};
 use podcore::memory::Memory;
 use podcore::observed::{Admission, Eviction};
 use podcore::pod::PodView;
+use podcore::quantity;
 use podcore::resize::granted;
 use podcore::support;
 use proto::ids::{ObjectKey, Uid};
 use proto::object::Object;
+use proto::resource::is_extended;
 use serde::Deserialize;
 
 use super::Loop;
@@ -110,8 +113,9 @@ impl Context {
     fn admitting(&self) -> Node {
         let mut node = self.own.clone();
         node.abilities = Arc::clone(&self.abilities.borrow());
-        if let Some(NodeObject { metadata, spec }) = self.node_object() {
+        if let Some(NodeObject { metadata, spec, status }) = self.node_object() {
             (node.labels, node.taints) = (metadata.labels, spec.taints);
+            node.allocatable.scalars.extend(status.extended());
         }
 
         self.gate.apply(node)
@@ -120,6 +124,13 @@ impl Context {
     /// Whether the scheduler is to keep pods from the node.
     pub(super) fn is_unschedulable(&self) -> bool {
         self.node_object().is_some_and(|node| node.spec.unschedulable)
+    }
+
+    /// Labels of the node.
+    pub(super) fn node_labels(&self) -> BTreeMap<String, String> {
+        let object = self.node_object();
+
+        object.map_or_else(|| self.own.labels.clone(), |object| object.metadata.labels)
     }
 
     fn node_object(&self) -> Option<NodeObject> {
@@ -134,6 +145,8 @@ struct NodeObject {
     metadata: NodeMetadata,
     #[serde(default)]
     spec: NodeSpec,
+    #[serde(default)]
+    status: NodeStatus,
 }
 
 #[derive(Deserialize)]
@@ -148,6 +161,21 @@ struct NodeSpec {
     taints: Vec<Taint>,
     #[serde(default)]
     unschedulable: bool,
+}
+
+#[derive(Default, Deserialize)]
+struct NodeStatus {
+    #[serde(default)]
+    allocatable: BTreeMap<String, Quantity>,
+}
+
+impl NodeStatus {
+    /// What an administrator has put on the node: the rest the node knows better itself.
+    fn extended(self) -> impl Iterator<Item = (String, i64)> {
+        let all = self.allocatable.into_iter().filter(|(name, _)| is_extended(name));
+
+        all.filter_map(|(name, amount)| Some((name, quantity::units(&amount)?)))
+    }
 }
 
 impl Loop {

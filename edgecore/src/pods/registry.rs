@@ -136,16 +136,17 @@ impl Registry {
         let mut state = self.state();
         let Some(known) = state.pods.get_mut(pod) else { return };
         let before = std::mem::replace(&mut known.claim, claim);
-        let after = known.claim.as_ref().map(|claim| claim.requests);
+        let has = |claim: &Claim| (claim.requests.cpu_milli, claim.requests.memory);
+        let (is_gone, after) = (known.claim.is_none(), known.claim.as_ref().map_or((0, 0), has));
         let is_less = before.as_ref().is_some_and(|before| {
-            let (before, after) = (before.requests, after.unwrap_or_default());
-            after.cpu_milli < before.cpu_milli || after.memory < before.memory
+            let before = has(before);
+            after.0 < before.0 || after.1 < before.1
         });
         if is_less {
             state.wake_wishers(pod);
         }
         drop(state);
-        if before.is_some() && after.is_none() {
+        if before.is_some() && is_gone {
             self.released.notify_one();
         }
     }
@@ -158,14 +159,14 @@ impl Registry {
             known.wish = Some(wish);
         }
         let shares = state.pods.iter().filter_map(|(uid, known)| {
-            let has = known.claim.as_ref()?.requests;
+            let has = known.claim.as_ref()?.requests.clone();
             Some((uid.clone(), Share { has, wish: known.wish.clone() }))
         });
         let mut shares: BTreeMap<_, _> = shares.collect();
         let used = take_turn(pod, &mut shares, capacity);
         let claim = state.pods.get_mut(pod).and_then(|known| known.claim.as_mut());
         if let (Some(claim), Some(share)) = (claim, shares.get(pod)) {
-            claim.requests = share.has;
+            claim.requests.clone_from(&share.has);
         }
 
         used
@@ -480,7 +481,7 @@ mod tests {
     #[test]
     fn room_is_given_once_and_those_who_wait_are_woken_when_there_is_more() {
         let registry = Registry::default();
-        let capacity = Requests { cpu_milli: 1000, memory: 1, storage: 0 };
+        let capacity = Requests { cpu_milli: 1000, memory: 1, ..Requests::default() };
         let wake = ["u1", "u2", "u3"].map(|name| {
             let wake = registry.add(&uid(name), ObjectKey::pod(&uid(name)), BTreeMap::new());
             registry.claim(&uid(name), Some(Claim::of(&sized(name, 100))));

@@ -79,6 +79,60 @@ async fn remove(cluster: &Cluster, client: &Client, names: &[&str]) -> Result<()
     Ok(())
 }
 
+/// What an administrator puts on a node, and its huge pages, are given to who asks until there is no more;
+/// what the node does not know is no matter of its. The name of the pod that has them all.
+async fn count_other_resources(
+    cluster: &Cluster,
+    client: &Client,
+    node: &EdgeNode,
+) -> Result<String> {
+    let id = unique();
+    let patch = json!({ "status": { "capacity": { "example.com/dongle": "2" } } }).to_string();
+    let patch =
+        ["patch", "node", node.name(), "--subresource=status", "--type=merge", "-p", &patch];
+    cluster.kubectl(&patch).await?;
+    let has = |node: &Value| node["status"]["allocatable"]["example.com/dongle"] == "2";
+    cluster.until(client, &node.path(), "dongles", LIMIT, has).await?;
+
+    let limits = |name: &str, limits: Value| {
+        let mut pod = bound(&format!("{name}-{id}"), node.name(), &json!({}));
+        pod["spec"]["containers"][0]["resources"] = json!({ "limits": limits });
+        pod
+    };
+    let lucky = json!({ "example.com/dongle": "2", "example.com/of-the-cluster": "7" });
+    cluster.apply(&[limits("lucky", lucky)]).await?;
+    let lucky = format!("lucky-{id}");
+    cluster.until(client, &pods::path(&lucky), "Ready", LIMIT, pods::is_ready).await?;
+    let pages = json!({ "hugepages-64Mi": "64Mi", "memory": "1Mi" });
+    let late = json!({ "example.com/dongle": "1" });
+    cluster.apply(&[limits("late", late), limits("pages", pages)]).await?;
+    for (name, resource, amounts) in [
+        ("late", "example.com/dongle", "requested: 1, used: 2, capacity: 2"),
+        ("pages", "hugepages-64Mi", "requested: 67108864, used: 0, capacity: 0"),
+    ] {
+        let (name, reason) = (format!("{name}-{id}"), format!("OutOf{resource}"));
+        let told = until_failed(cluster, client, &name, &reason).await?;
+        let wanted =
+            format!("Pod was rejected: Node didn't have enough resource: {resource}, {amounts}");
+        ensure!(told == wanted, "{told}");
+        remove(cluster, client, &[&name]).await?;
+    }
+
+    Ok(lucky)
+}
+
+/// Less may be requested than these CPUs; what the administrator has put on the node stays.
+async fn have_less(cluster: &Cluster, client: &Client, node: &EdgeNode, cpus: &str) -> Result<()> {
+    configure(node, "systemReserved: { cpu: 500m }\nevictionHard: { memory.available: 100Mi }\n")
+        .await?;
+    let less = |node: &Value| {
+        let allocatable = &node["status"]["allocatable"];
+        allocatable["cpu"] != cpus && allocatable["example.com/dongle"] == "2"
+    };
+
+    cluster.until(client, &node.path(), "less to give away", LIMIT, less).await.map(drop)
+}
+
 /// What does not fit is refused, what was taken in stays, and a critical pod gets its room.
 #[tokio::test]
 async fn a_node_takes_in_what_fits_and_makes_room_for_critical_pods() -> Result<()> {
@@ -92,8 +146,8 @@ async fn a_node_takes_in_what_fits_and_makes_room_for_critical_pods() -> Result<
     let milli = cpus.parse::<u64>().context("whole CPUs")? * 1000;
 
     let port = json!([{ "containerPort": 8080, "hostPort": 31_999 }]);
-    let (runs, large, taken) = (name("runs"), name("large"), name("taken"));
-    let (elsewhere, unsafe_one) = (name("elsewhere"), name("unsafe"));
+    let [runs, large, taken, elsewhere, unsafe_one] =
+        ["runs", "large", "taken", "elsewhere", "unsafe"].map(name);
     let mut first = asks(&runs, node.name(), &format!("{}m", milli - 100));
     first["spec"]["containers"][0]["ports"] = port.clone();
     cluster.apply(&[first]).await?;
@@ -145,18 +199,18 @@ async fn a_node_takes_in_what_fits_and_makes_room_for_critical_pods() -> Result<
         ensure!(told == format!("Pod was rejected: {message}"), "{refused}: {told}");
     }
 
+    let lucky = count_other_resources(&cluster, &client, &node).await?;
+
     // What was taken in is not refused when there is less than it asks for.
-    configure(&node, "systemReserved: { cpu: 500m }\nevictionHard: { memory.available: 100Mi }\n")
-        .await?;
-    let less = |node: &Value| node["status"]["allocatable"]["cpu"] != cpus.as_str();
-    cluster.until(&client, &node.path(), "less to give away", LIMIT, less).await?;
+    have_less(&cluster, &client, &node, &cpus).await?;
     let after = cluster.until(&client, &path, "Ready still", LIMIT, pods::is_ready).await?;
     ensure!(Incarnation::of(&after) == before, "{before:?} became {after}");
 
     let critical = name("critical");
     preempt(&cluster, &client, &node, &runs, &critical).await?;
+    let all = [&runs, &large, &taken, &elsewhere, &unsafe_one, &critical, &lucky];
 
-    remove(&cluster, &client, &[&runs, &large, &taken, &elsewhere, &unsafe_one, &critical]).await
+    remove(&cluster, &client, &all.map(String::as_str)).await
 }
 
 /// A critical pod takes the place of one that runs.

@@ -387,29 +387,41 @@ async fn a_pod_waits_for_what_its_claim_and_its_class_lack() -> Result<()> {
     let disks = node.site().path("KUBELET_ROOT")?.with_file_name("disks");
     prepare(&disks)?;
     let (name, other) = (format!("late-{}", unique()), format!("class-{}", unique()));
-    let mut pod = pods::sleeper(&name, node.name());
-    // The scheduler would wait in its place.
-    pod["spec"]["nodeName"] = json!(node.name());
-    pod["spec"]["volumes"] =
-        json!([{ "name": "v", "persistentVolumeClaim": { "claimName": name } }]);
-    pod["spec"]["containers"][0]["volumeMounts"] = json!([mount("v", "/v")]);
+    let far = format!("far-{}", unique());
+    let claiming = |name: &str| {
+        let mut pod = pods::sleeper(name, node.name());
+        // The scheduler would wait in its place.
+        pod["spec"]["nodeName"] = json!(node.name());
+        pod["spec"]["volumes"] =
+            json!([{ "name": "v", "persistentVolumeClaim": { "claimName": name } }]);
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([mount("v", "/v")]);
+        pod
+    };
     let mut strange = pods::sleeper(&other, node.name());
     strange["spec"]["runtimeClassName"] = json!(other);
     let class = json!({ "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
         "metadata": { "name": other }, "handler": "no-such-handler" });
-    cluster.apply(&[class, claim(&name)]).await?;
-    cluster.apply(&[pod, strange]).await?;
+    // Of a path that is here too, with other data.
+    let of_another = persistent(&far, "another-node", &disks.join("late"));
+    cluster.apply(&[class, claim(&name), claim(&far), of_another]).await?;
+    cluster.apply(&[claiming(&name), claiming(&far), strange]).await?;
 
     let words = format!(
         "FailedMount: Unable to attach or mount volumes: unmounted volumes=[v], unattached volumes=[], \
          failed to process volumes=[v]: error processing PVC default/{name}: PVC is not bound"
     );
     until_told(&cluster, &client, &name, &words).await?;
+    let words = format!(
+        "FailedMount: MountVolume.NodeAffinity check failed for volume \"{far}\" : no matching NodeSelectorTerms"
+    );
+    until_told(&cluster, &client, &far, &words).await?;
     let words = "FailedCreatePodSandBox: Failed to create pod sandbox: ";
     until_told(&cluster, &client, &other, words).await?;
     until_told(&cluster, &client, &other, "no-such-handler").await?;
-    let waiting = cluster.get(&client, &pods::path(&name)).await?.context("the pod")?;
-    ensure!(waiting["status"]["phase"] == "Pending", "{waiting}");
+    for waits in [&name, &far] {
+        let waiting = cluster.get(&client, &pods::path(waits)).await?.context("the pod")?;
+        ensure!(waiting["status"]["phase"] == "Pending", "{waiting}");
+    }
 
     // First a volume without its directory, which is made after the node has missed it.
     let gone = disks.join("later");
@@ -419,13 +431,14 @@ async fn a_pod_waits_for_what_its_claim_and_its_class_lack() -> Result<()> {
     fs::create_dir(&gone)?;
     cluster.until(&client, &pods::path(&name), "Ready", LIMIT, pods::is_ready).await?;
 
-    for pod in [&name, &other] {
+    for pod in [&name, &far, &other] {
         cluster.kubectl(&["delete", "pod", pod, "--wait=false"]).await?;
         cluster.until_gone(&client, &pods::path(pod), LIMIT).await?;
     }
-    let objects = [format!("pv/{name}"), format!("pvc/{name}"), format!("runtimeclass/{other}")];
-    let mut all = vec!["delete", "--wait=false"];
-    all.extend(objects.iter().map(String::as_str));
+    let objects = [&name, &far].map(|name| [format!("pv/{name}"), format!("pvc/{name}")]);
+    let class = format!("runtimeclass/{other}");
+    let mut all = vec!["delete", "--wait=false", &class];
+    all.extend(objects.iter().flatten().map(String::as_str));
 
     cluster.kubectl(&all).await.map(drop)
 }

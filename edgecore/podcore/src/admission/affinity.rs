@@ -1,9 +1,10 @@
-//! Whether a node is one that a pod selects: its `nodeSelector` and its required node affinity
+//! Whether a node is one that a pod selects, by its `nodeSelector` and its required node affinity, or that
+//! has a volume
 //! (`component-helpers/scheduling/corev1/nodeaffinity`).
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 
 use super::Node;
 use crate::pod::PodView;
@@ -20,17 +21,22 @@ pub(super) fn matches(pod: &PodView, node: &Node) -> bool {
     let required = affinity
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
 
-    required.is_none_or(|all| all.node_selector_terms.iter().any(|term| holds(term, node)))
+    required.is_none_or(|terms| selects(terms, &node.labels, &node.name))
+}
+
+/// Whether one of the terms is about a node with these labels and this name.
+pub(crate) fn selects(terms: &NodeSelector, labels: &BTreeMap<String, String>, name: &str) -> bool {
+    terms.node_selector_terms.iter().any(|term| holds(term, labels, name))
 }
 
 /// An empty term selects nothing.
-fn holds(term: &NodeSelectorTerm, node: &Node) -> bool {
-    let labels = term.match_expressions.as_deref().unwrap_or_default();
+fn holds(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>, name: &str) -> bool {
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
     let fields = term.match_fields.as_deref().unwrap_or_default();
 
-    !(labels.is_empty() && fields.is_empty())
-        && labels.iter().all(|one| label_holds(one, &node.labels))
-        && fields.iter().all(|one| field_holds(one, &node.name))
+    !(expressions.is_empty() && fields.is_empty())
+        && expressions.iter().all(|one| label_holds(one, labels))
+        && fields.iter().all(|one| field_holds(one, name))
 }
 
 fn label_holds(one: &NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {

@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::ids::Uid;
 
-use super::{Claim, Refusal, Shortage, is_critical};
+use super::requests::Shortage;
+use super::{Claim, Refusal, is_critical};
 use crate::pod::PodView;
 use crate::resources::QosClass;
 
 /// How much of a resource is still to be freed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Need {
-    resource: &'static str,
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Need<'a> {
+    resource: &'a str,
     quantity: i64,
 }
 
@@ -23,7 +24,7 @@ pub(super) fn choose(
     others: &BTreeMap<Uid, Claim>,
     short: &[Shortage],
 ) -> Result<BTreeSet<Uid>, Refusal> {
-    let needs = short.iter().map(|one| Need { resource: one.resource, quantity: one.lacks() });
+    let needs = short.iter().map(|one| Need { resource: &one.resource, quantity: one.lacks() });
     let needs: Vec<_> = needs.collect();
     let of_class = |class| {
         let all = others.iter().filter(move |(_, claim)| claim.qos == class);
@@ -53,7 +54,7 @@ fn may_preempt(pod: &PodView, claim: &Claim) -> bool {
     is_critical(pod) && !claim.is_critical || outranks
 }
 
-fn check(needs: &[Need]) -> Result<(), Refusal> {
+fn check(needs: &[Need<'_>]) -> Result<(), Refusal> {
     if needs.is_empty() {
         return Ok(());
     }
@@ -70,13 +71,11 @@ fn check(needs: &[Need]) -> Result<(), Refusal> {
 fn request(claim: &Claim, resource: &str) -> i64 {
     match resource {
         "pods" => 1,
-        "cpu" => claim.requests.cpu_milli,
-        "memory" => claim.requests.memory,
-        _ => claim.requests.storage,
+        other => claim.requests.get(other),
     }
 }
 
-fn subtract(mut needs: Vec<Need>, victims: &[Victim<'_>]) -> Vec<Need> {
+fn subtract<'a>(mut needs: Vec<Need<'a>>, victims: &[Victim<'_>]) -> Vec<Need<'a>> {
     for need in &mut needs {
         for (_, claim) in victims {
             need.quantity = need.quantity.saturating_sub(request(claim, need.resource));
@@ -88,7 +87,10 @@ fn subtract(mut needs: Vec<Need>, victims: &[Victim<'_>]) -> Vec<Need> {
 }
 
 /// Again and again the pod that leaves the least to be freed, of equal ones the smaller.
-fn nearest(mut victims: Vec<Victim<'_>>, mut needs: Vec<Need>) -> Result<Vec<Victim<'_>>, Refusal> {
+fn nearest<'a>(
+    mut victims: Vec<Victim<'a>>,
+    mut needs: Vec<Need<'_>>,
+) -> Result<Vec<Victim<'a>>, Refusal> {
     let mut chosen = Vec::new();
     while !needs.is_empty() {
         let by_distance = |a: &Victim<'_>, b: &Victim<'_>| {
@@ -111,7 +113,7 @@ fn nearest(mut victims: Vec<Victim<'_>>, mut needs: Vec<Need>) -> Result<Vec<Vic
 
 /// By which share of each need the pod falls short of it.
 #[expect(clippy::cast_precision_loss, reason = "only the order of shares counts")]
-fn distance(needs: &[Need], claim: &Claim) -> f64 {
+fn distance(needs: &[Need<'_>], claim: &Claim) -> f64 {
     let shares = needs.iter().map(|need| {
         let left = need.quantity.saturating_sub(request(claim, need.resource)).max(0);
         (left as f64 / need.quantity as f64).powi(2)

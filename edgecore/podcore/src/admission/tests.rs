@@ -17,6 +17,9 @@ fn pod(name: &str, spec: &Value) -> PodView {
     PodView::parse(pod.to_string().as_bytes()).unwrap()
 }
 
+/// What an administrator has put on the node.
+const DONGLE: &str = "example.com/dongle";
+
 /// A pod of one container that requests this.
 fn asks(name: &str, priority: i32, requests: &Value) -> PodView {
     let container = json!({ "name": "a", "image": "x", "resources": { "requests": requests } });
@@ -30,7 +33,14 @@ fn node() -> Node {
         labels: [("zone", "west"), ("level", "5"), (OS_LABEL, "linux")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into(),
-        allocatable: Requests { cpu_milli: 2000, memory: 1 << 30, storage: 1 << 30 },
+        allocatable: Requests {
+            cpu_milli: 2000,
+            memory: 1 << 30,
+            storage: 1 << 30,
+            scalars: [("hugepages-2Mi", 8 << 20), (DONGLE, 2)]
+                .map(|(name, amount)| (name.to_owned(), amount))
+                .into(),
+        },
         pods_max: 3,
         abilities: Arc::new(Abilities {
             app_armor: true,
@@ -109,6 +119,47 @@ fn resources_that_are_not_there_are_named() {
 }
 
 #[test]
+fn huge_pages_and_extended_resources_are_counted() {
+    let others = [asks("half", 0, &json!({ "hugepages-2Mi": "6Mi", DONGLE: "1", "a.b/c": "9" }))];
+    for (requests, expected) in [
+        (json!({ "hugepages-2Mi": "2Mi", DONGLE: "1" }), None),
+        (json!({ "hugepages-2Mi": "0", DONGLE: "0" }), None),
+        // The node does not have it: it is the cluster's.
+        (json!({ "a.b/c": "1" }), None),
+        (
+            json!({ "hugepages-2Mi": "4Mi" }),
+            Some((
+                "OutOfhugepages-2Mi",
+                "Node didn't have enough resource: hugepages-2Mi, requested: 4194304, used: 6291456, capacity: 8388608",
+            )),
+        ),
+        (
+            json!({ "hugepages-1Gi": "1Gi" }),
+            Some((
+                "OutOfhugepages-1Gi",
+                "Node didn't have enough resource: hugepages-1Gi, requested: 1073741824, used: 0, capacity: 0",
+            )),
+        ),
+        (
+            json!({ DONGLE: "2" }),
+            Some((
+                "OutOfexample.com/dongle",
+                "Node didn't have enough resource: example.com/dongle, requested: 2, used: 1, capacity: 2",
+            )),
+        ),
+        (
+            json!({ "kubernetes.io/batteries": "1" }),
+            Some((
+                "OutOfkubernetes.io/batteries",
+                "Node didn't have enough resource: kubernetes.io/batteries, requested: 1, used: 0, capacity: 0",
+            )),
+        ),
+    ] {
+        check_on(&node(), &asks("new", 0, &requests), &others, expected);
+    }
+}
+
+#[test]
 fn a_pod_requests_what_it_needs_at_once() {
     let cpu = |amount: &str| json!({ "requests": { "cpu": amount } });
     let spec = json!({
@@ -122,7 +173,7 @@ fn a_pod_requests_what_it_needs_at_once() {
             { "name": "b", "image": "x", "resources": cpu("200m") },
         ],
     });
-    let expected = Requests { cpu_milli: 1010, memory: 1 << 20, storage: 0 };
+    let expected = Requests { cpu_milli: 1010, memory: 1 << 20, ..Requests::default() };
     assert_eq!(Requests::of(&pod("p", &spec)), expected);
 
     let mut whole = spec;
@@ -375,6 +426,14 @@ fn as_few_and_as_little_needed_pods_as_possible_make_room_for_a_critical_one() {
     let two = [guaranteed("sure", "1"), burstable("large", "900m")];
     check_preempted(&json!({ "cpu": "500m" }), &two, &["large"]);
     check_preempted(&json!({ "cpu": "1500m" }), &two, &["large", "sure"]);
+
+    // Huge pages and what else is counted count here too.
+    let pages = [
+        asks("paged", 0, &json!({ "memory": "1Mi", "hugepages-2Mi": "6Mi" })),
+        asks("small", 0, &json!({ "memory": "1Ki", "hugepages-2Mi": "2Mi", DONGLE: "2" })),
+    ];
+    check_preempted(&json!({ "hugepages-2Mi": "6Mi" }), &pages, &["paged"]);
+    check_preempted(&json!({ DONGLE: "1" }), &pages, &["small"]);
 
     // One more critical is not touched.
     let system = [asks("system", 2_000_001_000, &json!({ "cpu": "1500m" }))];

@@ -60,6 +60,7 @@ pub fn parse(texts: &Texts<'_>) -> Result<Policy, Vec<Wrong>> {
             threshold.min_reclaim = Some(reclaim.value);
         }
     }
+    thresholds.extend(of_allocatable(&thresholds));
     let transition = duration(texts.transition);
     if transition.is_none() {
         wrong.push(("evictionPressureTransitionPeriod".to_owned(), no_duration(texts.transition)));
@@ -77,6 +78,15 @@ pub fn parse(texts: &Texts<'_>) -> Result<Policy, Vec<Wrong>> {
         transition: transition.unwrap_or_default(),
         pod_grace_max_s: texts.pod_grace_max_s,
     })
+}
+
+/// What holds for the memory of the node holds for that of all pods too, so that they are evicted before the
+/// kernel kills in their cgroup (`addAllocatableThresholds`).
+fn of_allocatable(thresholds: &[Threshold]) -> Vec<Threshold> {
+    let memory = thresholds.iter().filter(|t| t.signal == Signal::MemoryAvailable && t.is_hard());
+    let signal = Signal::AllocatableMemoryAvailable;
+
+    memory.map(|threshold| Threshold { signal, ..*threshold }).collect()
 }
 
 fn signal(name: &str) -> Option<Signal> {

@@ -55,6 +55,8 @@ fn thresholds_are_read_as_the_kubelet_reads_them() {
                 Some(Duration::from_secs(90)),
                 more
             ),
+            // It is added to that of all memory.
+            threshold(Signal::AllocatableMemoryAvailable, Amount::Absolute(100 << 20), None, None),
         ]
     );
     assert_eq!((policy.transition, policy.pod_grace_max_s), (Duration::from_mins(5), 7));
@@ -62,6 +64,25 @@ fn thresholds_are_read_as_the_kubelet_reads_them() {
     assert_eq!(policy.kept(Signal::PidAvailable, 1000), 0);
     let defaults = read(&DEFAULT_HARD, &[], &[]).unwrap();
     assert_eq!(defaults.kept(Signal::MemoryAvailable, 1 << 30), 100 << 20);
+}
+
+#[test]
+fn pods_that_reach_what_they_may_have_in_all_make_memory_short() {
+    let memory = [("memory.available", "10%")];
+    let policy = read(&memory, &[], &[]).unwrap();
+    let soft = read(&[], &memory, &[("memory.available", "1m")]).unwrap();
+    let of_pods = |available| {
+        let plenty = Seen { available: 900, capacity: 1000 };
+        let pods = Seen { available, capacity: 100 };
+        let signals = [Signal::AllocatableMemoryAvailable, Signal::MemoryAvailable];
+        signals.into_iter().zip([pods, plenty]).collect::<Observations>()
+    };
+    for (available, expected) in [(10, None), (9, Some(Signal::AllocatableMemoryAvailable))] {
+        let verdict = Watch::default().observe(&policy, &of_pods(available), Duration::ZERO);
+        assert_eq!(verdict.due.first().map(|due| due.signal), expected);
+        assert_eq!(verdict.conditions.contains(&"MemoryPressure"), expected.is_some());
+    }
+    assert_eq!(soft.thresholds.len(), 1, "only hard ones are for pods alone");
 }
 
 #[test]

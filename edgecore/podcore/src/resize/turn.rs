@@ -34,8 +34,8 @@ impl Wish {
         let requests = Requests::of(pod);
 
         Some(Self {
-            requests,
             increases: requests.cpu_milli > has.cpu_milli || requests.memory > has.memory,
+            requests,
             priority: pod.spec().priority.unwrap_or(0),
             is_guaranteed: qos_class(pod) == QosClass::Guaranteed,
             since: memory.resize.pending.as_ref().map(|pending| pending.since),
@@ -67,10 +67,9 @@ pub fn take_turn(pod: &Uid, shares: &mut BTreeMap<Uid, Share>, capacity: &Reques
     wishes.sort_by_key(|(uid, wish)| (wish.rank(), uid.clone()));
     let last = wishes.iter().position(|(uid, _)| uid == pod).map_or(0, |at| at + 1);
     let mut ahead: BTreeMap<Uid, Requests> =
-        shares.iter().map(|(uid, share)| (uid.clone(), share.has)).collect();
+        shares.iter().map(|(uid, share)| (uid.clone(), share.has.clone())).collect();
     for (uid, wish) in wishes.iter().take(last) {
-        let beside = all_but(uid, &ahead);
-        if !fits(&wish.requests, &beside, capacity) {
+        if !fits(&wish.requests, all_but(uid, &ahead), capacity) {
             continue;
         }
         // What becomes less is given back by the pod itself.
@@ -80,7 +79,7 @@ pub fn take_turn(pod: &Uid, shares: &mut BTreeMap<Uid, Share>, capacity: &Reques
         }
     }
     if let (Some(share), Some(has)) = (shares.get_mut(pod), ahead.get(pod)) {
-        share.has = *has;
+        share.has.clone_from(has);
     }
 
     all_but(pod, &ahead)
@@ -89,11 +88,11 @@ pub fn take_turn(pod: &Uid, shares: &mut BTreeMap<Uid, Share>, capacity: &Reques
 fn all_but(pod: &Uid, shares: &BTreeMap<Uid, Requests>) -> Requests {
     let others = shares.iter().filter(|(uid, _)| *uid != pod);
 
-    others.fold(Requests::default(), |sum, (_, has)| sum.plus(*has))
+    others.fold(Requests::default(), |sum, (_, has)| sum.plus(has))
 }
 
-fn fits(asked: &Requests, used: &Requests, capacity: &Requests) -> bool {
-    let sum = used.plus(*asked);
+fn fits(asked: &Requests, used: Requests, capacity: &Requests) -> bool {
+    let sum = used.plus(asked);
 
     sum.cpu_milli <= capacity.cpu_milli && sum.memory <= capacity.memory
 }
@@ -112,7 +111,8 @@ mod tests {
         Requests { cpu_milli, ..Requests::default() }
     }
 
-    const CAPACITY: Requests = Requests { cpu_milli: 1000, memory: 1000, storage: 0 };
+    const CAPACITY: Requests =
+        Requests { cpu_milli: 1000, memory: 1000, storage: 0, scalars: BTreeMap::new() };
 
     fn wish(cpu_milli: i64) -> Wish {
         let since = Some(Timestamp::UNIX_EPOCH);

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
 
-use super::{Amounts, QosClass, SHARES_MIN, cpu_quota, cpu_request, cpu_shares, qos_class};
+use super::{
+    Amounts, QosClass, SHARES_MIN, STORAGE, cpu_quota, cpu_request, cpu_shares, qos_class,
+};
 use crate::pod::{PodView, is_sidecar};
 use crate::quantity;
 
@@ -75,6 +77,21 @@ fn overhead(pod: &PodView, name: &str) -> i64 {
 /// What the pod requests of a resource, with its overhead.
 pub fn pod_request(pod: &PodView, name: &str) -> i64 {
     total(pod, Side::Requests, name).unwrap_or(0).saturating_add(overhead(pod, name))
+}
+
+/// What the pod requests besides CPU, memory and disk space, by name.
+pub fn scalar_requests(pod: &PodView) -> BTreeMap<String, i64> {
+    let containers = pod.admitted_containers().filter_map(|container| container.resources.as_ref());
+    let lists = containers.chain(&pod.spec().resources).map(|all| &all.requests);
+    let names = lists.chain([&pod.spec().overhead]).flat_map(|list| list.iter().flatten());
+    let names = names.map(|(name, _)| name).filter(|name| !is_plain(name));
+    let amounts = names.map(|name| (name.clone(), pod_request(pod, name)));
+
+    amounts.filter(|(_, amount)| *amount > 0).collect()
+}
+
+fn is_plain(resource: &str) -> bool {
+    matches!(resource, "cpu" | "memory" | STORAGE)
 }
 
 /// What all of the pod may have of a resource at most, if anything is said of it.

@@ -273,10 +273,6 @@ fn what_a_container_may_not_ask_for() {
         (json!({ "volumeDevices": [{ "name": "d", "devicePath": "/d" }] }), "volumeDevices"),
         (json!({ "resources": { "claims": [{ "name": "c" }] } }), "resources.claims"),
         (
-            json!({ "resources": { "limits": { "example.com/gpu": "1" } } }),
-            "a limit of example.com/gpu",
-        ),
-        (
             json!({ "volumeMounts": [{ "name": "v", "mountPath": "/v", "bindMountOptions": ["noexec"] }] }),
             "bindMountOptions",
         ),

@@ -20,12 +20,20 @@ pub enum Version {
 /// Reads a cgroup: `read` gives the text of a controller's file, if there is one.
 pub fn usage(version: Version, read: &dyn Fn(&str, &str) -> Option<String>) -> Usage {
     let number = |controller: &str, file: &str| read(controller, file).and_then(|t| plain(&t));
-    let (cpu, memory, io) = match version {
-        Version::V1 => (cpu_v1(read), memory_v1(read), io_v1(read)),
-        Version::V2 => (cpu_v2(read), memory_v2(read), io_v2(read)),
+    let (cpu, io) = match version {
+        Version::V1 => (cpu_v1(read), io_v1(read)),
+        Version::V2 => (cpu_v2(read), io_v2(read)),
     };
 
-    Usage { cpu, memory, io, tasks: number("pids", "pids.current") }
+    Usage { cpu, memory: memory(version, read), io, tasks: number("pids", "pids.current") }
+}
+
+/// Reads of a cgroup what it has of memory.
+pub fn memory(version: Version, read: &dyn Fn(&str, &str) -> Option<String>) -> Option<Memory> {
+    match version {
+        Version::V1 => memory_v1(read),
+        Version::V2 => memory_v2(read),
+    }
 }
 
 /// A file of one number; `max` is none.

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use podcore::usage::Usage;
 use podcore::usage::cgroup::{self, Version};
+use podcore::usage::{Memory, Usage};
 
 use super::{Cgroups, limit_of, path_of};
 use crate::blocking::read_trimmed;
@@ -17,15 +17,11 @@ impl Cgroups {
     /// the machine.
     pub fn usage(&self, parent: &str) -> Usage {
         let path = path_of(parent);
-        let version = if self.is_unified() { Version::V2 } else { Version::V1 };
-        let read = |controller: &str, file: &str| {
-            read_trimmed(self.dir(controller)?.join(&path).join(file))
-        };
-        let mut usage = cgroup::usage(version, &read);
+        let mut usage =
+            cgroup::usage(self.version(), &|controller, file| self.read(&path, controller, file));
         if usage.memory.is_none() && path.as_os_str().is_empty() {
             let meminfo = read_trimmed("/proc/meminfo").unwrap_or_default();
-            let stat = read(CONTROLLER, "memory.stat").unwrap_or_default();
-            usage.memory = cgroup::memory_of_machine(&meminfo, &stat);
+            usage.memory = self.memory_of_machine(&meminfo);
         }
 
         usage
@@ -38,6 +34,33 @@ impl Cgroups {
             ["memory.max", "memory.limit_in_bytes"].map(|file| read_trimmed(dir.join(file)));
 
         limit.into_iter().flatten().next().map(|text| limit_of(&text))
+    }
+
+    /// What of memory that cgroup has.
+    pub fn memory(&self, parent: &str) -> Option<Memory> {
+        let path = path_of(parent);
+
+        cgroup::memory(self.version(), &|controller, file| self.read(&path, controller, file))
+    }
+
+    /// What of memory is in use on the machine.
+    pub fn memory_of_machine(&self, meminfo: &str) -> Option<Memory> {
+        let stat = || self.read(Path::new(""), CONTROLLER, "memory.stat").unwrap_or_default();
+
+        self.memory("/").or_else(|| cgroup::memory_of_machine(meminfo, &stat()))
+    }
+
+    /// The cgroup of all pods, as whichever driver names it, is there with its files under one of these.
+    pub fn kubepods(root: &str) -> [String; 2] {
+        [format!("{}/kubepods", root.trim_end_matches('/')), "kubepods.slice".to_owned()]
+    }
+
+    fn version(&self) -> Version {
+        if self.is_unified() { Version::V2 } else { Version::V1 }
+    }
+
+    fn read(&self, path: &Path, controller: &str, file: &str) -> Option<String> {
+        read_trimmed(self.dir(controller)?.join(path).join(file))
     }
 
     /// The path of the cgroup that the runtime is told as `parent`, from the root.

@@ -14,6 +14,7 @@ use super::{Detail, Found, Held, Place, found, time};
 use crate::blocking::read_trimmed;
 use crate::kubelet_api::PodFacts;
 use crate::node::cgroups::{Cgroups, device_name};
+use crate::node::facts::bytes_in;
 use crate::node::pressure;
 use crate::volumes::contents;
 
@@ -54,7 +55,7 @@ fn node_usage(place: &Place, held: &Held, detail: Detail) -> NodeUsage {
         machine: Machine {
             cpus: facts.cpus,
             memory_bytes: facts.memory_bytes,
-            swap_bytes: kibibytes(&meminfo, "SwapTotal:"),
+            swap_bytes: bytes_in(&meminfo, "SwapTotal:"),
             boot_id: facts.boot_id.clone(),
             machine_id: facts.machine_id.clone(),
             system_uuid: facts.system_uuid.clone(),
@@ -78,10 +79,8 @@ fn usage(cgroups: &Cgroups, parent: &str, detail: Detail) -> Usage {
 
 /// The cgroup of all pods, as whichever driver names it.
 fn kubepods(cgroups: &Cgroups, root: &str) -> (String, Usage) {
-    let by_path = format!("{}/kubepods", root.trim_end_matches('/'));
-    let found = [by_path.as_str(), "kubepods.slice"]
-        .map(|parent| (Cgroups::shown(parent), cgroups.usage(parent)));
-    let [by_path, slice] = found;
+    let found = Cgroups::kubepods(root);
+    let [by_path, slice] = found.map(|parent| (Cgroups::shown(&parent), cgroups.usage(&parent)));
 
     if by_path.1.cpu.is_some() { by_path } else { slice }
 }
@@ -224,21 +223,14 @@ fn process(stat: &str, status: &str, booted_at: Option<Timestamp>) -> Option<Pro
         faults: field(10)?,
         major_faults: field(12)?,
         cpu_ns: ns(field(14)? + field(15)?),
-        virtual_bytes: kibibytes(status, "VmSize:"),
-        resident_bytes: kibibytes(status, "VmRSS:"),
+        virtual_bytes: bytes_in(status, "VmSize:"),
+        resident_bytes: bytes_in(status, "VmRSS:"),
         open_files: 0,
         started_at: booted_at.zip(since_boot).and_then(|(at, after)| at.checked_add(after).ok()),
     })
 }
 
 /// Bytes of a line such as `VmRSS:  9000 kB`; 0 if there is none.
-fn kibibytes(table: &str, name: &str) -> u64 {
-    let line = table.lines().find_map(|line| line.strip_prefix(name));
-    let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-
-    number.unwrap_or(0).saturating_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

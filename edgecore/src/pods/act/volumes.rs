@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Container;
-use podcore::claims::all_bound;
+use podcore::claims::{all_bound, claim_name};
 use podcore::plan::Outcome;
 use podcore::resources::{cgroup_parent, pod_limits};
-use podcore::volumes::{Place, place, setup};
+use podcore::volumes::{Place, VolumeError, check_node, place, setup};
 
 use super::{Done, Job};
 use crate::blocking;
@@ -69,6 +69,7 @@ impl Job {
     /// What is to be made in the file system, as podcore decides.
     fn volumes(&self) -> Result<PodVolumes, String> {
         let Self { context, pod, .. } = self;
+        self.check_node().map_err(|error| chain(&error))?;
         let fields = context.node_fields(self.pod_ips());
         let mut volumes = Vec::new();
         // An image is mounted by the runtime.
@@ -99,6 +100,19 @@ impl Job {
             memory_bytes: u64::try_from(memory).ok(),
             propagate: pod.all_containers().any(propagates),
         })
+    }
+
+    /// What a pod that has begun has mounted stays so, whatever becomes of the node's labels.
+    fn check_node(&self) -> Result<(), VolumeError> {
+        let Self { context, pod, materials, .. } = self;
+        let volumes = || pod.spec().volumes.iter().flatten();
+        let has_begun = self.sandboxes.iter().any(|sandbox| sandbox.ready);
+        if has_begun || !volumes().any(|volume| claim_name(pod, volume).is_some()) {
+            return Ok(());
+        }
+        let labels = context.node_labels();
+
+        volumes().try_for_each(|volume| check_node(pod, volume, materials, &labels))
     }
 
     pub(super) async fn tear_down(self) -> Done {
