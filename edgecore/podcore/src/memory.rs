@@ -38,6 +38,10 @@ pub struct Memory {
     /// Highest attempt of a sandbox made for the pod, counted from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox_attempt: Option<u32>,
+    /// By the id of a container that is being stopped: how many seconds the hook before that took. Kept, so
+    /// that an agent that starts again does not run it again.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub pre_stopped: BTreeMap<String, i64>,
     /// Addresses of the last sandbox, kept in the status of an ended pod.
     pub ips: Vec<String>,
     /// What was last set up of its volumes with claims, by their name in the pod: it serves on when its claim
@@ -424,6 +428,10 @@ pub struct Transient {
     pub out_of_memory: BTreeSet<String>,
     /// Which one-time Events were emitted.
     pub told: Vec<String>,
+    /// By the id of a container that is being stopped: why, as the user was told.
+    pub killing: BTreeMap<String, String>,
+    /// The rest of the memory holds something that cannot be found out again, and was not stored yet.
+    pub unstored: bool,
     /// The stop that is under way.
     pub stopping: Option<Stopping>,
     /// What the probes are about to ask.
@@ -437,10 +445,19 @@ pub struct Transient {
 /// How far the stop of a pod's containers is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stopping {
-    /// When it began.
+    /// Seconds that the containers have.
+    pub grace_s: i64,
+    /// The turns of the sidecars, by id.
+    pub turns: BTreeMap<String, Turn>,
+}
+
+/// The turn of a sidecar to be killed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// Since when it waits.
     pub since: Timestamp,
-    /// Seconds of grace of the sidecars whose turn has come, by id.
-    pub turns: BTreeMap<String, i64>,
+    /// For how many seconds it has, if its turn has come.
+    pub waited_s: Option<i64>,
 }
 
 /// A failure and when to try again.

@@ -10,6 +10,7 @@ mod go_down;
 mod initialize;
 mod outcome;
 mod start;
+mod stop;
 #[cfg(test)]
 mod tests;
 mod wind_down;
@@ -65,6 +66,15 @@ pub enum Action {
         /// What [`Outcome::ImageReady`] told.
         image_ref: String,
     },
+    /// Run the hook before a container's stop.
+    PreStop {
+        /// Container name.
+        container: String,
+        /// Id in the runtime.
+        id: String,
+        /// Seconds that it may take.
+        grace_s: i64,
+    },
     /// SIGTERM, and SIGKILL after the grace.
     StopContainer {
         /// Id in the runtime.
@@ -73,8 +83,6 @@ pub enum Action {
         container: String,
         /// Seconds between SIGTERM and SIGKILL.
         grace_s: i64,
-        /// Why, for the Event `Killing`.
-        why: String,
     },
     /// Run the hook after a container's start.
     PostStart {
@@ -300,6 +308,9 @@ fn remember(memory: &mut Memory, observed: &Observed, now: Timestamp) {
             kept.last = Some(end);
         }
     }
+    let is_live = |id: &str| observed.containers.iter().any(|c| c.id == id && c.may_run());
+    memory.pre_stopped.retain(|id, _| is_live(id));
+    memory.transient.killing.retain(|id, _| is_live(id));
     for (name, kept) in &mut memory.containers {
         let newest = observed.newest(name).map(|container| container.attempt);
         if let Some(attempt) = kept.attempt.filter(|attempt| newest < Some(*attempt))

@@ -15,7 +15,7 @@ pub(crate) use self::show::{show_action, show_status};
 use crate::memory::Memory;
 use crate::observed::{ContainerView, Observed, VolumesState};
 use crate::plan::{Action, Outcome, Plan, plan};
-use crate::pod::PodView;
+use crate::pod::{GRACE_MIN_S, PodView};
 use crate::resize::Outdated;
 use crate::resources::{PodLimits, pod_limits};
 use crate::status::{StatusContext, status};
@@ -45,6 +45,8 @@ pub(crate) struct World {
     pub(crate) under_way: BTreeSet<Action>,
     /// Exit code of a container that is asked to stop; 143 unless said.
     pub(crate) on_stop: BTreeMap<String, i32>,
+    /// How long a hook before a stop takes.
+    pub(crate) hook_takes_s: i64,
     /// Actions since the last look at it.
     pub(crate) trace: Vec<String>,
     pub(crate) events: Vec<String>,
@@ -88,6 +90,7 @@ impl World {
             slow: BTreeSet::new(),
             under_way: BTreeSet::new(),
             on_stop: BTreeMap::new(),
+            hook_takes_s: 0,
             trace: Vec::new(),
             events: Vec::new(),
             wake_at: None,
@@ -122,8 +125,13 @@ impl World {
         self.memory = next.memory;
         self.wake_at = next.wake_at;
         self.finished = next.finished;
-        if self.memory.must_be_durable_after(&self.stored) || self.under_way.is_empty() {
+        let is_idle = self.under_way.is_empty();
+        if self.memory.must_be_durable_after(&self.stored)
+            || self.memory.transient.unstored
+            || is_idle
+        {
             self.stored = self.remembered();
+            self.memory.transient.unstored = false;
         }
         if self.memory.ended.is_some() || self.pod.is_deleted() {
             self.under_way.retain(|action| !matches!(action, Action::EnsureImage { .. }));
@@ -241,7 +249,22 @@ impl World {
                     "{id} is asked, and does not run"
                 );
             }
-            Action::StopContainer { .. } | Action::Event { .. } => {}
+            Action::PreStop { container, id, grace_s } => {
+                let asked = self.observed.containers.iter().find(|c| c.id == *id);
+                let runs = asked.is_some_and(ContainerView::is_running);
+                assert!(runs && *grace_s > 0, "the hook of {container}, which does not run");
+                assert!(!self.memory.pre_stopped.contains_key(id), "{container}'s hook runs again");
+            }
+            Action::StopContainer { id, container, grace_s } => {
+                assert!(*grace_s >= GRACE_MIN_S, "{container} is killed at once");
+                let spec = self.pod.all_containers().find(|c| c.name == *container);
+                let hook = spec.and_then(|c| c.lifecycle.as_ref()?.pre_stop.as_ref());
+                let asked = self.observed.containers.iter().find(|c| c.id == *id);
+                let waits = hook.is_some() && asked.is_some_and(ContainerView::is_running);
+                let ran = self.memory.pre_stopped.contains_key(id);
+                assert!(ran || !waits, "{container} is killed before its hook ran");
+            }
+            Action::Event { .. } => {}
         }
     }
 

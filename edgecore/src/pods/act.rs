@@ -129,11 +129,10 @@ impl Job {
             Action::StartContainer { container, attempt, sandbox, image_ref } => {
                 self.start(container, attempt, &sandbox, &image_ref).await
             }
-            Action::StopContainer { id, container, grace_s, why } => {
-                self.tell(Normal, "Killing", &why, Some(&container));
-                let left_s = self.pre_stop(&container, &id, grace_s).await;
-                self.stop(&id, left_s).await
+            Action::PreStop { container, id, grace_s } => {
+                self.pre_stop(&container, id, grace_s).await
             }
+            Action::StopContainer { id, grace_s, .. } => self.stop(&id, grace_s).await,
             Action::PostStart { container, id, attempt } => {
                 self.post_start(container, id, attempt).await
             }

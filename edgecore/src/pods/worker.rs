@@ -239,7 +239,8 @@ impl Worker {
         wake_at = earlier(wake_at, self.report(&status, next.finished, now));
         self.enter(&pod, &status);
         // The rest of the memory can be found out again: one commit when the pod has settled.
-        if !self.under_way.keys().any(|action| !matches!(action, Action::Probe { .. })) {
+        let is_busy = self.under_way.keys().any(|action| !matches!(action, Action::Probe { .. }));
+        if self.memory.transient.unstored || !is_busy {
             wake_at = earlier(wake_at, self.store_memory(&next.memory, now).await);
         }
 

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
 
 use super::start::{ensure_image, next_attempt, restart, start};
+use super::stop::stop;
 use super::{Action, Plan, has_completed, initialize, is_followed, wind_down};
 use crate::backoff;
 use crate::hook;
@@ -12,7 +13,7 @@ use crate::memory::Memory;
 use crate::observed::{
     ContainerState, ContainerView, Missing, Observed, SandboxView, VolumesState,
 };
-use crate::pod::{GRACE_MIN_S, PodView, RestartPolicy};
+use crate::pod::{PodView, RestartPolicy};
 use crate::probe::{self, ProbeKind};
 use crate::resize;
 use crate::translate::container_hash;
@@ -61,6 +62,7 @@ pub(super) fn converge(pod: &PodView, observed: &Observed, now: Timestamp, plan:
         }
         return;
     };
+    plan.memory.transient.stopping = None;
     let holds_starts = resize::goes_before_starts(pod, &plan.memory);
     let step = Step { sandbox, observed, now, holds_starts };
     clear_strays(pod, &step, plan);
@@ -286,15 +288,22 @@ pub(super) fn pursue(
     plan: &mut Plan,
 ) {
     match wish {
-        Wish::Nothing => {}
+        Wish::Nothing => {
+            if let Some(view) = step.observed.newest_in(&step.sandbox.id, &container.name) {
+                // Whoever wanted it to stop does not any more.
+                plan.memory.pre_stopped.remove(&view.id);
+                plan.memory.transient.killing.remove(&view.id);
+            }
+        }
         Wish::Clear { id } => plan.act(Action::RemoveContainer { id }),
         Wish::Stop { id, why, replaces, grace_s } => {
             if replaces.is_some() {
                 plan.memory.container(&container.name).replaced = replaces;
             }
-            let container = container.name.clone();
-            let grace_s = grace_s.map_or_else(|| pod.grace_seconds(), |own| own.max(GRACE_MIN_S));
-            plan.act(Action::StopContainer { id, container, grace_s, why });
+            let grace_s = grace_s.unwrap_or_else(|| pod.grace_seconds());
+            if let Some(view) = step.observed.containers.iter().find(|view| view.id == id) {
+                stop(pod, view, grace_s, &why, plan);
+            }
         }
         Wish::Start { attempt } => {
             start(container, attempt, step, plan);
@@ -314,12 +323,8 @@ fn clear_strays(pod: &PodView, step: &Step<'_>, plan: &mut Plan) {
         if stray.state == ContainerState::Created {
             plan.act(Action::RemoveContainer { id: stray.id.clone() });
         } else if stray.may_run() {
-            plan.act(Action::StopContainer {
-                id: stray.id.clone(),
-                container: stray.name.clone(),
-                grace_s: pod.grace_seconds(),
-                why: format!("Stopping container {}", stray.name),
-            });
+            let why = format!("Stopping container {}", stray.name);
+            stop(pod, stray, pod.grace_seconds(), &why, plan);
         }
     }
 }

@@ -84,6 +84,13 @@ pub enum Outcome {
         /// What happened.
         message: String,
     },
+    /// The hook before a stop has run, or its time was over.
+    PreStopped {
+        /// Id of the instance.
+        id: String,
+        /// How many seconds it took.
+        took_s: i64,
+    },
     /// The hook after a start has run.
     Hooked {
         /// Container name.
@@ -180,22 +187,22 @@ impl Memory {
                 let failure = backoff::failure(before, "Error", message, now);
                 self.transient.resize_failure = Some(failure);
             }
+            Outcome::PreStopped { id, took_s } => {
+                self.pre_stopped.insert(id, took_s);
+                self.transient.unstored = true;
+            }
             Outcome::Hooked { container, attempt, failure } => {
                 let failed = failure.is_some();
                 self.container(&container).hooked = Some(Hooked { attempt, failed });
                 if let Some(message) = failure {
-                    let before = self.transient.start_failures.get(&container);
-                    let failure = backoff::failure(before, hook::FAILED, message, now);
-                    self.transient.start_failures.insert(container, failure);
+                    self.start_failed(container, hook::FAILED, message, now);
                 }
             }
             Outcome::Probed { container, id, kind, number, passed } => {
                 self.answered(&(container, kind), &id, number, passed);
             }
             Outcome::StartFailed { container, attempt: _, reason, message } => {
-                let before = self.transient.start_failures.get(&container);
-                let failure = backoff::failure(before, &reason, message, now);
-                self.transient.start_failures.insert(container, failure);
+                self.start_failed(container, &reason, message, now);
             }
         }
     }
@@ -208,5 +215,11 @@ impl Memory {
         }
         self.transient.limits = Some(limits);
         self.transient.resize_failure = None;
+    }
+
+    fn start_failed(&mut self, container: String, reason: &str, message: String, now: Timestamp) {
+        let before = self.transient.start_failures.get(&container);
+        let failure = backoff::failure(before, reason, message, now);
+        self.transient.start_failures.insert(container, failure);
     }
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::stop::{begin, kill};
 use super::{Action, Plan, volumes_gone};
-use crate::memory::{Ended, Memory, Stopping};
+use crate::memory::{Ended, Memory, Stopping, Turn};
 use crate::observed::{ContainerView, Observed};
-use crate::pod::{GRACE_MIN_S, PodView, is_sidecar};
+use crate::pod::{PodView, is_sidecar};
 
 /// Stops and removes everything of a deleted pod.
 pub(super) fn delete(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
@@ -59,8 +60,8 @@ pub(super) fn end(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut
     }
 }
 
-/// Asks the live containers to stop, the sidecars after the containers that they serve; false if none is
-/// left.
+/// Stops the live containers: all begin to at once, and the sidecars are killed after the containers that
+/// they serve; false if none is left.
 pub(super) fn stop_containers(
     pod: &PodView,
     observed: &Observed,
@@ -73,36 +74,39 @@ pub(super) fn stop_containers(
         return false;
     }
     let evicted = plan.memory.ended.as_ref().and_then(|ended| ended.grace_s);
-    let whole_s = evicted.map_or_else(|| pod.grace_seconds(), |own| own.min(pod.grace_seconds()));
-    let begun = Stopping { since: now, turns: BTreeMap::new() };
-    let mut stopping = plan.memory.transient.stopping.take().unwrap_or(begun);
-    stopping.turns.retain(|id, _| live.iter().any(|container| container.id == *id));
+    let grace_s = evicted.map_or_else(|| pod.grace_seconds(), |own| own.min(pod.grace_seconds()));
+    let mut turns = turns(grace_s, plan);
+    turns.retain(|id, _| live.iter().any(|container| container.id == *id));
     for container in &live {
-        // The whole grace each time: a deletion with a smaller one gives another action, the passing of
-        // time does not. After a restart of the agent the grace begins anew, as with the kubelet.
-        let grace_s = match followers(pod, container) {
-            None => whole_s,
-            Some(followers) => {
-                let waits = live.iter().any(|other| followers.contains(&other.name.as_str()));
-                match turn(&mut stopping, container, whole_s, waits, now) {
-                    Ok(grace_s) => grace_s,
-                    Err(at) => {
-                        plan.wake(at);
-                        continue;
-                    }
-                }
-            }
+        let why = format!("Stopping container {}", container.name);
+        let Some(left_s) = begin(pod, container, grace_s, &why, plan) else { continue };
+        // What is left as of one moment: another grace gives another action, the passing of time does not.
+        let Some(followers) = followers(pod, container) else {
+            kill(container, left_s, plan);
+            continue;
         };
-        plan.act(Action::StopContainer {
-            id: container.id.clone(),
-            container: container.name.clone(),
-            grace_s,
-            why: format!("Stopping container {}", container.name),
-        });
+        let waits = live.iter().any(|other| followers.contains(&other.name.as_str()));
+        let turn = turns.entry(container.id.clone()).or_insert(Turn { since: now, waited_s: None });
+        match wait_for(turn, left_s, waits, now) {
+            Ok(left_s) => kill(container, left_s, plan),
+            Err(at) => plan.wake(at),
+        }
     }
-    plan.memory.transient.stopping = Some(stopping);
+    plan.memory.transient.stopping = Some(Stopping { grace_s, turns });
 
     true
+}
+
+/// The turns of the stop that is under way. With another grace it begins anew but for the hooks that ran,
+/// and so it does after a restart of the agent (kubelet: `syncTerminatingPod`).
+fn turns(grace_s: i64, plan: &mut Plan) -> BTreeMap<String, Turn> {
+    let stopping = plan.memory.transient.stopping.take();
+    if let Some(stopping) = stopping.filter(|stopping| stopping.grace_s == grace_s) {
+        return stopping.turns;
+    }
+    plan.memory.pre_stopped.values_mut().for_each(|took_s| *took_s = 0);
+
+    BTreeMap::new()
 }
 
 /// Who must have ended before a sidecar is stopped: the containers of the pod proper and the sidecars
@@ -115,24 +119,20 @@ fn followers<'a>(pod: &'a PodView, container: &ContainerView) -> Option<Vec<&'a 
     Some(later.chain(pod.containers()).map(|container| container.name.as_str()).collect())
 }
 
-/// What is left of the pod's grace for a sidecar when its turn comes: when nobody needs it any more, at
-/// the latest when the grace is over. Until then, when that is.
-fn turn(
-    stopping: &mut Stopping,
-    sidecar: &ContainerView,
-    grace_s: i64,
-    waits: bool,
-    now: Timestamp,
-) -> Result<i64, Timestamp> {
-    if let Some(left_s) = stopping.turns.get(&sidecar.id) {
-        return Ok(grace_s.min(*left_s));
+/// What is left of the grace for a sidecar when its turn comes: when nobody needs it any more, at the
+/// latest when the grace is over. Until then, when that is.
+fn wait_for(turn: &mut Turn, left_s: i64, waits: bool, now: Timestamp) -> Result<i64, Timestamp> {
+    if let Some(waited_s) = turn.waited_s {
+        return Ok(left_s.saturating_sub(waited_s));
     }
-    let end = stopping.since.saturating_add(SignedDuration::from_secs(grace_s)).unwrap_or(now);
+    // A clock that was set back does not make the wait longer than the grace.
+    turn.since = turn.since.min(now);
+    let end = turn.since.saturating_add(SignedDuration::from_secs(left_s)).unwrap_or(now);
     if waits && now < end {
         return Err(end);
     }
-    let left_s = end.duration_since(now).as_secs().clamp(GRACE_MIN_S, grace_s.max(GRACE_MIN_S));
-    stopping.turns.insert(sidecar.id.clone(), left_s);
+    let waited_s = now.duration_since(turn.since).as_secs();
+    turn.waited_s = Some(waited_s);
 
-    Ok(left_s)
+    Ok(left_s.saturating_sub(waited_s))
 }

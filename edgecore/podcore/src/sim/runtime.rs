@@ -19,6 +19,7 @@ fn kind(action: &Action) -> String {
         Action::EnsureImage { container, .. } => format!("image {container}"),
         Action::CreateSandbox { .. } => "sandbox".to_owned(),
         Action::StartContainer { container, .. } => format!("start {container}"),
+        Action::PreStop { container, .. } => format!("pre-stop {container}"),
         Action::StopContainer { container, .. } => format!("stop {container}"),
         Action::PostStart { container, .. } => format!("hook:{container}"),
         Action::Resize { .. } => "resize".to_owned(),
@@ -72,6 +73,7 @@ impl World {
             Action::StartContainer { container, attempt, sandbox, image_ref } => {
                 self.start(container, *attempt, sandbox, image_ref, fault);
             }
+            Action::PreStop { id, grace_s, .. } => self.pre_stop(id, *grace_s),
             Action::StopContainer { id, container, .. } => {
                 let code = self.on_stop.get(container).copied().unwrap_or(143);
                 self.end(id, code);
@@ -114,6 +116,11 @@ impl World {
             Action::TearDownVolumes => self.observed.volumes = VolumesState::Gone,
             Action::Event { .. } => {}
         }
+    }
+
+    fn pre_stop(&mut self, id: &str, grace_s: i64) {
+        let took_s = self.hook_takes_s.min(grace_s);
+        self.note(Outcome::PreStopped { id: id.to_owned(), took_s });
     }
 
     fn create_sandbox(&mut self, attempt: u32, fault: Option<(String, String)>) {

@@ -19,6 +19,8 @@ use crate::status::{StatusContext, status};
 ///   `power loss`, `agent restart`, `agent crash` (what was under way is done, but not noted), `agent cut`
 ///   (starts that were under way are given up);
 /// - `break WHAT REASON MESSAGE` (`mounted NAME` is the image `v` of a volume), `mend WHAT`, `slow WHAT`, `release`;
+/// - `hooks S` (those before a stop take so long);
+/// - `break WHAT REASON MESSAGE`, `mend WHAT`, `slow WHAT`, `release`;
 /// - `shutdown S` (it is the pod's turn, with so much grace), `shutdown over`;
 /// - `resize NAME CPU` (asks for that much), `room CPU USED` (of the node, in thousandths);
 /// - `image NAME IMAGE`, `debug NAME` (adds an ephemeral container), `delete S`, `missing WHAT`, `found`;
@@ -151,6 +153,7 @@ impl World {
             ["stops", name, code] => {
                 self.on_stop.insert((*name).to_owned(), code.parse().unwrap());
             }
+            ["hooks", seconds] => self.hook_takes_s = seconds.parse().unwrap(),
             ["shutdown", when] => self.observed.shutdown_s = when.parse().ok(),
             ["missing", what] => self.observed.missing = vec![missing(what)],
             ["found"] => self.observed.missing.clear(),

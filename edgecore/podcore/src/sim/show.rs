@@ -14,6 +14,7 @@ pub(crate) fn show_action(action: &Action) -> String {
         }
         Action::CreateSandbox { attempt } => format!("sandbox:{attempt}"),
         Action::StartContainer { container, attempt, .. } => format!("start:{container}:{attempt}"),
+        Action::PreStop { container, grace_s, .. } => format!("pre-stop:{container}:{grace_s}s"),
         Action::StopContainer { container, grace_s, .. } => format!("stop:{container}:{grace_s}s"),
         Action::PostStart { container, .. } => format!("hook:{container}"),
         Action::Resize { containers } => {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 use podcore::plan::Outcome;
-use podcore::pod::GRACE_MIN_S;
 
 use super::{Done, Job, probe};
 use crate::clock;
@@ -32,14 +31,18 @@ impl Job {
         Done::noted(Outcome::Hooked { container, attempt, failure })
     }
 
-    /// Runs the hook before a stop; answers how many seconds of the grace are left.
-    pub(super) async fn pre_stop(&self, container: &str, id: &str, grace_s: i64) -> i64 {
+    pub(super) async fn pre_stop(&self, container: &str, id: String, grace_s: i64) -> Done {
         let found = self.container(container);
         let hook = found.and_then(|of| Some((of, of.lifecycle.as_ref()?.pre_stop.as_ref()?)));
-        let Some((of, hook)) = hook else { return grace_s };
         let began = clock::instant();
         let limit = Duration::from_secs(u64::try_from(grace_s).unwrap_or_default());
-        let failure = match tokio::time::timeout(limit, self.run_hook(of, id, hook, limit)).await {
+        let run = async {
+            match hook {
+                Some((of, hook)) => self.run_hook(of, &id, hook, limit).await,
+                None => Ok(()),
+            }
+        };
+        let failure = match tokio::time::timeout(limit, run).await {
             Ok(ran) => ran.err(),
             Err(_late) => Some(format!("not within the grace of {grace_s} s")),
         };
@@ -47,9 +50,9 @@ impl Job {
             tracing::info!(container, failure, "the hook before the stop failed");
             self.tell(Warning, "FailedPreStopHook", "PreStopHook failed", Some(container));
         }
-        let passed_s = i64::try_from(began.elapsed().as_secs()).unwrap_or(i64::MAX);
+        let took_s = i64::try_from(began.elapsed().as_secs()).unwrap_or(i64::MAX);
 
-        grace_s.saturating_sub(passed_s).max(GRACE_MIN_S)
+        Done::noted(Outcome::PreStopped { id, took_s })
     }
 
     async fn run_hook(

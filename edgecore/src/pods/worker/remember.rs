@@ -25,6 +25,7 @@ impl Worker {
             }
         };
         if bytes == self.stored {
+            self.memory.transient.unstored = false;
             return None;
         }
         if let Some(retry) = self.store_retry.filter(|retry| retry.holds(now)) {
@@ -34,6 +35,7 @@ impl Worker {
         match commit(&self.context.store, vec![write]).await {
             Ok(()) => {
                 self.stored = bytes;
+                self.memory.transient.unstored = false;
                 self.store_retry = None;
                 None
             }

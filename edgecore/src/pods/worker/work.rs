@@ -157,11 +157,12 @@ impl Worker {
     }
 }
 
-/// Actions that need not be waited for once nobody wants them any more: a stop with a longer grace, a
+/// Actions that need not be waited for once nobody wants them any more: a stop with another grace, a
 /// hook, a question.
 fn is_vain(action: &Action) -> bool {
     match action {
         Action::EnsureImage { .. }
+        | Action::PreStop { .. }
         | Action::StopContainer { .. }
         | Action::PostStart { .. }
         | Action::Probe { .. } => true,
@@ -182,6 +183,7 @@ pub(super) fn changes_holding(action: &Action) -> bool {
     match action {
         Action::CreateSandbox { .. } | Action::StartContainer { .. } | Action::SetUpVolumes => true,
         Action::EnsureImage { .. }
+        | Action::PreStop { .. }
         | Action::StopContainer { .. }
         | Action::PostStart { .. }
         | Action::Resize { .. }
@@ -202,6 +204,7 @@ fn takes_away(action: &Action) -> bool {
         | Action::StartContainer { .. }
         | Action::SetUpVolumes
         | Action::EnsureImage { .. }
+        | Action::PreStop { .. }
         | Action::StopContainer { .. }
         | Action::PostStart { .. }
         | Action::Resize { .. }

@@ -64,9 +64,11 @@ fn an_evicted_pod_stops_in_the_time_that_it_is_given_and_says_why() {
         let disrupted = conditions.into_iter().find(|one| one.type_ == "DisruptionTarget");
         (told.phase.unwrap(), told.reason, disrupted.map(|one| (one.status, one.reason)))
     };
-    assert_eq!(world.events, ["Evicted: The node was low on resource: memory. "]);
+    let events =
+        ["Evicted: The node was low on resource: memory. ", "Killing: Stopping container a"];
+    assert_eq!(world.events, events);
     assert!(world.stored.ended.is_some(), "it could go on after a crash");
-    assert!(world.trace.contains(&"stop:a:1s".to_owned()), "{:?}", world.trace);
+    assert!(world.trace.contains(&"stop:a:2s".to_owned()), "{:?}", world.trace);
     // Told when nothing of it runs any more.
     assert_eq!(told(&world), ("Running".to_owned(), None, None));
 

@@ -27,8 +27,9 @@ pub(super) fn spec() -> impl Strategy<Value = Value> {
     let policy = prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")];
     let deadline = proptest::option::weighted(0.2, 1..2000_i64);
     let probes = proptest::option::weighted(0.3, any::<[bool; 3]>());
-    (policy, 0..3_usize, any::<bool>(), 1..3_usize, deadline, probes).prop_map(
-        |(policy, inits, sidecar, main, deadline, probes)| {
+    let hooks = any::<[bool; 2]>();
+    (policy, 0..3_usize, any::<bool>(), 1..3_usize, deadline, probes, hooks).prop_map(
+        |(policy, inits, sidecar, main, deadline, probes, hooks)| {
             let mut init: Vec<Value> = Vec::from([
                 json!({ "name": "i" }),
                 json!({ "name": "j", "restartPolicy": sidecar.then_some("Always") }),
@@ -47,6 +48,13 @@ pub(super) fn spec() -> impl Strategy<Value = Value> {
             for (kind, _) in kinds.into_iter().zip(probes.unwrap_or_default()).filter(|(_, is)| *is)
             {
                 spec["containers"][0][kind] = json!({ "tcpSocket": { "port": 80 } });
+            }
+            for (list, _) in
+                ["containers", "initContainers"].into_iter().zip(hooks).filter(|(_, has)| *has)
+            {
+                if let Some(last) = spec[list].as_array_mut().and_then(|all| all.last_mut()) {
+                    last["lifecycle"] = json!({ "preStop": { "exec": { "command": ["x"] } } });
+                }
             }
 
             spec
@@ -71,6 +79,7 @@ fn step() -> impl Strategy<Value = String> {
         name().prop_map(|name| format!("image {name}")),
         name().prop_map(|name| format!("start {name}")),
         name().prop_map(|name| format!("stop {name}")),
+        name().prop_map(|name| format!("pre-stop {name}")),
     ];
     prop_oneof![
         6 => (name(), prop_oneof![Just(0), Just(1), Just(137)])
@@ -93,6 +102,7 @@ fn step() -> impl Strategy<Value = String> {
         1 => (name(), prop_oneof![Just("x"), Just("y"), Just("z")])
             .prop_map(|(name, image)| format!("image {name} {image}")),
         1 => prop_oneof![Just("shutdown 5"), Just("shutdown over")].prop_map(str::to_owned),
+        1 => (0..40_i64).prop_map(|seconds| format!("hooks {seconds}")),
         1 => Just("missing secret".to_owned()),
         1 => Just("found".to_owned()),
         1 => Just("debug e".to_owned()),

@@ -1,7 +1,8 @@
 //! Sidecars: init containers that go on beside the containers of the pod, and end after them.
 
 use super::*;
-use crate::sim::{check, play};
+use crate::plan::Action;
+use crate::sim::{World, check, play};
 
 /// A sidecar `s`, an init container `i`, a sidecar `t`, then `a`.
 fn with_sidecars(policy: &str) -> Value {
@@ -96,6 +97,115 @@ fn they_stop_after_the_containers_within_the_grace_of_the_pod() {
             ("wait 1", "stop:s:2s"),
             ("exit t 0", "remove:s1 tear-down"),
             ("finished", "true"),
+        ],
+    );
+}
+
+const KILLING: &str = "Killing: Stopping container s; Killing: Stopping container t; \
+     Killing: Stopping container a";
+
+/// Sidecars `s` and `t` with hooks before their stop, and `a`.
+fn with_hooks() -> World {
+    let mut spec = with_sidecars("Always");
+    for at in [0, 2] {
+        let hook = json!({ "preStop": { "exec": { "command": ["x"] } } });
+        spec["initContainers"][at]["lifecycle"] = hook;
+    }
+    let mut world = check(&spec, &[FIRST, THEN]);
+    for step in ["slow stop a", "slow stop t", "hooks 3"] {
+        world.step(step);
+    }
+
+    world
+}
+
+#[test]
+fn their_hooks_run_when_the_pod_begins_to_stop_and_their_kill_waits_for_its_turn() {
+    play(
+        &mut with_hooks(),
+        &[
+            ("delete 20", "pre-stop:s:20s pre-stop:t:20s stop:a:20s"),
+            ("events", KILLING),
+            ("wait 4", ""),
+            // The grace without what the hook took and how long it waited.
+            ("exit a 0", "stop:t:13s"),
+            ("wait 5", ""),
+            ("exit t 0", "stop:s:8s remove:s1 tear-down"),
+            ("events", ""),
+        ],
+    );
+}
+
+#[test]
+fn a_sidecar_is_not_killed_while_its_hook_runs() {
+    let mut world = with_hooks();
+    world.step("slow pre-stop t");
+    play(
+        &mut world,
+        &[
+            ("delete 20", "pre-stop:s:20s pre-stop:t:20s stop:a:20s"),
+            ("exit a 0", ""),
+            ("wait 7", ""),
+            ("hooks 7", ""),
+            ("release", "stop:t:13s stop:s:10s remove:s1 tear-down"),
+        ],
+    );
+    let mut world = with_hooks();
+    play(
+        &mut world,
+        &[
+            // Nothing is left, and nobody waits any more.
+            ("hooks 20", ""),
+            ("delete 20", "pre-stop:s:20s pre-stop:t:20s stop:a:20s stop:s:2s stop:t:2s"),
+        ],
+    );
+}
+
+#[test]
+fn a_hook_that_ran_does_not_run_again() {
+    for ends in ["agent restart", "agent crash"] {
+        let mut world = with_hooks();
+        world.step("slow pre-stop t");
+        play(
+            &mut world,
+            &[
+                ("delete 20", "pre-stop:s:20s pre-stop:t:20s stop:a:20s"),
+                // A shorter grace counts from now; of a hook that is under way nobody knows the end.
+                ("wait 4", ""),
+                ("delete 10", "pre-stop:t:10s stop:a:10s"),
+                ("wait 4", ""),
+            ],
+        );
+        assert!(world.memory.pre_stopped.len() == 1, "{:?}", world.memory.pre_stopped);
+        world.under_way.retain(|action| !matches!(action, Action::StopContainer { .. }));
+        let again = world.step(ends);
+        assert_eq!(again, "pre-stop:t:10s stop:a:10s", "{ends}");
+        play(
+            &mut world,
+            &[
+                ("wait 2", ""),
+                ("exit a 0", ""),
+                ("hooks 2", ""),
+                ("release", "stop:t:8s stop:s:8s remove:s1 tear-down"),
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_stop_that_is_called_off_leaves_nothing_behind() {
+    play(
+        &mut with_hooks(),
+        &[
+            ("shutdown 20", "pre-stop:s:20s pre-stop:t:20s stop:a:20s"),
+            ("wait 15", ""),
+            ("shutdown over", ""),
+            ("wait 60", ""),
+            ("events", KILLING),
+            ("shutdown 20", "pre-stop:s:20s pre-stop:t:20s"),
+            ("events", KILLING),
+            ("wait 10", ""),
+            ("exit a 0", "stop:t:7s"),
         ],
     );
 }

@@ -109,7 +109,8 @@ fn a_deadline_ends_the_pod() {
             ("wait 1", "stop:a:7s stop:b:7s"),
             (
                 "events",
-                "DeadlineExceeded: Pod was active on the node longer than the specified deadline",
+                "DeadlineExceeded: Pod was active on the node longer than the specified deadline; \
+                 Killing: Stopping container a; Killing: Stopping container b",
             ),
             // Not told to have ended while it may still run.
             ("status", "Running a=running#0 b=Error(143)#0"),

@@ -229,40 +229,42 @@ fn memory() -> impl Strategy<Value = Memory> {
         btree_map(name(), container_memory(), 0..4),
         option::of(attempt()),
         transient,
-        (time(), any_set()),
+        (time(), any_set(), btree_map("c[0-3]", any::<i64>(), 0..2)),
     )
-        .prop_map(
-            |(start_time, ended, containers, sandbox_attempt, transient, (since, clock_set_s))| {
-                Memory {
-                    start_time,
-                    clock_set_s,
-                    ended,
-                    containers,
-                    conditions: BTreeMap::from([(
-                        "Ready".to_owned(),
-                        ConditionMemory { status: true, since },
-                    )]),
-                    resize: crate::resize::Resize::default(),
-                    sandbox_attempt,
-                    ips: Vec::new(),
-                    claimed: BTreeMap::new(),
-                    transient: Transient {
-                        sandbox_failure: transient.0,
-                        volumes_failure: transient.1,
-                        resize_failure: None,
-                        limits: None,
-                        images: transient.2,
-                        start_failures: transient.3,
-                        out_of_memory: BTreeSet::new(),
-                        told: Vec::new(),
-                        stopping: None,
-                        askings: transient.4,
-                        answers: BTreeMap::new(),
-                        clock_set_s: None,
-                    },
-                }
-            },
-        )
+        .prop_map(|(start_time, ended, containers, sandbox_attempt, transient, others)| {
+            let (since, clock_set_s, pre_stopped) = others;
+            Memory {
+                start_time,
+                clock_set_s,
+                ended,
+                containers,
+                conditions: BTreeMap::from([(
+                    "Ready".to_owned(),
+                    ConditionMemory { status: true, since },
+                )]),
+                resize: crate::resize::Resize::default(),
+                sandbox_attempt,
+                pre_stopped,
+                ips: Vec::new(),
+                claimed: BTreeMap::new(),
+                transient: Transient {
+                    sandbox_failure: transient.0,
+                    volumes_failure: transient.1,
+                    resize_failure: None,
+                    limits: None,
+                    images: transient.2,
+                    start_failures: transient.3,
+                    out_of_memory: BTreeSet::new(),
+                    told: Vec::new(),
+                    killing: BTreeMap::new(),
+                    unstored: false,
+                    stopping: None,
+                    askings: transient.4,
+                    answers: BTreeMap::new(),
+                    clock_set_s: None,
+                },
+            }
+        })
 }
 
 /// Starts nothing beside what may run, and nothing of a pod that is over.
@@ -341,6 +343,7 @@ fn nothing_of_the_link_enters_a_plan() {
         conditions: _,
         resize: _,
         sandbox_attempt: _,
+        pre_stopped: _,
         ips: _,
         claimed: _,
         transient:
@@ -353,6 +356,8 @@ fn nothing_of_the_link_enters_a_plan() {
                 start_failures: _,
                 out_of_memory: _,
                 told: _,
+                killing: _,
+                unstored: _,
                 stopping: _,
                 askings: _,
                 answers: _,
