@@ -18,6 +18,10 @@ use crate::probe;
 use crate::resize;
 use crate::translate::{container_hash, is_recursive};
 
+/// Most that the termination messages of a pod may hold together, an equal share for each container
+/// (kubelet: `MaxPodTerminationMessageLogLength`).
+const MESSAGES_BYTES_MAX: usize = 12 * 1024;
+
 /// Init containers.
 pub(super) fn init(
     pod: &PodView,
@@ -265,6 +269,13 @@ impl Look<'_> {
         Some(waiting(&failure.reason, Some(failure.message.clone())))
     }
 
+    /// What of a termination message is told: all of a pod's together are bounded.
+    fn share(&self, message: &str) -> String {
+        let most = MESSAGES_BYTES_MAX / self.pod.all_containers().count().max(1);
+
+        message[..message.floor_char_boundary(most)].to_owned()
+    }
+
     fn terminated(&self, end: &Termination) -> State {
         let never = (!end.id.is_empty()).then_some(Timestamp::UNIX_EPOCH);
 
@@ -274,7 +285,7 @@ impl Look<'_> {
                     .then(|| format!("{}://{}", self.context.runtime, end.id)),
                 exit_code: end.exit_code,
                 reason: (!end.reason.is_empty()).then(|| end.reason.clone()),
-                message: (!end.message.is_empty()).then(|| end.message.clone()),
+                message: (!end.message.is_empty()).then(|| self.share(&end.message)),
                 // What a runtime says of one that never started.
                 started_at: end.started_at.or(never).map(Time),
                 finished_at: end.finished_at.map(Time),

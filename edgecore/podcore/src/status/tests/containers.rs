@@ -1,6 +1,7 @@
 //! Statuses of containers: state, last state, counts and flags.
 
 use super::*;
+use crate::observed::ContainerState;
 
 const START: &str = "2026-01-01T00:00:00Z";
 
@@ -261,7 +262,7 @@ fn a_termination_message_is_told() {
     let id = world.live("a").unwrap();
     world.end(&id, 2);
     for container in &mut world.observed.containers {
-        if let crate::observed::ContainerState::Exited { message, .. } = &mut container.state {
+        if let ContainerState::Exited { message, .. } = &mut container.state {
             "no disk".clone_into(message);
         }
     }
@@ -278,4 +279,34 @@ fn whom_a_container_runs_as_is_told_where_the_runtime_tells() {
     world.observed.containers[0].user = Some(user);
     let expected = json!({ "linux": { "uid": 1000, "gid": 0, "supplementalGroups": [7, 9] } });
     assert_eq!(of(&told(&world), "a")["user"], expected);
+}
+
+#[test]
+fn the_termination_messages_of_a_pod_share_twelve_kibibytes() {
+    let names = ["a", "b", "c", "d", "e"];
+    // Characters stay whole.
+    for (count, text, share) in
+        [(3, "x", 4096), (4, "x", 3072), (5, "x", 2457), (5, "ß", 2456), (1, "ß", 4096)]
+    {
+        let named: Vec<_> = names[..count].iter().map(|name| json!({ "name": name })).collect();
+        let (init, main) = named.split_at(count / 2);
+        let spec = json!({ "restartPolicy": "Never", "initContainers": init, "containers": main });
+        let mut world = World::new(&spec);
+        world.settle();
+        for name in &names[..count] {
+            let id = world.live(name).unwrap();
+            world.end(&id, 0);
+            for ended in world.observed.containers.iter_mut().filter(|ended| ended.id == id) {
+                let ContainerState::Exited { message, .. } = &mut ended.state else { panic!() };
+                *message = text.repeat(4096 / text.len());
+            }
+            world.settle();
+        }
+        let status = told(&world);
+        for name in &names[..count] {
+            let message = of(&status, name)["state"]["terminated"]["message"].clone();
+            let message = message.as_str().unwrap();
+            assert!(message.starts_with(text) && message.len() == share, "{}", message.len());
+        }
+    }
 }
