@@ -13,9 +13,27 @@ use rustix::mount::mount_bind;
 
 use super::mounts;
 
+/// Why a part of a volume cannot be mounted. Whoever wrote the pod is told no more than which part it is
+/// about: the rest could tell of the host's files (kubelet: `makeMounts`).
+#[derive(Debug, thiserror::Error)]
+pub enum SubPathError {
+    /// It is not there and cannot be made.
+    #[error("create subPath directory")]
+    Make(#[source] io::Error),
+    /// It cannot be opened or bound.
+    #[error("prepare subPath")]
+    Prepare(#[from] io::Error),
+}
+
+impl From<Errno> for SubPathError {
+    fn from(error: Errno) -> Self {
+        Self::Prepare(error.into())
+    }
+}
+
 /// Binds the part `path` of `volume` to `target`, a file or directory that is made. A directory that
 /// is not there is made as the volume is.
-pub fn bind(volume: &Path, path: &Path, target: &Path) -> io::Result<()> {
+pub fn bind(volume: &Path, path: &Path, target: &Path) -> Result<(), SubPathError> {
     let root = open(volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let part = find(&root, path)?;
     mounts::unmount_below(target)?;
@@ -41,11 +59,14 @@ fn make(target: &Path, is_dir: bool) -> io::Result<()> {
     File::create(target).map(drop)
 }
 
-fn find(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+fn find(root: &OwnedFd, path: &Path) -> Result<OwnedFd, SubPathError> {
     match inside(root, path) {
-        Err(Errno::NOENT) => {}
-        found => return Ok(found?),
+        Err(Errno::NOENT) => make_part(root, path).map_err(SubPathError::Make),
+        found => Ok(found?),
     }
+}
+
+fn make_part(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
     let mode = Mode::from_raw_mode(fstat(root)?.st_mode & 0o7777);
     let mut at = PathBuf::new();
     for part in path.components().filter(|part| matches!(part, Component::Normal(_))) {
@@ -95,7 +116,7 @@ mod tests {
             Self { target: path.join("targets/0"), volume, _folder: folder }
         }
 
-        fn bind(&self, path: &str) -> io::Result<()> {
+        fn bind(&self, path: &str) -> Result<(), SubPathError> {
             bind(&self.volume, Path::new(path), &self.target)
         }
     }
@@ -136,7 +157,10 @@ mod tests {
 
         for path in ["absolute", "absolute/new", "upwards", "upwards/new", "inner/../../x"] {
             let error = place.bind(path).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(Errno::XDEV.raw_os_error()), "{path}: {error}");
+            let SubPathError::Prepare(why) = &error else { panic!("{path}: {error:?}") };
+            assert_eq!(why.raw_os_error(), Some(Errno::XDEV.raw_os_error()), "{path}: {why}");
+            // Nothing of where it led.
+            assert_eq!(error.to_string(), "prepare subPath");
         }
         assert!(!Path::new("/etc/new").exists());
     }

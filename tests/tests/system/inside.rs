@@ -399,7 +399,9 @@ async fn parts_of_volumes_are_mounted_and_lead_nowhere_else() -> Result<()> {
     let refused = |pod: &Value| {
         let waiting = &pod["status"]["containerStatuses"][1]["state"]["waiting"];
         let message = waiting["message"].as_str().unwrap_or_default();
-        waiting["reason"] == "CreateContainerConfigError" && message.contains("subPath \"a/link\"")
+        waiting["reason"] == "CreateContainerConfigError"
+            && message
+                .contains("failed to prepare subPath for volumeMount \"scratch\" of container")
     };
     cluster.until(&client, &pods::path(&name), "refused", LIMIT, refused).await?;
     api::delete(&client, &pods::path(&name), Some(0)).await?;

@@ -20,7 +20,6 @@ use crate::status::{StatusContext, status};
 ///   (starts that were under way are given up);
 /// - `break WHAT REASON MESSAGE` (`mounted NAME` is the image `v` of a volume), `mend WHAT`, `slow WHAT`, `release`;
 /// - `hooks S` (those before a stop take so long);
-/// - `break WHAT REASON MESSAGE`, `mend WHAT`, `slow WHAT`, `release`;
 /// - `shutdown S` (it is the pod's turn, with so much grace), `shutdown over`;
 /// - `resize NAME CPU` (asks for that much), `room CPU USED` (of the node, in thousandths);
 /// - `image NAME IMAGE`, `debug NAME` (adds an ephemeral container), `delete S`, `missing WHAT`, `found`;

@@ -35,8 +35,9 @@ use crate::events::EventType::{Normal, Warning};
 use crate::layout::is_file_name;
 use crate::pods::observe::{self, SeenContainer};
 use crate::telemetry::chain;
+use crate::volumes::mounts;
 use crate::volumes::remove::gone_is_done;
-use crate::volumes::{mounts, sub_path};
+use crate::volumes::sub_path::{self, SubPathError};
 
 impl Job {
     pub(super) async fn start(
@@ -253,13 +254,11 @@ impl Job {
             let target = self.context.layout.sub_path(&self.pod.uid, &volume, &container.name, at);
             bound.insert(at, target.to_string_lossy().into_owned());
             // The pod is not told why: it could learn of the node's files.
-            let failed = |error: io::Error| {
-                let pod = self.pod.described();
-                tracing::warn!(pod, %volume, %path, %error, "part of a volume not prepared");
-                format!(
-                    "failed to prepare subPath for volumeMount {volume:?} of container {:?}",
-                    container.name
-                )
+            let failed = |error: SubPathError| {
+                let (pod, reason) = (self.pod.described(), chain(&error));
+                tracing::warn!(pod, %volume, %path, reason, "part of a volume not mounted");
+                let name = &container.name;
+                format!("failed to {error} for volumeMount {volume:?} of container {name:?}")
             };
             let part = PathBuf::from(&path);
             let bind = self.bind_one(&volume, whole, part, target);
@@ -283,7 +282,7 @@ impl Job {
         whole: PathBuf,
         part: PathBuf,
         target: PathBuf,
-    ) -> io::Result<()> {
+    ) -> Result<(), SubPathError> {
         let is_on_host = self.pod.volume(volume).is_some_and(|volume| {
             matches!(place(&self.pod, volume, &self.materials), Ok(Place::Host(_)))
         });
