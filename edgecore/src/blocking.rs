@@ -26,6 +26,7 @@ const LOOKUPS_MAX: usize = 3;
 const MEASURES_MAX: usize = 1;
 const SERVER_REMOVALS_MAX: usize = 4;
 const SERVER_MEASURES_MAX: usize = 4;
+const ARCHIVES_MAX: usize = 1;
 
 /// For the node's own files.
 pub static FILES: Lane = Lane(Semaphore::const_new(FILES_MAX));
@@ -50,6 +51,9 @@ pub static SERVER_REMOVALS: Servers = Servers::new(SERVER_REMOVALS_MAX);
 /// For asking servers how full they are, which must not keep their volumes from being mounted.
 pub static SERVER_MEASURES: Servers = Servers::new(SERVER_MEASURES_MAX);
 
+/// For compressing logs, which may take long.
+pub static ARCHIVES: Lane = Lane(Semaphore::const_new(ARCHIVES_MAX));
+
 /// A thread for each; there are only as many as have work.
 pub const BLOCKING_THREADS_MAX: usize = FILES_MAX
     + HOST_PATHS_MAX
@@ -58,7 +62,8 @@ pub const BLOCKING_THREADS_MAX: usize = FILES_MAX
     + LOOKUPS_MAX
     + MEASURES_MAX
     + SERVER_REMOVALS_MAX
-    + SERVER_MEASURES_MAX;
+    + SERVER_MEASURES_MAX
+    + ARCHIVES_MAX;
 
 /// How long an idle blocking thread is kept: its stack counts against the agent's memory.
 pub const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(2);

@@ -16,7 +16,7 @@ use proto::ids::NodeName;
 use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
 
-use crate::pods::image_gc::Policy;
+use crate::pods::{image_gc, rotate};
 
 /// Why a config file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +121,10 @@ struct File {
     image_low_percent: u32,
     #[serde(default = "defaults::image_age_seconds", rename = "imageMinimumGCAgeSeconds")]
     image_age_seconds: u64,
+    #[serde(default = "defaults::container_log_max_size")]
+    container_log_max_size: String,
+    #[serde(default = "defaults::container_log_max_files")]
+    container_log_max_files: i32,
     #[serde(default = "defaults::eviction_hard")]
     eviction_hard: BTreeMap<String, String>,
     #[serde(default)]
@@ -228,6 +232,12 @@ mod defaults {
     }
     pub(super) fn image_age_seconds() -> u64 {
         120
+    }
+    pub(super) fn container_log_max_size() -> String {
+        "10Mi".into()
+    }
+    pub(super) fn container_log_max_files() -> i32 {
+        5
     }
     pub(super) fn shutdown_grace_seconds() -> u64 {
         5
@@ -338,7 +348,9 @@ pub struct Config {
     /// Images pulled at once.
     pub parallel_pulls_max: usize,
     /// When images are removed.
-    pub image_policy: Policy,
+    pub image_policy: image_gc::Policy,
+    /// How much of their logs containers keep.
+    pub log_policy: rotate::Policy,
     /// When the node is short of something.
     pub eviction: podcore::pressure::Policy,
     /// What tasks get to finish on SIGTERM.

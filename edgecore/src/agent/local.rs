@@ -278,6 +278,7 @@ impl Parts {
             addresses: self.addresses,
             link: self.link,
             image_policy: config.image_policy,
+            log_policy: config.log_policy,
             starts: Semaphore::new(STARTS_MAX),
         }
     }

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use podcore::pressure;
+use podcore::quantity::milli;
 use podcore::shutdown::{Period, Periods};
 use proto::ids::NodeName;
 use tracing::level_filters::LevelFilter;
@@ -12,7 +14,7 @@ use tracing::level_filters::LevelFilter;
 use super::{
     CgroupDriver, CloudAddress, Config, File, PriorityFile, Problem, Reserved, Taint, TaintFile,
 };
-use crate::pods::image_gc::Policy;
+use crate::pods::{image_gc, rotate};
 
 /// Longest time a stop may take; systemd's own patience is 90 s.
 const SHUTDOWN_GRACE_SECONDS_MAX: u64 = 60;
@@ -57,6 +59,7 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
     let mut problems = Problems::default();
     let p = &mut problems;
     let image_policy = image_policy(p, &file);
+    let log_policy = log_policy(p, &file);
     let eviction = eviction(p, &file);
     let shutdown_periods = shutdown_periods(p, &file);
     let node = match NodeName::new(file.node_name) {
@@ -104,6 +107,7 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
             file.max_parallel_pulls as usize
         },
         image_policy,
+        log_policy,
         eviction,
         shutdown_grace: Duration::from_secs(p.within(
             "shutdownGraceSeconds",
@@ -123,7 +127,7 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
     if problems.0.is_empty() { Ok(config) } else { Err(problems.0) }
 }
 
-fn image_policy(p: &mut Problems, file: &File) -> Policy {
+fn image_policy(p: &mut Problems, file: &File) -> image_gc::Policy {
     let (high, low) = (file.image_high_percent, file.image_low_percent);
     p.within("imageGCHighThresholdPercent", high.into(), 0, 100);
     if low > high {
@@ -132,7 +136,25 @@ fn image_policy(p: &mut Problems, file: &File) -> Policy {
     }
     let age_min = Duration::from_secs(file.image_age_seconds);
 
-    Policy { high_percent: high, low_percent: low, age_min }
+    image_gc::Policy { high_percent: high, low_percent: low, age_min }
+}
+
+fn log_policy(p: &mut Problems, file: &File) -> rotate::Policy {
+    let size = &file.container_log_max_size;
+    let milli = milli(&Quantity(size.clone())).filter(|milli| milli % 1000 == 0);
+    if milli.is_none() {
+        let message = format!("{size:?} is not a number of bytes such as 10Mi, or -1 for no limit");
+        p.add("containerLogMaxSize", message);
+    }
+    let files = file.container_log_max_files;
+    if files <= 1 {
+        let message =
+            format!("{files} is not greater than 1: one file is written, others are kept");
+        p.add("containerLogMaxFiles", message);
+    }
+    let size_max = milli.and_then(|milli| u64::try_from(milli / 1000).ok());
+
+    rotate::Policy { size_max, files_max: usize::try_from(files).unwrap_or_default() }
 }
 
 fn pod_pids_max(p: &mut Problems, limit: i64) -> Option<i64> {

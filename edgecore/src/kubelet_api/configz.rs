@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use podcore::pressure::{Amount, Policy, Signal, Threshold};
+use podcore::quantity::binary;
 use podcore::shutdown::{Period, Periods};
 use serde_json::{Value, json};
 
@@ -12,6 +13,7 @@ use crate::config::{CgroupDriver, Config};
 /// The JSON.
 pub(super) fn json(config: &Config) -> String {
     let policy = config.image_policy;
+    let logs = config.log_policy;
     let reserved = config.system_reserved;
     let driver = match config.cgroup_driver {
         CgroupDriver::Systemd => "systemd",
@@ -43,8 +45,8 @@ pub(super) fn json(config: &Config) -> String {
         "topologyManagerPolicy": "none",
         "containerRuntimeEndpoint": format!("unix://{}", config.runtime_socket.display()),
         "podLogsDir": path(&config.pod_logs_dir),
-        "containerLogMaxSize": "10Mi",
-        "containerLogMaxFiles": 5,
+        "containerLogMaxSize": logs.size_max.map_or_else(|| "-1".to_owned(), binary),
+        "containerLogMaxFiles": logs.files_max,
         "imageMinimumGCAge": format!("{}s", policy.age_min.as_secs()),
         "imageGCHighThresholdPercent": policy.high_percent,
         "imageGCLowThresholdPercent": policy.low_percent,
@@ -122,6 +124,10 @@ mod tests {
         let told = &told["kubeletconfig"];
         assert_eq!(told["maxPods"], 110);
         assert_eq!(told["podPidsLimit"], 100);
+        assert_eq!(
+            (&told["containerLogMaxSize"], &told["containerLogMaxFiles"]),
+            (&json!("10Mi"), &json!(5))
+        );
         assert_eq!(told["shutdownGracePeriod"], "30s");
         assert_eq!(told["shutdownGracePeriodCriticalPods"], "10s");
         assert!(told["shutdownGracePeriodByPodPriority"].is_null());

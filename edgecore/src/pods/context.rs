@@ -16,9 +16,10 @@ use proto::ids::NodeName;
 use store::Store;
 use tokio::sync::{Semaphore, watch};
 
-use super::image_gc::Policy;
+use super::image_gc;
 use super::images::Images;
 use super::registry::Registry;
+use super::rotate;
 use crate::blocking::read_trimmed;
 use crate::clock;
 use crate::desired::Desired;
@@ -80,7 +81,9 @@ pub struct Context {
     /// Whether the cloud is in reach.
     pub link: watch::Receiver<LinkState>,
     /// When images are removed.
-    pub image_policy: Policy,
+    pub image_policy: image_gc::Policy,
+    /// How much of their logs containers keep.
+    pub log_policy: rotate::Policy,
     /// Bounds starts (backpressure: the others wait).
     pub starts: Semaphore,
 }

@@ -11,6 +11,7 @@ use system_tests::node::EdgeNode;
 use system_tests::process::Daemon;
 use system_tests::stock::StockNode;
 use system_tests::{pods, wait};
+use tokio::process::Command;
 use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_mins(2);
@@ -174,10 +175,12 @@ async fn logs_are_those_of_a_stock_kubelet() -> Result<()> {
     Ok(())
 }
 
-/// Writes 11 MB whenever it is told to, and says so.
+/// Writes 1.2 MB whenever it is told to, and says so.
 const WRITES: &str = "trap 'exit 0' TERM; n=0; echo ready; while :; do \
     if [ -e /shared/go ]; then rm /shared/go; n=$((n + 1)); \
-    head -c 11000000 /dev/zero | tr '\\0' x | fold -w 1000; echo; echo wrote $n; fi; sleep 0.1; done";
+    head -c 1200000 /dev/zero | tr '\\0' x | fold -w 1000; echo; echo wrote $n; fi; sleep 0.1; done";
+
+const COMPRESSED: &str = ".gz";
 
 /// Names and sizes of the log files of the container.
 fn files(dir: &std::path::Path) -> Result<Vec<(String, u64)>> {
@@ -192,10 +195,16 @@ fn files(dir: &std::path::Path) -> Result<Vec<(String, u64)>> {
 }
 
 #[tokio::test]
-async fn a_log_that_grows_is_set_aside_and_followed_on() -> Result<()> {
+async fn a_log_that_grows_is_set_aside_compressed_and_followed_on() -> Result<()> {
     let cluster = Cluster::shared().await?;
     let client = cluster.client().await?;
     let node = EdgeNode::join(&cluster, &client).await?;
+    let config = node.site().path("STATE")?.join("holdfast/edgecore.yaml");
+    let small = "containerLogMaxSize: 1Mi\ncontainerLogMaxFiles: 3\n";
+    std::fs::write(&config, std::fs::read_to_string(&config)? + small)?;
+    node.kill_agent().await?;
+    node.start_agent().await?;
+    node.until_ready(&client).await?;
     let name = format!("writes-{}", unique());
     let mut pod = pods::script_pod(&name, node.name(), WRITES);
     pod["spec"]["volumes"] = json!([{ "name": "shared", "emptyDir": {} }]);
@@ -212,17 +221,36 @@ async fn a_log_that_grows_is_set_aside_and_followed_on() -> Result<()> {
     let follow = Daemon::start(follow, std::env::temp_dir().join(&name))?;
     wait::until("the first line", LIMIT, async || Ok(follow.log()), |log| !log.is_empty()).await?;
 
-    for set_aside in 1..=2 {
+    // All but the newest of those set aside are compressed, and there are three with the one that grows.
+    let mut newest = String::new();
+    for (written, compressed, plain) in [(1, 0, 1), (2, 1, 1), (3, 1, 1)] {
         std::fs::write(&go, "")?;
         let is_aside = |found: &Vec<(String, u64)>| {
-            found.len() == set_aside + 1 && found[0].0 == "0.log" && found[0].1 < 11_000_000
+            let is_compressed = |(name, _): &&(String, u64)| name.ends_with(COMPRESSED);
+            let count = found.iter().filter(is_compressed).count();
+            found.len() == 1 + compressed + plain
+                && count == compressed
+                && (found[0].0 == "0.log" && found[0].1 < 1_000_000)
+                && found.last().is_some_and(|(name, _)| *name > newest)
         };
-        let what = format!("{set_aside} files set aside");
-        wait::until(&what, LIMIT, async || files(&dir), is_aside).await?;
-        let said = format!("wrote {set_aside}");
+        let what = format!("the log of {written} to be set aside");
+        let found = wait::until(&what, LIMIT, async || files(&dir), is_aside).await?;
+        newest = found.last().map(|(name, _)| name.clone()).unwrap_or_default();
+        let said = format!("wrote {written}");
         let log = async || Ok(follow.log());
         wait::until(&said, LIMIT, log, |log| log.lines().any(|line| line == said)).await?;
     }
+    let found = files(&dir)?;
+    let (compressed, size) =
+        found.iter().find(|(name, _)| name.ends_with(COMPRESSED)).context("one")?;
+    ensure!(*size < 100_000, "{compressed} has {size} bytes");
+    let read = Command::new("gzip").arg("-dc").arg(dir.join(compressed)).output().await?;
+    let text = String::from_utf8(read.stdout)?;
+    let whole = text.lines().all(|line| line.contains(" stdout F "));
+    ensure!(whole && text.contains("wrote 2") && text.len() > 1_200_000, "{compressed}");
+    // Only the file that is written is shown.
+    let shown = cluster.kubectl(&["logs", &name]).await?;
+    ensure!(shown.len() < 1_000_000 && !shown.contains("wrote 2"), "{} bytes", shown.len());
     drop(follow);
     std::fs::remove_file(std::env::temp_dir().join(&name))?;
 
