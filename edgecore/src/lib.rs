@@ -20,6 +20,7 @@ pub mod args;
 pub mod blocking;
 pub mod clock;
 pub mod config;
+pub mod dbus;
 pub mod desired;
 pub mod events;
 pub mod exit;

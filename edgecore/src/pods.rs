@@ -53,6 +53,8 @@ use crate::telemetry::chain;
 const RELIST_PERIOD: Duration = Duration::from_secs(30);
 /// How often the loop shows that it turns.
 const BEAT_PERIOD: Duration = Duration::from_secs(5);
+/// How long systemd and the kernel may take for a class's weight, while nothing else is done.
+const WEIGH_MAX: Duration = Duration::from_secs(5);
 /// Between tries to list at the start, while the runtime does not answer.
 const FIRST_LIST_WAIT: Duration = Duration::from_millis(200);
 const FIRST_LIST_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -342,19 +344,15 @@ impl Loop {
         if self.burstable_milli == Some(milli) {
             return;
         }
-        let context = Arc::clone(&self.context);
-        let shares = podcore::resources::cpu_shares(milli);
-        let weighed = crate::blocking::run(move || {
-            let parent =
-                sweep::class_cgroup(&context.cgroup_root, context.cgroup_driver, "burstable");
-            let cpu_shares = u64::try_from(shares).ok();
-            context.cgroups.ensure(&parent, &Limits { cpu_shares, ..Limits::default() })
-        });
-        match weighed.await {
-            Ok(()) => self.burstable_milli = Some(milli),
-            Err(error) => {
-                tracing::warn!(error = %chain(&error), "burstable pods keep their weight");
-            }
+        let context = &self.context;
+        let parent = sweep::class_cgroup(&context.cgroup_root, context.cgroup_driver, "burstable");
+        let cpu_shares = u64::try_from(podcore::resources::cpu_shares(milli)).ok();
+        let limits = Limits { cpu_shares, ..Limits::default() };
+        let kept = "burstable pods keep their weight";
+        match tokio::time::timeout(WEIGH_MAX, context.cgroups.ensure(&parent, limits)).await {
+            Ok(Ok(())) => self.burstable_milli = Some(milli),
+            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "{kept}"),
+            Err(_elapsed) => tracing::warn!(slice = parent, "{kept}: no answer in {WEIGH_MAX:?}"),
         }
     }
 }

@@ -30,6 +30,8 @@ const DEADLINE: Duration = Duration::from_secs(40);
 mod eviction;
 #[path = "agent/logind.rs"]
 mod logind;
+#[path = "agent/systemd.rs"]
+mod systemd;
 
 struct Site {
     facts: BTreeMap<String, String>,

@@ -293,7 +293,7 @@ struct Told {
 /// Waits for a runtime, then runs pods on it.
 async fn run_pods(
     config: Config,
-    parts: Parts,
+    mut parts: Parts,
     memories: Vec<(Uid, Vec<u8>)>,
     told_of: Told,
     beat: Beat,
@@ -303,7 +303,10 @@ async fn run_pods(
     let Some(version) = found else { return Ok(()) };
     tracing::info!(name = %version.name, version = %version.version, "found the container runtime");
     let driver = driver(config.cgroup_driver, &parts.runtime).await;
-    make_class_cgroups(&config, &parts, driver)?;
+    if driver == CgroupDriver::Systemd {
+        parts.cgroups = parts.cgroups.with_systemd(&config.system_bus);
+    }
+    make_class_cgroups(&config, &parts, driver).await?;
     // Without a receiver the node's task has ended, and the process is about to.
     let _node_ended = told_of.version.send(Some(version.clone()));
 
@@ -373,16 +376,16 @@ async fn driver(configured: config::CgroupDriver, runtime: &Runtime) -> CgroupDr
 
 /// `kubepods`, which has what pods may request in all, and its QoS classes; best-effort pods get what
 /// others leave.
-fn make_class_cgroups(
+async fn make_class_cgroups(
     config: &Config,
     parts: &Parts,
     driver: CgroupDriver,
 ) -> Result<(), crate::node::cgroups::CgroupError> {
-    let ensure = |class, limits| {
+    let ensure = async |class, limits| {
         let parent = class_cgroup(&config.cgroup_root, driver, class);
-        parts.cgroups.ensure(&parent, &limits)
+        parts.cgroups.ensure(&parent, limits).await
     };
-    ensure("", Limits::default())?;
+    ensure("", Limits::default()).await?;
     // What is kept free for everybody is not kept from those who run, nor are huge pages.
     let kept = i64::try_from(config.system_reserved.memory_bytes).unwrap_or(i64::MAX);
     let memory = parts.fields.machine.memory_bytes.saturating_sub(kept).max(0);
@@ -391,12 +394,12 @@ fn make_class_cgroups(
         memory_bytes: Some(memory),
         ..Limits::default()
     };
-    if let Err(error) = ensure("", all) {
+    if let Err(error) = ensure("", all).await {
         // They may have more than that now.
         tracing::warn!(error = %chain(&error), "pods are not kept within what is allocatable");
     }
     for class in ["burstable", "besteffort"] {
-        ensure(class, Limits { cpu_shares: Some(2), ..Limits::default() })?;
+        ensure(class, Limits { cpu_shares: Some(2), ..Limits::default() }).await?;
     }
 
     Ok(())

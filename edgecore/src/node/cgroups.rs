@@ -2,9 +2,11 @@
 //!
 //! The runtime makes the cgroups of containers below a pod's; limits of the pod as a whole and the
 //! removal afterwards are the node agent's work. Works on cgroup v1, v2 and the hybrid of both, and
-//! takes the names of both drivers.
+//! takes the names of both drivers. Slices are made by systemd, and hold what files hold too.
 
 mod reading;
+mod systemd;
+mod units;
 
 use std::fs;
 use std::io;
@@ -12,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use podcore::resources::page_size_name;
 
-use crate::blocking::read_trimmed;
+use self::systemd::{Systemd, SystemdError};
+use crate::blocking::{self, read_trimmed};
 use crate::volumes::remove::gone_is_done;
 
 pub(in crate::node) use self::reading::device_name;
@@ -53,6 +56,28 @@ pub enum CgroupError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// systemd does not make or limit a slice.
+    #[error(
+        "cannot have systemd make the slice {slice}; the container runtime's cgroup driver is systemd, so \
+         systemd has to answer on the message bus (config key systemBus); where there is none, set \
+         SystemdCgroup = false in the runtime and cgroupDriver: cgroupfs here"
+    )]
+    Slice {
+        /// Its name.
+        slice: String,
+        /// Why not.
+        #[source]
+        source: SystemdError,
+    },
+    /// systemd does not remove a slice.
+    #[error("cannot have systemd remove the slice {slice}; it is asked again")]
+    StopSlice {
+        /// Its name.
+        slice: String,
+        /// Why not.
+        #[source]
+        source: SystemdError,
     },
     /// A directory cannot be removed, usually because a process is left in it.
     #[error("cannot remove cgroup {}", path.display())]
@@ -99,6 +124,8 @@ impl Hierarchy {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cgroups {
     hierarchies: Vec<Hierarchy>,
+    /// The message bus on which systemd is, if it makes the cgroups.
+    systemd: Option<PathBuf>,
 }
 
 impl Cgroups {
@@ -128,7 +155,13 @@ impl Cgroups {
             return Err(CgroupError::NotMounted(io::ErrorKind::NotFound.into()));
         }
 
-        Ok(Self { hierarchies })
+        Ok(Self { hierarchies, systemd: None })
+    }
+
+    /// From here on systemd makes the cgroups; `bus` is the socket of the system's message bus.
+    #[must_use]
+    pub fn with_systemd(self, bus: &Path) -> Self {
+        Self { systemd: Some(bus.to_owned()), ..self }
     }
 
     /// One hierarchy, for tests.
@@ -136,7 +169,7 @@ impl Cgroups {
     pub fn fixture(mount: &Path, controller: &str, unified: bool) -> Self {
         let (mount, controllers) = (mount.to_owned(), vec![controller.to_owned()]);
 
-        Self { hierarchies: vec![Hierarchy { mount, controllers, unified }] }
+        Self { hierarchies: vec![Hierarchy { mount, controllers, unified }], systemd: None }
     }
 
     /// Whether swap can be limited.
@@ -159,7 +192,34 @@ impl Cgroups {
 
     /// Makes the cgroup that the runtime is told as `parent` (a path, or a slice name) and sets its
     /// limits. What exists is kept and its limits are set again.
-    pub fn ensure(&self, parent: &str, limits: &Limits) -> Result<(), CgroupError> {
+    pub async fn ensure(&self, parent: &str, limits: Limits) -> Result<(), CgroupError> {
+        let limits = match self.slice(parent) {
+            None => limits,
+            Some((bus, slice)) => {
+                let limits = units::rounded(limits);
+                let made = self.ensure_slice(bus, slice, &limits).await;
+                made.map_err(|source| CgroupError::Slice { slice: slice.to_owned(), source })?;
+                limits
+            }
+        };
+        let (cgroups, parent) = (self.clone(), parent.to_owned());
+
+        blocking::run(move || cgroups.ensure_files(&parent, &limits)).await
+    }
+
+    async fn ensure_slice(
+        &self,
+        bus: &Path,
+        slice: &str,
+        limits: &Limits,
+    ) -> Result<(), SystemdError> {
+        let unified = self.is_unified();
+        let (made, limits) = (units::made(slice, unified), units::limited(limits, unified));
+
+        Systemd::connect(bus).await?.ensure(slice, &made, &limits).await
+    }
+
+    fn ensure_files(&self, parent: &str, limits: &Limits) -> Result<(), CgroupError> {
         let path = path_of(parent);
         for hierarchy in self.limited() {
             let dir = hierarchy.mount.join(&path);
@@ -172,8 +232,17 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Sets those of the limits that are more than the cgroup of `parent` has.
-    pub fn raise(&self, parent: &str, limits: &Limits) -> Result<(), CgroupError> {
+    /// Sets those of the limits that are more than the cgroup of `parent` has. systemd is told when it is
+    /// ensured that it has them all.
+    pub async fn raise(&self, parent: &str, limits: Limits) -> Result<(), CgroupError> {
+        let is_slice = self.slice(parent).is_some();
+        let limits = if is_slice { units::rounded(limits) } else { limits };
+        let (cgroups, parent) = (self.clone(), parent.to_owned());
+
+        blocking::run(move || cgroups.raise_files(&parent, &limits)).await
+    }
+
+    fn raise_files(&self, parent: &str, limits: &Limits) -> Result<(), CgroupError> {
         let path = path_of(parent);
         for hierarchy in self.limited() {
             let dir = hierarchy.mount.join(&path);
@@ -190,7 +259,23 @@ impl Cgroups {
     }
 
     /// Removes the cgroup of `parent` with everything below it. Gone already is done.
-    pub fn remove(&self, parent: &str) -> Result<(), CgroupError> {
+    pub async fn remove(&self, parent: &str) -> Result<(), CgroupError> {
+        let stopped = match self.slice(parent) {
+            None => Ok(()),
+            Some((bus, slice)) => {
+                let stopped = async { Systemd::connect(bus).await?.stop(slice).await };
+                let slice = slice.to_owned();
+                stopped.await.map_err(|source| CgroupError::StopSlice { slice, source })
+            }
+        };
+        let (cgroups, parent) = (self.clone(), parent.to_owned());
+        // Whatever systemd has not made stays for this, and what it does not remove.
+        blocking::run(move || cgroups.remove_files(&parent)).await?;
+
+        stopped
+    }
+
+    fn remove_files(&self, parent: &str) -> Result<(), CgroupError> {
         let path = path_of(parent);
         for hierarchy in &self.hierarchies {
             let dir = hierarchy.mount.join(&path);
@@ -198,6 +283,11 @@ impl Cgroups {
         }
 
         Ok(())
+    }
+
+    /// The slice and where systemd is, if that makes what the runtime is told as `parent`.
+    fn slice<'a>(&'a self, parent: &'a str) -> Option<(&'a Path, &'a str)> {
+        self.systemd.as_deref().zip(units::slice(parent))
     }
 
     /// Names of the pod cgroups directly below the cgroup of `parent`, each once.
@@ -410,7 +500,9 @@ impl Cgroups {
         let unified = controllers.is_empty();
         let controllers = controllers.iter().map(|name| (*name).to_owned()).collect();
 
-        Self { hierarchies: vec![Hierarchy { mount: mount.to_owned(), controllers, unified }] }
+        let mount = mount.to_owned();
+
+        Self { hierarchies: vec![Hierarchy { mount, controllers, unified }], systemd: None }
     }
 }
 

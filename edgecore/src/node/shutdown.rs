@@ -1,7 +1,6 @@
 //! Going down in order: when logind announces a shutdown, pods are stopped by their priority within
 //! the configured periods, while logind waits (kubelet: `pkg/kubelet/nodeshutdown`).
 
-pub mod dbus;
 mod logind;
 
 use std::path::PathBuf;
@@ -11,9 +10,10 @@ use podcore::shutdown::{Periods, Turn, turns};
 use proto::ids::NodeName;
 use tokio_util::sync::CancellationToken;
 
-use self::logind::{Logind, LogindError};
+use self::logind::Logind;
 use super::gate::Gate;
 use crate::config::Config;
+use crate::dbus::BusError;
 use crate::events::{self, EventType};
 use crate::link::Upstream;
 use crate::pods::registry::Registry;
@@ -78,8 +78,8 @@ impl Shutdowns {
     }
 
     /// Works with one connection until it breaks.
-    async fn watch(&self, connected: &mut bool) -> LogindError {
-        let worked: Result<std::convert::Infallible, LogindError> = async {
+    async fn watch(&self, connected: &mut bool) -> BusError {
+        let worked: Result<std::convert::Infallible, BusError> = async {
             let mut logind = Logind::connect(&self.bus).await?;
             self.compare(logind.delay_max().await?);
             let mut delay = None;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use edgecore::node::shutdown::dbus::{Kind, Message};
+use edgecore::dbus::{Kind, Message};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 const BUS: &str = "org.freedesktop.DBus";

@@ -134,6 +134,7 @@ mod tests {
                 hierarchy("cpuacct", &["cpu", "cpuacct"]),
                 hierarchy("v2", &[]),
             ],
+            systemd: None,
         };
         assert_eq!(hybrid.below("/kubepods/podu"), ["/kubepods/podu/c1"]);
         let usage = hybrid.usage("/kubepods/podu/c1");
@@ -141,7 +142,7 @@ mod tests {
         assert_eq!(hybrid.process("/kubepods/podu/c1"), Some(42));
         assert_eq!(hybrid.process("/kubepods/podu"), None);
 
-        let unified = Cgroups { hierarchies: vec![hierarchy("v2", &[])] };
+        let unified = Cgroups { hierarchies: vec![hierarchy("v2", &[])], systemd: None };
         let below = unified.below("kubepods-podu.slice");
         assert_eq!(below, ["/kubepods.slice/kubepods-podu.slice/cri-c1.scope"]);
         assert_eq!(unified.usage(&below[0]).memory.unwrap().usage, 6000);

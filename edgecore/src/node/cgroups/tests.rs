@@ -22,7 +22,7 @@ fn all() -> Limits {
 }
 
 fn check(table: &str, limits: &Limits, expected: &[&str]) {
-    let mut cgroups = Cgroups { hierarchies: hierarchies(table) };
+    let mut cgroups = Cgroups { hierarchies: hierarchies(table), systemd: None };
     for unified in cgroups.hierarchies.iter_mut().filter(|hierarchy| hierarchy.unified) {
         unified.controllers = vec!["memory".to_owned(), "hugetlb".to_owned()];
     }
@@ -90,10 +90,10 @@ fn slices_nest_and_paths_stay() {
 fn on_a_v2_tree_directories_are_made_limited_and_removed() {
     let dir = tempfile::tempdir().unwrap();
     let hierarchy = Hierarchy { mount: dir.path().into(), controllers: Vec::new(), unified: true };
-    let cgroups = Cgroups { hierarchies: vec![hierarchy] };
+    let cgroups = Cgroups { hierarchies: vec![hierarchy], systemd: None };
     fs::write(dir.path().join("cgroup.controllers"), "cpu memory\n").unwrap();
 
-    cgroups.ensure("/kubepods/pod1", &all()).unwrap();
+    cgroups.ensure_files("/kubepods/pod1", &all()).unwrap();
     let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
     assert_eq!(read("kubepods/pod1/memory.max"), "67108864");
     assert_eq!(read("cgroup.subtree_control"), "+memory");
@@ -104,8 +104,8 @@ fn on_a_v2_tree_directories_are_made_limited_and_removed() {
         fs::remove_file(dir.path().join("kubepods/pod1").join(file)).unwrap();
     }
     fs::create_dir(dir.path().join("kubepods/pod1/container")).unwrap();
-    cgroups.remove("/kubepods/pod1").unwrap();
-    cgroups.remove("/kubepods/pod1").unwrap();
+    cgroups.remove_files("/kubepods/pod1").unwrap();
+    cgroups.remove_files("/kubepods/pod1").unwrap();
     assert!(cgroups.children("/kubepods").is_empty());
 }
 
@@ -115,10 +115,28 @@ fn on_this_machine_a_pod_cgroup_is_made_and_removed() {
     let parent = format!("/holdfast-test-{}/kubepods/pod1", std::process::id());
     let limits = Limits { pids: None, ..all() };
 
-    cgroups.ensure(&parent, &limits).unwrap();
-    cgroups.ensure(&parent, &limits).unwrap();
+    cgroups.ensure_files(&parent, &limits).unwrap();
+    cgroups.ensure_files(&parent, &limits).unwrap();
     let top = format!("/holdfast-test-{}", std::process::id());
     assert_eq!(cgroups.children(&top), ["kubepods"]);
-    cgroups.remove(&top).unwrap();
+    cgroups.remove_files(&top).unwrap();
     assert!(cgroups.children(&top).is_empty());
+}
+
+#[tokio::test]
+async fn without_systemd_a_slice_is_neither_made_nor_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let hierarchy = Hierarchy { mount: dir.path().into(), controllers: Vec::new(), unified: true };
+    let cgroups = Cgroups { hierarchies: vec![hierarchy], systemd: None };
+    let cgroups = cgroups.with_systemd(&dir.path().join("no-bus"));
+    let error = cgroups.ensure("kubepods.slice", all()).await.unwrap_err();
+    let told = crate::telemetry::chain(&error);
+    for part in ["kubepods.slice", "cgroup driver is systemd", "SystemdCgroup = false", "no-bus"] {
+        assert!(told.contains(part), "{told}");
+    }
+    assert!(cgroups.children("/").is_empty());
+    fs::create_dir(dir.path().join("kubepods.slice")).unwrap();
+    let error = cgroups.remove("kubepods.slice").await.unwrap_err();
+    assert!(matches!(error, CgroupError::StopSlice { .. }), "{error}");
+    assert!(cgroups.children("/").is_empty());
 }

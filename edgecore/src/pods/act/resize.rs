@@ -27,21 +27,14 @@ impl PodCgroup {
         check: impl Future<Output = Result<(), String>>,
         containers: impl Future<Output = Result<(), String>>,
     ) -> Result<(), String> {
+        let Self { cgroups, parent, limits } = self;
+        let failed =
+            |error: CgroupError| format!("failed to set pod cgroup config: {}", chain(&error));
         check.await?;
-        self.change(Cgroups::raise).await?;
+        cgroups.raise(parent, limits.clone()).await.map_err(failed)?;
         containers.await?;
 
-        self.change(Cgroups::ensure).await
-    }
-
-    async fn change(
-        &self,
-        how: fn(&Cgroups, &str, &Limits) -> Result<(), CgroupError>,
-    ) -> Result<(), String> {
-        let Self { cgroups, parent, limits } = self.clone();
-        let changed = blocking::run(move || how(&cgroups, &parent, &limits)).await;
-
-        changed.map_err(|error| format!("failed to set pod cgroup config: {}", chain(&error)))
+        cgroups.ensure(parent, limits.clone()).await.map_err(failed)
     }
 
     /// The pod's limit of memory, if it becomes less.
@@ -121,7 +114,7 @@ mod tests {
         let read = || fs::read_to_string(file).unwrap().trim().parse::<i64>().unwrap();
         let limits = |bytes| Limits { memory_bytes: Some(bytes), ..Limits::default() };
         let parent = "/kubepods/pod1".to_owned();
-        cgroups.ensure(&parent, &limits(OLD)).unwrap();
+        cgroups.ensure(&parent, limits(OLD)).await.unwrap();
         let cgroup = PodCgroup { cgroups: cgroups.clone(), parent, limits: limits(limit) };
         let mut during = 0;
         let check = async { if is_refused { Err("used".to_owned()) } else { Ok(()) } };
@@ -154,7 +147,8 @@ mod tests {
             }
             fs::write(file, "max").unwrap();
             cgroups
-                .raise("/kubepods/pod1", &Limits { memory_bytes: Some(OLD), ..Limits::default() })
+                .raise("/kubepods/pod1", Limits { memory_bytes: Some(OLD), ..Limits::default() })
+                .await
                 .unwrap();
             assert_eq!(cgroups.memory_limit("/kubepods/pod1"), Some(u64::MAX));
         }

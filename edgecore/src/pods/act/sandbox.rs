@@ -11,7 +11,6 @@ use podcore::translate::{SandboxContext, sandbox_config};
 
 use super::resize::PodCgroup;
 use super::{Done, Job, gone};
-use crate::blocking;
 use crate::events::EventType::Warning;
 use crate::node::cgroups::Limits;
 use crate::pods::observe;
@@ -82,7 +81,7 @@ impl Job {
     /// The pod's cgroup with the limits of the pod as a whole: made before anything runs in it.
     async fn make_cgroup(&self) -> Result<(), String> {
         let PodCgroup { cgroups, parent, limits } = self.cgroup();
-        let made = blocking::run(move || cgroups.ensure(&parent, &limits)).await;
+        let made = cgroups.ensure(&parent, limits).await;
 
         made.map_err(|error| format!("unable to ensure pod container exists: {}", chain(&error)))
     }

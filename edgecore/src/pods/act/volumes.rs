@@ -153,8 +153,7 @@ pub async fn tear_down(dir: PathBuf) -> io::Result<()> {
 pub async fn remove_cgroup(context: &Context, parent: &str) -> Result<(), String> {
     let mut last = String::new();
     for _ in 0..CGROUP_REMOVALS_MAX {
-        let (cgroups, parent) = (context.cgroups.clone(), parent.to_owned());
-        match blocking::run(move || cgroups.remove(&parent)).await {
+        match context.cgroups.remove(parent).await {
             Ok(()) => return Ok(()),
             Err(error) => last = chain(&error),
         }

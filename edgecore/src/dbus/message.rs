@@ -1,7 +1,7 @@
-//! As much of D-Bus as it takes to call methods with texts and to hear signals: messages to bytes and back.
-//! The wire format is that of the D-Bus specification, little-endian.
+//! As much of D-Bus as it takes to call methods of logind and systemd and to hear signals: messages to bytes
+//! and back. The wire format is that of the D-Bus specification, little-endian.
 
-/// Longest message taken: those of logind have some hundred bytes.
+/// Longest message taken: those of logind and systemd have some hundred bytes.
 const MESSAGE_BYTES_MAX: usize = 16 << 10;
 
 /// Fixed part of a header: byte order, type, flags, version, body length, serial, length of the fields.
@@ -67,11 +67,17 @@ pub struct Message {
 impl Message {
     /// A call of a method that takes texts.
     pub fn call(serial: u32, to: &str, path: &str, method: (&str, &str), texts: &[&str]) -> Self {
-        let mut body = Writer::default();
-        for value in texts {
-            body.text(value);
-        }
+        Self::call_with(serial, to, path, method, Values::texts(texts))
+    }
 
+    /// A call of a method.
+    pub fn call_with(
+        serial: u32,
+        to: &str,
+        path: &str,
+        method: (&str, &str),
+        values: Values,
+    ) -> Self {
         Self {
             kind: Kind::Call,
             serial,
@@ -83,8 +89,8 @@ impl Message {
             destination: to.to_owned(),
             sender: String::new(),
             fds: 0,
-            signature: "s".repeat(texts.len()),
-            body: body.0,
+            signature: values.signature,
+            body: values.body.0,
         }
     }
 
@@ -207,6 +213,24 @@ impl Message {
         Reader { bytes: &self.body, at: 0 }.text().ok()
     }
 
+    /// The body's texts and paths, in order, up to a value that is neither one nor a number.
+    pub fn all_texts(&self) -> Vec<String> {
+        let mut reader = Reader { bytes: &self.body, at: 0 };
+        let mut texts = Vec::new();
+        for r#type in self.signature.chars() {
+            let read = match r#type {
+                's' | 'o' => reader.text().map(|text| texts.push(text)),
+                'u' => reader.number().map(drop),
+                _other => break,
+            };
+            if read.is_err() {
+                break;
+            }
+        }
+
+        texts
+    }
+
     /// The number, or the truth as one, in the variant that is the body.
     pub fn variant_number(&self) -> Option<u64> {
         let mut reader = Reader { bytes: &self.body, at: 0 };
@@ -222,6 +246,75 @@ impl Message {
             }
             _other => None,
         }
+    }
+}
+
+/// A value whose type is sent with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Yes or no.
+    Truth(bool),
+    /// A large number.
+    Number(u64),
+    /// A text.
+    Text(String),
+    /// A list of texts.
+    Texts(Vec<String>),
+}
+
+/// What a method is called with.
+#[derive(Debug, Default)]
+pub struct Values {
+    signature: String,
+    body: Writer,
+}
+
+impl Values {
+    /// Texts only.
+    pub fn texts(texts: &[&str]) -> Self {
+        texts.iter().fold(Self::default(), |values, text| values.text(text))
+    }
+
+    /// One more text.
+    #[must_use]
+    pub fn text(mut self, text: &str) -> Self {
+        self.signature.push('s');
+        self.body.text(text);
+
+        self
+    }
+
+    /// One more truth.
+    #[must_use]
+    pub fn truth(mut self, truth: bool) -> Self {
+        self.signature.push('b');
+        self.body.number(truth.into());
+
+        self
+    }
+
+    /// A list of properties with their values.
+    #[must_use]
+    pub fn properties(mut self, properties: &[(&str, Value)]) -> Self {
+        self.signature.push_str("a(sv)");
+        self.body.list(8, |body| {
+            for (name, value) in properties {
+                body.align(8);
+                body.text(name);
+                body.variant(value);
+            }
+        });
+
+        self
+    }
+
+    /// An empty list of units with properties, as those that a call could also make.
+    #[must_use]
+    pub fn no_units(mut self) -> Self {
+        self.signature.push_str("a(sa(sv))");
+        self.body.list(8, |_empty| {});
+
+        self
     }
 }
 
@@ -252,6 +345,39 @@ impl Writer {
         self.0.push(u8::try_from(signature.len()).unwrap_or(u8::MAX));
         self.0.extend(signature.as_bytes());
         self.0.push(0);
+    }
+
+    /// The length counts what `elements` writes, without the room before it.
+    fn list(&mut self, alignment: usize, elements: impl FnOnce(&mut Self)) {
+        self.number(0);
+        let at = self.0.len() - 4;
+        self.align(alignment);
+        let start = self.0.len();
+        elements(self);
+        let length = length(&self.0[start..]);
+        self.0[at..at + 4].copy_from_slice(&length.to_le_bytes());
+    }
+
+    fn variant(&mut self, value: &Value) {
+        match value {
+            Value::Truth(truth) => {
+                self.signature("b");
+                self.number((*truth).into());
+            }
+            Value::Number(number) => {
+                self.signature("t");
+                self.align(8);
+                self.0.extend(number.to_le_bytes());
+            }
+            Value::Text(text) => {
+                self.signature("s");
+                self.text(text);
+            }
+            Value::Texts(texts) => {
+                self.signature("as");
+                self.list(4, |list| texts.iter().for_each(|text| list.text(text)));
+            }
+        }
     }
 
     fn field(&mut self, code: u8, r#type: &str) {
@@ -374,6 +500,39 @@ mod tests {
         assert_eq!(truth.variant_number(), Some(1));
         let refused = Message::call(1, "", "", ("", ""), &["no such name"]);
         assert_eq!(refused.first_text().as_deref(), Some("no such name"));
+    }
+
+    #[test]
+    fn properties_are_the_bytes_that_the_specification_says() {
+        let properties =
+            [("A", Value::Truth(true)), ("B", Value::Texts(vec!["x".to_owned(), String::new()]))];
+        let values = Values::texts(&["u"]).truth(false).properties(&properties).no_units();
+        assert_eq!(values.signature, "sba(sv)a(sa(sv))");
+        let expected: [&[u8]; 7] = [
+            b"\x01\0\0\0u\0\0\0\0\0\0\0",
+            // The length is without the room before the first property, each at a multiple of 8.
+            b"\x2d\0\0\0",
+            b"\x01\0\0\0A\0\x01b\0\0\0\0\x01\0\0\0",
+            b"\x01\0\0\0B\0\x02as\0\0\0",
+            b"\x0d\0\0\0\x01\0\0\0x\0\0\0\0\0\0\0\0",
+            b"\0\0\0",
+            b"\0\0\0\0\0\0\0\0",
+        ];
+        assert_eq!(values.body.0, expected.concat());
+        let number = Values::default().properties(&[("N", Value::Number(u64::MAX))]);
+        assert_eq!(
+            number.body.0[8..],
+            *b"\x01\0\0\0N\0\x01t\0\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"
+        );
+    }
+
+    #[test]
+    fn texts_are_read_between_numbers() {
+        let body = b"\x07\0\0\0\x02\0\0\0/j\0\0\x01\0\0\0u\0\0\0\x04\0\0\0done\0".to_vec();
+        let removed = Message { signature: "uoss".to_owned(), body, ..hello() };
+        assert_eq!(removed.all_texts(), ["/j", "u", "done"]);
+        let odd = Message { signature: "sv".to_owned(), body: Vec::new(), ..hello() };
+        assert!(odd.all_texts().is_empty());
     }
 
     #[test]
