@@ -4,6 +4,7 @@ mod joined;
 mod local;
 mod own;
 mod repair;
+mod runtime;
 
 use std::io;
 use std::sync::Arc;

@@ -4,6 +4,8 @@
 //! removal afterwards are the node agent's work. Works on cgroup v1, v2 and the hybrid of both, and
 //! takes the names of both drivers. Slices are made by systemd, and hold what files hold too.
 
+mod files;
+mod hierarchy;
 mod reading;
 mod systemd;
 mod units;
@@ -12,20 +14,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use podcore::resources::page_size_name;
-
+use self::files::{files, limit_of, make, remove_below, write};
+use self::hierarchy::{Hierarchy, hierarchies};
 use self::systemd::{Systemd, SystemdError};
 use crate::blocking::{self, read_trimmed};
-use crate::volumes::remove::gone_is_done;
 
 pub(in crate::node) use self::reading::device_name;
 
 /// Period of CPU quotas in microseconds, the kernel's and the kubelet's default.
 pub const CPU_PERIOD_US: u64 = 100_000;
-/// Least `cpu.shares` the kernel takes.
-const SHARES_MIN: u64 = 2;
-/// Most `cpu.shares` the kernel takes.
-const SHARES_MAX: u64 = 262_144;
 /// Controllers whose hierarchies get limits. The runtime makes the cgroups of the others itself.
 const LIMITED: [&str; 4] = ["cpu", "memory", "pids", "hugetlb"];
 
@@ -105,21 +102,6 @@ pub struct Limits {
     pub huge_pages: Vec<(i64, i64)>,
 }
 
-/// Where the kernel shows cgroups.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Hierarchy {
-    mount: PathBuf,
-    /// For example `cpu`, `cpuacct`.
-    controllers: Vec<String>,
-    unified: bool,
-}
-
-impl Hierarchy {
-    fn has(&self, name: &str) -> bool {
-        self.controllers.iter().any(|controller| controller == name)
-    }
-}
-
 /// The cgroup file systems of this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cgroups {
@@ -162,14 +144,6 @@ impl Cgroups {
     #[must_use]
     pub fn with_systemd(self, bus: &Path) -> Self {
         Self { systemd: Some(bus.to_owned()), ..self }
-    }
-
-    /// One hierarchy, for tests.
-    #[cfg(test)]
-    pub fn fixture(mount: &Path, controller: &str, unified: bool) -> Self {
-        let (mount, controllers) = (mount.to_owned(), vec![controller.to_owned()]);
-
-        Self { hierarchies: vec![Hierarchy { mount, controllers, unified }], systemd: None }
     }
 
     /// Whether swap can be limited.
@@ -258,10 +232,16 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Removes the cgroup of `parent` with everything below it. Gone already is done.
+    /// Removes the cgroup of `parent` with everything below it. Gone already is done; while there are
+    /// processes in it, it stays and they run on.
     pub async fn remove(&self, parent: &str) -> Result<(), CgroupError> {
         let stopped = match self.slice(parent) {
             None => Ok(()),
+            // With a slice systemd would stop what is in it.
+            Some(_) if self.processes(parent).is_some_and(|count| count > 0) => {
+                let source = io::ErrorKind::ResourceBusy.into();
+                return Err(CgroupError::Remove { path: path_of(parent), source });
+            }
             Some((bus, slice)) => {
                 let stopped = async { Systemd::connect(bus).await?.stop(slice).await };
                 let slice = slice.to_owned();
@@ -333,32 +313,6 @@ impl Cgroups {
     }
 }
 
-/// Reads the mounts of mountinfo (proc(5)): the file system type follows ` - `. Which controllers are on v2
-/// does not stand there.
-fn hierarchies(table: &str) -> Vec<Hierarchy> {
-    let mut found: Vec<Hierarchy> = Vec::new();
-    for line in table.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let Some(mount) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
-        let mut right = right.split(' ');
-        let unified = match right.next() {
-            Some("cgroup") => false,
-            Some("cgroup2") => true,
-            _other => continue,
-        };
-        let options = right.nth(1).unwrap_or_default().split(',');
-        let plain = |o: &&str| !matches!(*o, "rw" | "ro" | "relatime" | "noatime" | "nsdelegate");
-        let controllers: Vec<String> =
-            if unified { Vec::new() } else { options.filter(plain).map(str::to_owned).collect() };
-        let again = found.iter().any(|h| h.controllers == controllers && h.unified == unified);
-        if !again {
-            found.push(Hierarchy { mount, controllers, unified });
-        }
-    }
-
-    found
-}
-
 /// The path below a mount for what the runtime is told: `/a/b` as it is, `a-b.slice` as systemd
 /// nests slices: `a.slice/a-b.slice`.
 fn path_of(parent: &str) -> PathBuf {
@@ -371,135 +325,12 @@ fn path_of(parent: &str) -> PathBuf {
     ends.map(|end| format!("{}.slice", &name[..end])).collect()
 }
 
-/// Makes the directory and, on v2, hands the controllers down to it.
-fn make(hierarchy: &Hierarchy, path: &Path) -> Result<(), CgroupError> {
-    let mut dir = hierarchy.mount.clone();
-    for part in path {
-        if hierarchy.unified {
-            hand_down(&dir);
-        }
-        dir.push(part);
-        match fs::create_dir(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(CgroupError::Make { path: dir, source: error });
-            }
-            _made_or_there => {}
-        }
-    }
-
-    Ok(())
-}
-
-/// Lets the children of `dir` use the controllers. A controller that this machine lacks is told by
-/// the limit that then cannot be written.
-fn hand_down(dir: &Path) {
-    let there = read_trimmed(dir.join("cgroup.controllers")).unwrap_or_default();
-    for controller in there.split(' ').filter(|name| !name.is_empty()) {
-        if let Err(error) = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"))
-        {
-            tracing::debug!(dir = %dir.display(), controller, %error, "controller not handed down");
-        }
-    }
-}
-
-/// Which file gets which value.
-fn files(hierarchy: &Hierarchy, limits: &Limits) -> Vec<(String, String)> {
-    let (files, huge_file) = if hierarchy.unified {
-        (unified_files(limits), "max")
-    } else {
-        (v1_files(hierarchy, limits), "limit_in_bytes")
-    };
-    let huge = limits.huge_pages.iter().filter(|_| hierarchy.has("hugetlb"));
-    let huge = huge.map(|(size, limit)| {
-        (format!("hugetlb.{}.{huge_file}", page_size_name(*size)), limit.to_string())
-    });
-
-    files.into_iter().map(|(file, value)| (file.to_owned(), value)).chain(huge).collect()
-}
-
-fn unified_files(limits: &Limits) -> Vec<(&'static str, String)> {
-    let mut files = Vec::new();
-    let quota = |us| format!("{} {CPU_PERIOD_US}", most(us));
-    files.extend(limits.cpu_shares.map(|shares| ("cpu.weight", weight(shares).to_string())));
-    files.extend(limits.cpu_quota_us.map(|us| ("cpu.max", quota(us))));
-    files.extend(limits.memory_bytes.map(|bytes| ("memory.max", most(bytes))));
-    files.extend(limits.pids.map(|pids| ("pids.max", most(pids))));
-
-    files
-}
-
-fn v1_files(hierarchy: &Hierarchy, limits: &Limits) -> Vec<(&'static str, String)> {
-    let mut files = Vec::new();
-    if hierarchy.has("cpu") {
-        let shares = limits.cpu_shares.map(|shares| shares.clamp(SHARES_MIN, SHARES_MAX));
-        files.extend(shares.map(|shares| ("cpu.shares", shares.to_string())));
-        if let Some(us) = limits.cpu_quota_us {
-            files.push(("cpu.cfs_period_us", CPU_PERIOD_US.to_string()));
-            files.push(("cpu.cfs_quota_us", if us > 0 { us } else { -1 }.to_string()));
-        }
-    }
-    if hierarchy.has("memory") {
-        let bytes = limits.memory_bytes.map(|bytes| if bytes > 0 { bytes } else { -1 });
-        files.extend(bytes.map(|bytes| ("memory.limit_in_bytes", bytes.to_string())));
-    }
-    if hierarchy.has("pids") {
-        files.extend(limits.pids.map(|pids| ("pids.max", most(pids))));
-    }
-
-    files
-}
-
-/// How v2 writes "no limit".
-fn most(value: i64) -> String {
-    if value > 0 { value.to_string() } else { "max".to_owned() }
-}
-
-/// A limit as the kernel shows it: v1 has -1 for none, and v2 the period behind the quota.
-fn limit_of(text: &str) -> u64 {
-    let number = text.split_whitespace().next().and_then(|word| word.parse().ok());
-
-    number.unwrap_or(u64::MAX)
-}
-
-/// v1 shares to the v2 weight as the kubelet converts them; runtimes have other ways for containers.
-fn weight(shares: u64) -> u64 {
-    if shares >= SHARES_MAX {
-        return 10_000;
-    }
-
-    1 + (shares.max(SHARES_MIN) - SHARES_MIN) * 9999 / (SHARES_MAX - SHARES_MIN)
-}
-
-fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
-    fs::write(path, value).map_err(|source| CgroupError::Limit {
-        path: path.to_owned(),
-        value: value.to_owned(),
-        source,
-    })
-}
-
-/// Removes the deepest first; cgroup directories are removed with their files in them.
-fn remove_below(dir: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) => return gone_is_done(Err(error)),
-    };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_below(&entry.path())?;
-        }
-    }
-
-    gone_is_done(fs::remove_dir(dir))
-}
-
 #[cfg(test)]
 impl Cgroups {
     /// One hierarchy at that mount, of v2 if no controllers are named.
-    pub(super) fn of_one(mount: &Path, controllers: &[&str]) -> Self {
+    pub fn of_one(mount: &Path, controllers: &[&str]) -> Self {
         let unified = controllers.is_empty();
         let controllers = controllers.iter().map(|name| (*name).to_owned()).collect();
-
         let mount = mount.to_owned();
 
         Self { hierarchies: vec![Hierarchy { mount, controllers, unified }], systemd: None }

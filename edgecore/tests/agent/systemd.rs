@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use edgecore::node::cgroups::{Cgroups, Limits};
+use edgecore::node::cgroups::{CgroupError, Cgroups, Limits};
 
 /// Tells the test that it runs beside that systemd.
 const INSIDE: &str = "HOLDFAST_TEST_INSIDE_SYSTEMD";
@@ -197,6 +197,9 @@ async fn inside() {
     containers.push(start_container("cri-3.scope").await);
     assert_eq!(limits_of_pod(), wanted(96 << 20), "after a reload");
 
+    let busy = cgroups.remove(POD).await.unwrap_err();
+    assert!(matches!(busy, CgroupError::Remove { .. }), "{busy}");
+    assert!(containers.iter_mut().all(|container| container.try_wait().unwrap().is_none()));
     for mut container in containers {
         container.kill().unwrap();
         container.wait().unwrap();

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::units::Properties;
@@ -20,6 +21,8 @@ const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 
 /// How long a job may take, as libcontainer's.
 const JOB_MAX: Duration = Duration::from_secs(30);
+/// Connections at once: each hears the end of every job, and a start of the machine makes many slices.
+static CONNECTIONS: Semaphore = Semaphore::const_new(4);
 
 /// Why systemd does not do what it is asked for.
 #[derive(Debug, thiserror::Error)]
@@ -37,18 +40,23 @@ pub enum SystemdError {
 
 /// A connection to systemd.
 #[derive(Debug)]
-pub(super) struct Systemd(Bus);
+pub(super) struct Systemd {
+    bus: Bus,
+    _place: Option<SemaphorePermit<'static>>,
+}
 
 impl Systemd {
     /// `bus` is the socket of the system's message bus.
     pub(super) async fn connect(bus: &Path) -> Result<Self, SystemdError> {
+        // The semaphore is never closed.
+        let place = CONNECTIONS.acquire().await.ok();
         let mut bus = Bus::connect(bus).await?;
         let owner = SYSTEMD.owner;
         let rule =
             format!("type='signal',sender='{owner}',interface='{MANAGER}',member='{REMOVED}'");
         bus.listen(&rule).await?;
 
-        Ok(Self(bus))
+        Ok(Self { bus, _place: place })
     }
 
     /// Makes the slice if it is not there, and gives it these limits.
@@ -87,7 +95,7 @@ impl Systemd {
     }
 
     async fn call(&mut self, method: &'static str, values: Values) -> Result<Message, BusError> {
-        self.0.call(method, SYSTEMD, (MANAGER, method), values, |_| {}).await
+        self.bus.call(method, SYSTEMD, (MANAGER, method), values, |_| {}).await
     }
 
     /// Calls what is answered with a job, and waits until that is done.
@@ -96,7 +104,7 @@ impl Systemd {
         let [job] = answer.all_texts().try_into().map_err(|_| BusError::Unexpected(method))?;
         let ended = async {
             loop {
-                let message = self.0.message().await?;
+                let message = self.bus.message().await?;
                 let told = is_removed(&message, &answer.sender).then(|| message.all_texts());
                 match told.as_deref() {
                     Some([path, _unit, result]) if *path == job => return Ok(result.clone()),
@@ -149,7 +157,7 @@ mod tests {
             bus.write_all(&message.encode()).await.unwrap();
         }
 
-        (Systemd(Bus::new(ours)), bus)
+        (Systemd { bus: Bus::new(ours), _place: None }, bus)
     }
 
     #[tokio::test]

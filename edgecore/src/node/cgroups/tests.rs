@@ -1,5 +1,6 @@
 //! Cgroup arithmetic and layout, on fixtures for v2 and on this machine's own for what it has.
 
+use super::files::weight;
 use super::*;
 
 const HYBRID: &str = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\

@@ -1,7 +1,8 @@
 //! What systemd is told of a cgroup that is a slice: the properties that a kubelet's libcontainer gives it
 //! (`opencontainers/cgroups/systemd`).
 
-use super::{Limits, SHARES_MAX, SHARES_MIN, weight};
+use super::Limits;
+use super::files::{SHARES_MAX, SHARES_MIN, weight};
 use crate::dbus::Value;
 
 /// Properties of a unit with their values.

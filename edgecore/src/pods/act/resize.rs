@@ -131,11 +131,12 @@ mod tests {
     #[tokio::test]
     async fn a_pod_gets_more_before_its_containers_and_less_after_them() {
         let dir = tempfile::tempdir().unwrap();
-        for (unified, file) in [(false, "memory.limit_in_bytes"), (true, "memory.max")] {
+        let v1: &[&str] = &["memory"];
+        for (controllers, file) in [(v1, "memory.limit_in_bytes"), (&[], "memory.max")] {
             let mount = dir.path().join(file);
             let file = mount.join("kubepods/pod1").join(file);
             fs::create_dir(&mount).unwrap();
-            let cgroups = Cgroups::fixture(&mount, "memory", unified);
+            let cgroups = Cgroups::of_one(&mount, controllers);
             for (limit, is_refused, expected) in [
                 (OLD * 2, false, [OLD * 2, OLD * 2]),
                 (OLD / 2, false, [OLD, OLD / 2]),

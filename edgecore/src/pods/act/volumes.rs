@@ -14,6 +14,7 @@ use super::{Done, Job};
 use crate::blocking;
 use crate::clock;
 use crate::events::EventType::Warning;
+use crate::node::cgroups::CgroupError;
 use crate::pods::context::Context;
 use crate::telemetry::chain;
 use crate::volumes::mounts;
@@ -151,14 +152,12 @@ pub async fn tear_down(dir: PathBuf) -> io::Result<()> {
 
 /// Removes a pod's cgroup, giving its last processes a moment to leave.
 pub async fn remove_cgroup(context: &Context, parent: &str) -> Result<(), String> {
-    let mut last = String::new();
-    for _ in 0..CGROUP_REMOVALS_MAX {
+    let mut tries = 1;
+    loop {
         match context.cgroups.remove(parent).await {
-            Ok(()) => return Ok(()),
-            Err(error) => last = chain(&error),
+            Err(CgroupError::Remove { .. }) if tries < CGROUP_REMOVALS_MAX => tries += 1,
+            done => return done.map_err(|error| chain(&error)),
         }
         tokio::time::sleep(CGROUP_REMOVAL_WAIT).await;
     }
-
-    Err(last)
 }
