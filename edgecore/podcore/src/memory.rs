@@ -1,18 +1,21 @@
 //! What a node remembers about a pod that the runtime cannot tell it again.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod backoff;
+mod transient;
+
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::backoff::Backoff;
+pub use self::transient::{Failure, ImageFound, ImageNote, Stopping, Transient, Turn};
 use crate::admission::Refusal;
-use crate::backoff;
 use crate::claims::PersistentVolume;
 use crate::hook::Hooked;
 use crate::observed::{ContainerState, ContainerView, Eviction};
-use crate::probe::{Answers, Askings, ProbeKind};
+use crate::probe::ProbeKind;
 use crate::resize::{Actual, Resize, Resources};
-use crate::resources::PodLimits;
 use crate::shutdown::{MESSAGE, REASON};
 
 /// What is kept for one pod, across restarts of the agent and power loss.
@@ -38,8 +41,9 @@ pub struct Memory {
     /// Highest attempt of a sandbox made for the pod, counted from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox_attempt: Option<u32>,
-    /// By the id of a container that is being stopped: how many seconds the hook before that took. Kept, so
-    /// that an agent that starts again does not run it again.
+    /// By the id of a container that is being stopped: what the hook before that has taken of the grace that
+    /// counts now, in seconds. Stored when the hook has run, beside the kill that follows: an agent that
+    /// starts again runs it again only if it went just then.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub pre_stopped: BTreeMap<String, i64>,
     /// Addresses of the last sandbox, kept in the status of an ended pod.
@@ -71,16 +75,17 @@ impl Memory {
     /// Whether the step from `before` to `self` must be durable before it is acted upon or told: an end
     /// must not be forgotten, or a finished pod would run again; nor that it was none, or a pod that ended
     /// well because its node went down would not; nor that the pod was taken in, or it could be refused
-    /// while it runs.
+    /// while it runs; nor what it was granted, or it could be refused what it has.
     pub fn must_be_durable_after(&self, before: &Self) -> bool {
-        let interrupted = |memory: &Self, name: &str| {
-            memory.containers.get(name).and_then(|kept| kept.interrupted)
+        let kept = |memory: &Self, name: &str| {
+            let kept = memory.containers.get(name);
+            kept.map(|kept| (kept.interrupted, kept.allocated.clone())).unwrap_or_default()
         };
         let mut names = self.containers.keys();
 
         self.ended != before.ended
             || self.is_admitted() != before.is_admitted()
-            || names.any(|name| interrupted(self, name) != interrupted(before, name))
+            || names.any(|name| kept(self, name) != kept(before, name))
     }
 
     /// Whether the node has taken the pod in, or refused it: that is decided once.
@@ -120,6 +125,14 @@ impl Memory {
     /// Whether that attempt of a container was stopped to make way for another definition.
     pub fn is_replaced(&self, container: &str, attempt: u32) -> bool {
         self.containers.get(container).is_some_and(|kept| kept.replaced == Some(attempt))
+    }
+
+    /// Whether the stop of an instance has begun: nothing calls it off, as with a kubelet, whose kill always
+    /// follows the hook and whose next attempt always follows the kill.
+    pub fn is_being_stopped(&self, view: &ContainerView) -> bool {
+        self.is_replaced(&view.name, view.attempt)
+            || self.pre_stopped.contains_key(&view.id)
+            || self.transient.killing.contains_key(&view.id)
     }
 
     /// Whether that attempt of a container was stopped because a probe or its hook failed.
@@ -285,79 +298,6 @@ impl Probed {
     }
 }
 
-impl ContainerMemory {
-    /// Until when the restart after `end` waits; `None` if it does not wait or has begun. `before` is when
-    /// the attempt before it ended, if that is known.
-    pub fn crash_wait(
-        &self,
-        end: &Termination,
-        before: Option<Timestamp>,
-        hash: &str,
-        now: Timestamp,
-    ) -> Option<Timestamp> {
-        if self.backoff_attempt.is_some_and(|begun| begun > end.attempt) {
-            return None;
-        }
-        let ended_at = self.counted_end(end, before, hash)?;
-        let until = backoff::start_at(&self.crash_backoff(end, before, hash), ended_at, now);
-
-        Some(until).filter(|until| now < *until)
-    }
-
-    /// The back-off that counts after `end`.
-    pub fn crash_backoff(
-        &self,
-        end: &Termination,
-        before: Option<Timestamp>,
-        hash: &str,
-    ) -> Backoff {
-        let ended_at = self.counted_end(end, before, hash);
-
-        ended_at.map_or_else(Backoff::default, |at| backoff::current(&self.backoff, hash, at))
-    }
-
-    /// The back-off once the restart after `end` has begun. A first end that a probe caused does not count.
-    pub fn raised_backoff(
-        &self,
-        end: &Termination,
-        before: Option<Timestamp>,
-        hash: &str,
-        now: Timestamp,
-    ) -> Backoff {
-        if before.is_none() && self.has_failed_probe(end.attempt) {
-            return self.backoff.clone();
-        }
-
-        backoff::after_restart(&self.crash_backoff(end, before, hash), hash, now)
-    }
-
-    /// The end that the back-off counts from. What a probe stops, a kubelet starts again in the same step,
-    /// in which it knows only of the end before (`doBackOff`): if that is long enough ago nothing waits.
-    fn counted_end(
-        &self,
-        end: &Termination,
-        before: Option<Timestamp>,
-        hash: &str,
-    ) -> Option<Timestamp> {
-        let ended_at = end.finished_at?;
-        if !self.has_failed_probe(end.attempt) {
-            return Some(ended_at);
-        }
-        let before = before?;
-        let free_at =
-            backoff::start_at(&backoff::current(&self.backoff, hash, before), before, ended_at);
-
-        Some(if ended_at < free_at { ended_at } else { before })
-    }
-
-    /// Whether that attempt is one that a probe has stopped.
-    fn has_failed_probe(&self, attempt: u32) -> bool {
-        let probed = self.probed.as_ref();
-
-        probed.is_some_and(|probed| probed.attempt == attempt && probed.failed.is_some())
-    }
-}
-
 /// One end of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -384,20 +324,6 @@ pub struct Termination {
     pub image_ref: String,
 }
 
-/// Crash back-off of one container; see [`crate::backoff`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Backoff {
-    /// Seconds that must pass after an end before the next start.
-    pub delay_s: u32,
-    /// When `delay_s` was set.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub since: Option<Timestamp>,
-    /// The hash of the container that crashed: a change of its image starts over.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hash: Option<String>,
-}
-
 /// A condition as last reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -406,99 +332,4 @@ pub struct ConditionMemory {
     pub status: bool,
     /// When it became so.
     pub since: Timestamp,
-}
-
-/// Outcomes of actions that were not successes, and images that are ready. Lost with the process:
-/// everything here is found out again by trying again.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Transient {
-    /// The last failure to make the sandbox.
-    pub sandbox_failure: Option<Failure>,
-    /// The last failure to set up volumes.
-    pub volumes_failure: Option<Failure>,
-    /// The last failure to give running containers other resources.
-    pub resize_failure: Option<Failure>,
-    /// What a resize gave the cgroup of the pod last.
-    pub limits: Option<PodLimits>,
-    /// By container name: its image.
-    pub images: BTreeMap<String, ImageNote>,
-    /// By container name: why its last start failed.
-    pub start_failures: BTreeMap<String, Failure>,
-    /// Ids of containers in which the kernel has killed something for want of memory.
-    pub out_of_memory: BTreeSet<String>,
-    /// Which one-time Events were emitted.
-    pub told: Vec<String>,
-    /// By the id of a container that is being stopped: why, as the user was told.
-    pub killing: BTreeMap<String, String>,
-    /// The rest of the memory holds something that cannot be found out again, and was not stored yet.
-    pub unstored: bool,
-    /// The stop that is under way.
-    pub stopping: Option<Stopping>,
-    /// What the probes are about to ask.
-    pub askings: Askings,
-    /// What they have answered so far, by container name and kind.
-    pub answers: BTreeMap<(String, ProbeKind), Answers>,
-    /// What of [`crate::observed::Observed::clock_set_s`] has been taken into account.
-    pub clock_set_s: Option<i64>,
-}
-
-/// How far the stop of a pod's containers is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stopping {
-    /// Seconds that the containers have.
-    pub grace_s: i64,
-    /// The turns of the sidecars, by id.
-    pub turns: BTreeMap<String, Turn>,
-}
-
-/// The turn of a sidecar to be killed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Turn {
-    /// Since when it waits.
-    pub since: Timestamp,
-    /// For how many seconds it has, if its turn has come.
-    pub waited_s: Option<i64>,
-}
-
-/// A failure and when to try again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// Reason in the words of the kubelet, for example `CreateContainerError`.
-    pub reason: String,
-    /// What happened, to what.
-    pub message: String,
-    /// When it failed last.
-    pub since: Timestamp,
-    /// Not before.
-    pub retry_at: Timestamp,
-    /// How often in a row.
-    pub count: u32,
-}
-
-/// What is known of the image of a container's next attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ImageNote {
-    /// The image as the spec names it: another one makes the note void.
-    pub image: String,
-    /// What was found.
-    pub found: ImageFound,
-}
-
-/// Whether an image is there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ImageFound {
-    /// Present, found for `attempt`.
-    Ready {
-        /// The attempt it was looked up or pulled for.
-        attempt: u32,
-        /// The reference to create the container by.
-        image_ref: String,
-    },
-    /// It could not be had.
-    Failed {
-        /// Why, and when to try again.
-        failure: Failure,
-        /// The image of a volume that is missing, unless it is the container's own.
-        mounted: Option<String>,
-    },
 }

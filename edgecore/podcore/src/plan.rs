@@ -3,12 +3,14 @@
 //! The shell looks (Observed), asks for a plan, stores the memory if it changed, carries out the
 //! actions and notes their [`Outcome`]s, and looks again: after every outcome, every event of the
 //! runtime and at `wake_at`. Every action of one plan may run beside the others; the shell does not
-//! start an action that equals one still under way.
+//! start an action that waits for one still under way ([`Action::waits_for`]).
 
+mod beside;
 mod converge;
 mod go_down;
 mod initialize;
 mod outcome;
+mod remember;
 mod start;
 mod stop;
 #[cfg(test)]
@@ -19,6 +21,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Container;
 
 pub use self::outcome::Outcome;
+use self::remember::remember;
+pub(crate) use self::remember::{UNKNOWN_END, UNKNOWN_EXIT_CODE, termination};
 use crate::memory::{Ended, Memory, Termination};
 use crate::observed::{Admission, ContainerState, ContainerView, Observed, VolumesState};
 use crate::pod::{PodView, RestartPolicy, is_sidecar};
@@ -28,13 +32,6 @@ use crate::{hook, resize, status, support};
 
 /// A clock that moved by less was not set: two clocks are not read at the same moment.
 const CLOCK_SET_MIN_S: i64 = 5;
-
-/// Exit code of a container whose end nobody saw (kubelet).
-pub(crate) const UNKNOWN_EXIT_CODE: i32 = 137;
-
-/// Its message (kubelet: `convertToAPIContainerStatuses`).
-pub(crate) const UNKNOWN_END: &str =
-    "The container could not be located when the pod was terminated";
 
 /// Work for the shell. Doing it twice is doing it once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -197,7 +194,7 @@ pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp)
     resize::grant(pod, observed, now, &mut plan);
     let granted = resize::granted(pod, &plan.memory);
     let pod = granted.as_ref().unwrap_or(pod);
-    let hurried = observed.shutdown_s.map(|grace_s| pod.within(grace_s));
+    let hurried = go_down::grace(pod, observed, &plan.memory).map(|grace_s| pod.within(grace_s));
     let pod = hurried.as_ref().unwrap_or(pod);
     if pod.is_deleted() {
         wind_down::delete(pod, observed, now, &mut plan);
@@ -274,90 +271,6 @@ fn evict(pod: &PodView, observed: &Observed, plan: &mut Plan) {
     }
     plan.warn(&eviction.reason, eviction.message.clone());
     plan.memory.ended = Some(Ended::evicted(eviction));
-}
-
-/// Keeps what the runtime says of ends and attempts: it forgets when a container is removed.
-fn remember(memory: &mut Memory, observed: &Observed, now: Timestamp) {
-    for sandbox in &observed.sandboxes {
-        memory.sandbox_attempt = memory.sandbox_attempt.max(Some(sandbox.attempt));
-    }
-    if let Some(sandbox) = observed.sandbox().filter(|sandbox| !sandbox.ips.is_empty()) {
-        memory.ips.clone_from(&sandbox.ips);
-    }
-    for container in &observed.containers {
-        let sandbox_attempt = observed
-            .sandboxes
-            .iter()
-            .find(|sandbox| sandbox.id == container.sandbox_id)
-            .map_or(0, |sandbox| sandbox.attempt);
-        if container.state == ContainerState::Created {
-            // Never ran: its attempt is used again.
-            continue;
-        }
-        let kept = memory.container(&container.name);
-        kept.attempt = kept.attempt.max(Some(container.attempt));
-        let Some(mut end) = termination(container, sandbox_attempt) else { continue };
-        let before = kept.last.as_ref();
-        if before.is_none_or(|last| last.attempt <= end.attempt) {
-            let known = before.filter(|last| last.id == end.id).and_then(|last| last.finished_at);
-            end.finished_at = end.finished_at.or(known).or(Some(now));
-            // The file with the message goes with the pod's directory when the pod has ended.
-            if let Some(last) = before.filter(|last| last.id == end.id && end.message.is_empty()) {
-                end.message.clone_from(&last.message);
-            }
-            kept.last = Some(end);
-        }
-    }
-    let is_live = |id: &str| observed.containers.iter().any(|c| c.id == id && c.may_run());
-    memory.pre_stopped.retain(|id, _| is_live(id));
-    memory.transient.killing.retain(|id, _| is_live(id));
-    for (name, kept) in &mut memory.containers {
-        let newest = observed.newest(name).map(|container| container.attempt);
-        if let Some(attempt) = kept.attempt.filter(|attempt| newest < Some(*attempt))
-            && kept.last.as_ref().is_none_or(|last| last.attempt < attempt)
-        {
-            kept.last = Some(lost(attempt, memory.sandbox_attempt, now));
-        }
-    }
-}
-
-/// What the runtime says of the end of an instance.
-pub(crate) fn termination(container: &ContainerView, sandbox_attempt: u32) -> Option<Termination> {
-    let ContainerState::Exited { started_at, finished_at, exit_code, reason, message } =
-        &container.state
-    else {
-        return None;
-    };
-
-    Some(Termination {
-        attempt: container.attempt,
-        sandbox_attempt,
-        id: container.id.clone(),
-        exit_code: *exit_code,
-        reason: reason.clone(),
-        message: message.clone(),
-        started_at: *started_at,
-        finished_at: *finished_at,
-        image: container.image.clone(),
-        image_ref: container.image_ref.clone(),
-    })
-}
-
-/// A container that ran and is not there any more: nobody saw its end (kubelet:
-/// `ContainerReasonStatusUnknown`). Without this it would run again whatever the restart policy.
-fn lost(attempt: u32, sandbox_attempt: Option<u32>, now: Timestamp) -> Termination {
-    Termination {
-        attempt,
-        sandbox_attempt: sandbox_attempt.unwrap_or(0),
-        id: String::new(),
-        exit_code: UNKNOWN_EXIT_CODE,
-        reason: "ContainerStatusUnknown".to_owned(),
-        message: UNKNOWN_END.to_owned(),
-        started_at: None,
-        finished_at: Some(now),
-        image: String::new(),
-        image_ref: String::new(),
-    }
 }
 
 /// Ends the pod when its activeDeadlineSeconds have passed.

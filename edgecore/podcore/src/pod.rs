@@ -105,15 +105,13 @@ impl PodView {
         self.pod.metadata.deletion_timestamp.is_some()
     }
 
-    /// Seconds between SIGTERM and SIGKILL: the deletion's, else the spec's, and some even where
-    /// none are asked for (kubelet: `killContainer`).
+    /// Seconds that the hook before a stop, and SIGTERM, have together: the deletion's, else the spec's.
     pub fn grace_seconds(&self) -> i64 {
         self.pod
             .metadata
             .deletion_grace_period_seconds
             .or(self.spec.termination_grace_period_seconds)
             .unwrap_or(GRACE_DEFAULT_S)
-            .max(GRACE_MIN_S)
     }
 
     /// Name, namespace and UID as the kubelet writes them in messages (`format.Pod`).

@@ -158,7 +158,8 @@ pub(crate) fn hear(pod: &PodView, observed: &Observed, memory: &mut Memory, now:
     memory.transient.askings = askings;
 }
 
-/// Asks what is due of the containers that run. A pod that ends is only asked whether it is ready.
+/// Asks what is due of the containers that run. A pod that ends, and a container that a probe has stopped,
+/// is only asked whether it is ready.
 pub(crate) fn ask(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     let is_ending = pod.is_deleted() || plan.memory.ended.is_some();
     let mut live = Askings::new();
@@ -167,14 +168,15 @@ pub(crate) fn ask(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut
         let ContainerState::Running { started_at } = view.state else { continue };
         let started = is_started(container, view, &plan.memory);
         let waits = hook::is_pending(container, view, &plan.memory);
+        let is_unhealthy = plan.memory.is_unhealthy(&view.name, view.attempt);
         for kind in ProbeKind::ALL {
             let Some(probe) = kind.of(container) else { continue };
             let is_over = match kind {
-                ProbeKind::Startup => is_ending || started || waits,
-                ProbeKind::Liveness => is_ending || !started,
-                ProbeKind::Readiness => !started,
+                ProbeKind::Startup => is_ending || is_unhealthy || started || waits,
+                ProbeKind::Liveness => is_ending || is_unhealthy || !started,
+                ProbeKind::Readiness => !started || hook::has_failed(view, &plan.memory),
             };
-            if is_over || plan.memory.is_unhealthy(&view.name, view.attempt) {
+            if is_over {
                 continue;
             }
             let key = (container.name.clone(), kind);

@@ -133,16 +133,16 @@ impl World {
             self.stored = self.remembered();
             self.memory.transient.unstored = false;
         }
-        if self.memory.ended.is_some() || self.pod.is_deleted() {
-            self.under_way.retain(|action| !matches!(action, Action::EnsureImage { .. }));
-        }
+        let is_over = self.memory.ended.is_some() || self.pod.is_deleted();
+        let actions = &next.actions;
+        self.under_way.retain(|action| !action.is_vain(is_over) || actions.contains(action));
         let mut done = false;
         for action in next.actions {
             if let Action::Event { reason, message, .. } = &action {
                 self.events.push(format!("{reason}: {message}"));
                 continue;
             }
-            if self.under_way.contains(&action) {
+            if self.under_way.iter().any(|other| action.waits_for(other)) {
                 continue;
             }
             self.trace.push(show_action(&action));
@@ -260,7 +260,9 @@ impl World {
                 let spec = self.pod.all_containers().find(|c| c.name == *container);
                 let hook = spec.and_then(|c| c.lifecycle.as_ref()?.pre_stop.as_ref());
                 let asked = self.observed.containers.iter().find(|c| c.id == *id);
-                let waits = hook.is_some() && asked.is_some_and(ContainerView::is_running);
+                let has_time = is_over || self.pod.grace_seconds() > 0;
+                let waits =
+                    hook.is_some() && has_time && asked.is_some_and(ContainerView::is_running);
                 let ran = self.memory.pre_stopped.contains_key(id);
                 assert!(ran || !waits, "{container} is killed before its hook ran");
             }

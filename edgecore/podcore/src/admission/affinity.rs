@@ -1,6 +1,5 @@
-//! Whether a node is one that a pod selects, by its `nodeSelector` and its required node affinity, or that
-//! has a volume
-//! (`component-helpers/scheduling/corev1/nodeaffinity`).
+//! Whether a node is one that a pod selects, by its `nodeSelector` and its required node affinity, or one
+//! that has a volume (`component-helpers/scheduling/corev1/nodeaffinity`).
 
 use std::collections::BTreeMap;
 

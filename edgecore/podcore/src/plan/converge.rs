@@ -259,6 +259,11 @@ pub(super) fn instance_wish(
 ) -> Wish {
     match &view.state {
         ContainerState::Created => Wish::Clear { id: view.id.clone() },
+        ContainerState::Running { .. } if memory.is_being_stopped(view) => {
+            let told = memory.transient.killing.get(&view.id).cloned();
+            let why = told.unwrap_or_else(|| format!("Stopping container {}", view.name));
+            Wish::Stop { id: view.id.clone(), why, replaces: None, grace_s: None }
+        }
         ContainerState::Running { .. } => Wish::Nothing,
         ContainerState::Unknown => {
             let why = format!("Container {} is in an unknown state, will be restarted", view.name);
@@ -288,13 +293,7 @@ pub(super) fn pursue(
     plan: &mut Plan,
 ) {
     match wish {
-        Wish::Nothing => {
-            if let Some(view) = step.observed.newest_in(&step.sandbox.id, &container.name) {
-                // Whoever wanted it to stop does not any more.
-                plan.memory.pre_stopped.remove(&view.id);
-                plan.memory.transient.killing.remove(&view.id);
-            }
-        }
+        Wish::Nothing => {}
         Wish::Clear { id } => plan.act(Action::RemoveContainer { id }),
         Wish::Stop { id, why, replaces, grace_s } => {
             if replaces.is_some() {

@@ -1,10 +1,11 @@
-//! A pod of a node that goes down: it is stopped, and is over only if it never restarts.
+//! A pod of a node that goes down: it is stopped, and is over only if it never restarts. What has begun to stop
+//! does, also when the node goes on.
 
 use jiff::Timestamp;
 
 use super::wind_down::stop_containers;
 use super::{Action, Plan, has_completed};
-use crate::memory::Ended;
+use crate::memory::{Ended, Memory};
 use crate::observed::Observed;
 use crate::pod::PodView;
 
@@ -15,6 +16,22 @@ pub(super) fn end(pod: &PodView, observed: &Observed, plan: &mut Plan) {
     }
     let completed = has_completed(pod, observed, &plan.memory);
     plan.memory.ended = completed.or_else(|| pod.never_restarts().then(Ended::shut_down));
+}
+
+/// Seconds that the pod has; `None` if it need not stop. A stop that has begun is carried through when the
+/// node goes on, as nothing calls one off with a kubelet: what was told to stop does not run on half dead.
+pub(super) fn grace(pod: &PodView, observed: &Observed, memory: &Memory) -> Option<i64> {
+    if observed.shutdown_s.is_some() {
+        return observed.shutdown_s;
+    }
+    let sandbox = observed.sandbox()?;
+    let mut newest = pod
+        .all_containers()
+        .filter_map(|container| observed.newest_in(&sandbox.id, &container.name));
+    let has_begun = newest.any(|view| memory.is_interrupted(&view.name, view.attempt));
+    let given = memory.transient.stopping.as_ref().map(|stopping| stopping.grace_s);
+
+    has_begun.then(|| given.unwrap_or_else(|| pod.grace_seconds()))
 }
 
 /// Stops a pod that is not over, within the grace that it has been given already.

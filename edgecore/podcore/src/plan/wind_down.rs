@@ -10,6 +10,9 @@ use crate::memory::{Ended, Memory, Stopping, Turn};
 use crate::observed::{ContainerView, Observed};
 use crate::pod::{PodView, is_sidecar};
 
+/// What a pod has at least when it stops as a whole (kubelet: `calculateEffectiveGracePeriod`).
+const POD_GRACE_MIN_S: i64 = 1;
+
 /// Stops and removes everything of a deleted pod.
 pub(super) fn delete(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     if stop_containers(pod, observed, now, plan) {
@@ -74,7 +77,8 @@ pub(super) fn stop_containers(
         return false;
     }
     let evicted = plan.memory.ended.as_ref().and_then(|ended| ended.grace_s);
-    let grace_s = evicted.map_or_else(|| pod.grace_seconds(), |own| own.min(pod.grace_seconds()));
+    let own = pod.grace_seconds();
+    let grace_s = evicted.map_or(own, |evicted| evicted.min(own)).max(POD_GRACE_MIN_S);
     let mut turns = turns(grace_s, plan);
     turns.retain(|id, _| live.iter().any(|container| container.id == *id));
     for container in &live {

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use podcore::plan::Action;
 
 use super::Worker;
-use super::work::{Finished, Retry, changes_holding};
+use super::work::{Finished, Retry};
 use crate::pods::act::Done;
 use crate::pods::observe::{self, Holding, SeenContainer};
 
@@ -44,7 +45,7 @@ impl Worker {
         if let Some(retry) = self.look_retry.filter(|retry| retry.holds(now)) {
             return Some(retry.at);
         }
-        if self.under_way.keys().any(changes_holding) {
+        if self.under_way.keys().any(Action::changes_holding) {
             return None;
         }
         let context = &self.context;

@@ -56,11 +56,10 @@ impl Worker {
         next: &Plan,
         now: Timestamp,
     ) -> Option<Timestamp> {
-        if next.memory.ended.is_some() || pod.is_deleted() {
-            for (action, handle) in &self.under_way {
-                if is_vain(action) && !next.actions.contains(action) {
-                    handle.abort();
-                }
+        let is_over = next.memory.ended.is_some() || pod.is_deleted();
+        for (action, handle) in &self.under_way {
+            if action.is_vain(is_over) && !next.actions.contains(action) {
+                handle.abort();
             }
         }
         let materials = Arc::clone(&gathered.materials);
@@ -71,15 +70,11 @@ impl Worker {
                 job.event(*warning, reason, message, container.as_deref());
                 continue;
             }
-            if self.under_way.contains_key(action) {
+            if self.under_way.keys().any(|other| action.waits_for(other)) {
                 continue;
             }
             if let Some(retry) = self.retries.get(action).filter(|retry| retry.holds(now)) {
                 wake_at = earlier(wake_at, Some(retry.at));
-                continue;
-            }
-            // What is being made is finished before it is taken away; its answer is the wake-up.
-            if takes_away(action) && self.under_way.keys().any(changes_holding) {
                 continue;
             }
             if *action == Action::SetUpVolumes {
@@ -154,62 +149,5 @@ impl Worker {
             Done::TornDown => self.observed.volumes = VolumesState::Gone,
             Done::Nothing | Done::Failed { .. } => {}
         }
-    }
-}
-
-/// Actions that need not be waited for once nobody wants them any more: a stop with another grace, a
-/// hook, a question.
-fn is_vain(action: &Action) -> bool {
-    match action {
-        Action::EnsureImage { .. }
-        | Action::PreStop { .. }
-        | Action::StopContainer { .. }
-        | Action::PostStart { .. }
-        | Action::Probe { .. } => true,
-        Action::CreateSandbox { .. }
-        | Action::StartContainer { .. }
-        | Action::SetUpVolumes
-        | Action::Resize { .. }
-        | Action::RemoveContainer { .. }
-        | Action::StopSandbox { .. }
-        | Action::RemoveSandbox { .. }
-        | Action::TearDownVolumes
-        | Action::Event { .. } => false,
-    }
-}
-
-/// Actions after which the runtime holds more or less than before.
-pub(super) fn changes_holding(action: &Action) -> bool {
-    match action {
-        Action::CreateSandbox { .. } | Action::StartContainer { .. } | Action::SetUpVolumes => true,
-        Action::EnsureImage { .. }
-        | Action::PreStop { .. }
-        | Action::StopContainer { .. }
-        | Action::PostStart { .. }
-        | Action::Resize { .. }
-        | Action::Probe { .. }
-        | Action::RemoveContainer { .. }
-        | Action::StopSandbox { .. }
-        | Action::RemoveSandbox { .. }
-        | Action::TearDownVolumes
-        | Action::Event { .. } => false,
-    }
-}
-
-/// Actions that must not overtake one that makes something.
-fn takes_away(action: &Action) -> bool {
-    match action {
-        Action::StopSandbox { .. } | Action::RemoveSandbox { .. } | Action::TearDownVolumes => true,
-        Action::CreateSandbox { .. }
-        | Action::StartContainer { .. }
-        | Action::SetUpVolumes
-        | Action::EnsureImage { .. }
-        | Action::PreStop { .. }
-        | Action::StopContainer { .. }
-        | Action::PostStart { .. }
-        | Action::Resize { .. }
-        | Action::Probe { .. }
-        | Action::RemoveContainer { .. }
-        | Action::Event { .. } => false,
     }
 }

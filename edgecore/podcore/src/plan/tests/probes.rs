@@ -136,6 +136,51 @@ fn restarts_that_a_probe_causes_are_slowed_by_the_end_before() {
 }
 
 #[test]
+fn what_a_probe_restarts_seldom_is_forgiven_too() {
+    let probe = json!({ "initialDelaySeconds": 20, "periodSeconds": 1, "failureThreshold": 1 });
+    let mut world = check(&probed("Always", "livenessProbe", &probe), &[STARTED]);
+    for _ in 0..5 {
+        world.step("wait 700");
+        world.step("break liveness:a Failure x");
+        world.step("wait 1");
+        world.step("mend");
+    }
+    assert_eq!(world.step("status"), "Running a=running#5");
+    crate::sim::play(
+        &mut world,
+        &[
+            // Of five restarts in an hour only the last counts: 10 s have passed since then.
+            ("break liveness:a Failure x", ""),
+            ("wait 20", "liveness:a stop:a:30s image:a:6 start:a:6 remove:c6"),
+            ("mend", ""),
+            ("exit a 1", ""),
+            ("wait 19", ""),
+            ("wait 1", "image:a:7 start:a:7 remove:c7"),
+        ],
+    );
+}
+
+#[test]
+fn a_container_that_a_probe_stops_is_asked_whether_it_is_ready_until_it_ends() {
+    let mut pod = probed("Always", "livenessProbe", &json!({ "failureThreshold": 1 }));
+    pod["containers"][0]["readinessProbe"] =
+        json!({ "tcpSocket": { "port": 80 }, "failureThreshold": 1 });
+    check(
+        &pod,
+        &[
+            ("look", "volumes sandbox:0 image:a:0 start:a:0 liveness:a readiness:a"),
+            ("slow stop a", ""),
+            ("break liveness:a Failure x", ""),
+            ("wait 10", "liveness:a readiness:a stop:a:30s"),
+            ("ready", "a"),
+            ("break readiness:a Failure x", ""),
+            ("wait 10", "readiness:a"),
+            ("ready", "(a)"),
+        ],
+    );
+}
+
+#[test]
 fn nothing_else_is_asked_before_the_container_has_started() {
     let mut pod =
         probed("Always", "startupProbe", &json!({ "failureThreshold": 3, "periodSeconds": 2 }));

@@ -28,8 +28,9 @@ pub(super) fn spec() -> impl Strategy<Value = Value> {
     let deadline = proptest::option::weighted(0.2, 1..2000_i64);
     let probes = proptest::option::weighted(0.3, any::<[bool; 3]>());
     let hooks = any::<[bool; 2]>();
-    (policy, 0..3_usize, any::<bool>(), 1..3_usize, deadline, probes, hooks).prop_map(
-        |(policy, inits, sidecar, main, deadline, probes, hooks)| {
+    let restarts = any::<bool>();
+    (policy, 0..3_usize, any::<bool>(), 1..3_usize, deadline, probes, hooks, restarts).prop_map(
+        |(policy, inits, sidecar, main, deadline, probes, hooks, restarts)| {
             let mut init: Vec<Value> = Vec::from([
                 json!({ "name": "i" }),
                 json!({ "name": "j", "restartPolicy": sidecar.then_some("Always") }),
@@ -44,6 +45,12 @@ pub(super) fn spec() -> impl Strategy<Value = Value> {
                 "containers": named(&["a", "b"][..main]),
                 "activeDeadlineSeconds": deadline,
             });
+            if restarts && let Some(last) = spec["containers"].as_array_mut().unwrap().last_mut() {
+                // With the hook, if there is one.
+                last["resources"] = json!({ "requests": { "cpu": "200m" } });
+                last["resizePolicy"] =
+                    json!([{ "resourceName": "cpu", "restartPolicy": "RestartContainer" }]);
+            }
             let kinds = ["startupProbe", "livenessProbe", "readinessProbe"];
             for (kind, _) in kinds.into_iter().zip(probes.unwrap_or_default()).filter(|(_, is)| *is)
             {
@@ -80,6 +87,7 @@ fn step() -> impl Strategy<Value = String> {
         name().prop_map(|name| format!("start {name}")),
         name().prop_map(|name| format!("stop {name}")),
         name().prop_map(|name| format!("pre-stop {name}")),
+        Just("resize".to_owned()),
     ];
     prop_oneof![
         6 => (name(), prop_oneof![Just(0), Just(1), Just(137)])
@@ -101,12 +109,12 @@ fn step() -> impl Strategy<Value = String> {
         1 => Just("agent cut".to_owned()),
         1 => (name(), prop_oneof![Just("x"), Just("y"), Just("z")])
             .prop_map(|(name, image)| format!("image {name} {image}")),
-        1 => prop_oneof![Just("shutdown 5"), Just("shutdown over")].prop_map(str::to_owned),
+        2 => prop_oneof![Just("shutdown 5"), Just("shutdown over")].prop_map(str::to_owned),
         1 => (0..40_i64).prop_map(|seconds| format!("hooks {seconds}")),
         1 => Just("missing secret".to_owned()),
         1 => Just("found".to_owned()),
         1 => Just("debug e".to_owned()),
-        1 => (prop_oneof![Just("a"), Just("b")], prop_oneof![Just("100m"), Just("2")])
+        2 => (prop_oneof![Just("a"), Just("b")], prop_oneof![Just("200m"), Just("2")])
             .prop_map(|(name, cpu)| format!("resize {name} {cpu}")),
         1 => prop_oneof![Just("room 1000 0"), Just("room 4000 0")].prop_map(str::to_owned),
         1 => prop_oneof![Just("delete 30"), Just("delete 0")].prop_map(str::to_owned),
@@ -137,6 +145,17 @@ fn recover(world: &mut World) {
     world.settle();
 }
 
+/// No stop was begun and left off, and no resize.
+fn nothing_is_left_half_done(world: &World) {
+    let memory = &world.memory;
+    for view in world.observed.containers.iter().filter(|view| view.is_running()) {
+        let is_marked =
+            memory.is_interrupted(&view.name, view.attempt) || memory.is_being_stopped(view);
+        assert!(!is_marked, "{} goes on though its stop has begun", view.name);
+    }
+    assert_eq!(memory.resize.in_progress, None);
+}
+
 /// What must have become of the pod.
 fn must_have_converged(world: &World) {
     let running =
@@ -152,6 +171,7 @@ fn must_have_converged(world: &World) {
         assert_eq!(world.observed.volumes, crate::observed::VolumesState::Gone);
         return;
     }
+    nothing_is_left_half_done(world);
     assert_eq!(world.observed.sandboxes.len(), 1, "{:?}", world.observed.sandboxes);
     for container in world.pod.containers() {
         let last = world.memory.containers.get(&container.name).and_then(|kept| kept.last.as_ref());

@@ -164,3 +164,47 @@ fn less_memory_comes_before_more() {
     });
     assert_eq!(lowered, Some(vec![("b", true), ("a", false)]));
 }
+
+#[test]
+fn a_resize_that_is_taken_back_while_a_hook_runs_holds_no_start_for_good() {
+    for ends in ["look", "agent restart"] {
+        let mut pod = sized();
+        pod["containers"][1]["lifecycle"] = json!({ "preStop": { "exec": { "command": ["x"] } } });
+        let mut world = check(
+            &pod,
+            &[
+                BOTH_STARTED,
+                ("slow pre-stop b", ""),
+                ("resize b 250m", "pre-stop:b:30s"),
+                ("resize b 200m", ""),
+            ],
+        );
+        world.stored = world.remembered();
+        world.step(ends);
+        play(
+            &mut world,
+            &[
+                ("release", "stop:b:30s image:b:1 resize: start:b:1"),
+                ("sizes", "a=100m/100m b=200m/200m"),
+                ("exit a 1", "image:a:1 start:a:1"),
+            ],
+        );
+    }
+}
+
+#[test]
+fn one_resize_waits_for_the_other() {
+    let mut pod = sized();
+    pod["containers"][1]["resizePolicy"] = Value::Null;
+    check(
+        &pod,
+        &[
+            BOTH_STARTED,
+            ("slow resize", ""),
+            ("resize a 150m", "resize:a"),
+            ("resize b 250m", ""),
+            ("release", "resize:b"),
+            ("sizes", "a=150m/150m b=250m/250m"),
+        ],
+    );
+}

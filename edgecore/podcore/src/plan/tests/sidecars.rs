@@ -193,19 +193,22 @@ fn a_hook_that_ran_does_not_run_again() {
 }
 
 #[test]
-fn a_stop_that_is_called_off_leaves_nothing_behind() {
+fn a_stop_that_is_called_off_goes_on_in_its_order_and_all_begins_again() {
     play(
         &mut with_hooks(),
         &[
             ("shutdown 20", "pre-stop:s:20s pre-stop:t:20s stop:a:20s"),
             ("wait 15", ""),
             ("shutdown over", ""),
-            ("wait 60", ""),
+            ("wait 1", ""),
+            ("wait 1", "stop:s:2s stop:t:2s"),
+            ("exit a 0", ""),
+            ("status", "Running s=Error(143)#0 i=Completed(0)#0 t=running#0 a=Completed(0)#0"),
+            ("exit t 0", "stop:s1 sandbox:1 image:s:1 start:s:1 image:i:1 start:i:1"),
             ("events", KILLING),
-            ("shutdown 20", "pre-stop:s:20s pre-stop:t:20s"),
+            ("exit i 0", "image:t:1 start:t:1 image:a:1 start:a:1 remove:s1"),
+            ("shutdown 20", "pre-stop:s:20s pre-stop:t:20s stop:a:20s"),
             ("events", KILLING),
-            ("wait 10", ""),
-            ("exit a 0", "stop:t:7s"),
         ],
     );
 }

@@ -1,7 +1,7 @@
 //! Deletion and deadlines.
 
 use super::*;
-use crate::sim::check;
+use crate::sim::{check, play};
 
 #[test]
 fn a_deleted_pod_winds_down_to_nothing() {
@@ -59,15 +59,15 @@ fn a_shorter_grace_is_passed_on() {
 
 #[test]
 fn nothing_starts_once_deleted() {
-    for slow in ["slow image a", "slow volumes"] {
-        check(
-            &one("Always"),
-            &[
-                (slow, "volumes sandbox:0 image:a:0"),
-                ("delete 30", "remove:s1 tear-down"),
-                ("finished", "true"),
-                ("status", "Failed a=ContainerStatusUnknown(137)#0"),
-            ],
+    let taken_away = ("delete 30", "remove:s1 tear-down");
+    // What is being made is finished first.
+    let finished = [("delete 30", ""), ("release", "remove:s1 tear-down")];
+    for (slow, then) in [("slow image a", &[taken_away][..]), ("slow volumes", &finished[..])] {
+        let mut world = check(&one("Always"), &[(slow, "volumes sandbox:0 image:a:0")]);
+        play(&mut world, then);
+        play(
+            &mut world,
+            &[("finished", "true"), ("status", "Failed a=ContainerStatusUnknown(137)#0")],
         );
     }
     // Even in a crash loop.
@@ -142,6 +142,80 @@ fn a_deadline_does_not_change_how_a_pod_has_ended() {
             ("missing secret", "image:a:0"),
             ("wait 100", "tear-down"),
             ("status", "Failed DeadlineExceeded a=ContainerCreating#0"),
+        ],
+    );
+}
+
+/// A pod of container `a` with a hook before its stop.
+fn hooked(policy: &str) -> Value {
+    let mut pod = one(policy);
+    pod["containers"][0]["lifecycle"] = json!({ "preStop": { "exec": { "command": ["x"] } } });
+
+    pod
+}
+
+#[test]
+fn a_hook_is_always_followed_by_the_kill_and_that_by_another_attempt() {
+    for ends in ["look", "agent restart", "agent cut"] {
+        let mut world = check(&hooked("Never"), &[STARTED, ("slow pre-stop a", "")]);
+        world.step("image a y");
+        world.step("image a x");
+        // The attempt is noted as replaced; that its hook was under way nobody knows any more.
+        world.stored = world.remembered();
+        world.step(ends);
+        assert_eq!(world.step("release"), "stop:a:30s image:a:1 start:a:1", "{ends}");
+        world.step("exit a 1");
+        // It ended by itself, and nobody has asked for more.
+        assert_eq!(world.step("status"), "Failed a=Error(1)#1", "{ends}");
+    }
+}
+
+#[test]
+fn a_pod_that_was_to_go_down_completes_when_the_node_goes_on() {
+    check(
+        &hooked("OnFailure"),
+        &[
+            STARTED,
+            ("slow pre-stop a", ""),
+            ("shutdown 20", "pre-stop:a:20s"),
+            ("shutdown over", ""),
+            ("release", "stop:a:20s stop:s1 sandbox:1 image:a:1 start:a:1 remove:s1"),
+            ("exit a 0", "stop:s3 tear-down"),
+            ("status", "Succeeded a=Completed(0)#1"),
+        ],
+    );
+}
+
+#[test]
+fn no_hook_runs_beside_itself() {
+    let mut world = check(
+        &hooked("Always"),
+        &[
+            STARTED,
+            ("slow pre-stop a", ""),
+            ("shutdown 20", "pre-stop:a:20s"),
+            // The earlier one is given up.
+            ("shutdown 10", "pre-stop:a:10s"),
+            ("delete 5", "pre-stop:a:5s"),
+        ],
+    );
+    assert_eq!(world.under_way.len(), 1, "{:?}", world.under_way);
+    // Nor is it waited for when there is nobody any more to run it.
+    world.step("exit a 0");
+    assert!(world.under_way.is_empty(), "{:?}", world.under_way);
+}
+
+#[test]
+fn without_a_grace_no_hook_runs() {
+    let mut pod = hooked("Always");
+    pod["terminationGracePeriodSeconds"] = json!(0);
+    check(
+        &pod,
+        &[
+            STARTED,
+            ("image a y", "stop:a:2s image:a:1=y start:a:1"),
+            // A pod that stops as a whole has a second.
+            ("delete 0", "pre-stop:a:1s stop:a:2s remove:s1 tear-down"),
         ],
     );
 }
