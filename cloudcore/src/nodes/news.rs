@@ -1,9 +1,10 @@
 //! What a new status of a Node is news of, as Events in the kubelet's words: that the node is ready or not,
 //! and that its machine has started again. No socket, no clock.
 //!
-//! They follow from what the Node says before and after, as a kubelet's do: an agent or a cloudcore that
-//! ends at any moment loses none, and the names, which follow from the same, keep each from being written
-//! twice.
+//! They follow from what the Node says before and after, as a kubelet's do, and the status is written after
+//! them: an agent or a cloudcore that ends at any moment loses none, nor does an API server that is away for
+//! a moment. The names, which follow from the same, keep each from being written twice. Lost is what the API
+//! server refuses for good, or does not take for longer than a status can wait.
 
 use proto::ids::NodeName;
 use proto::object::hex;

@@ -9,6 +9,10 @@ use serde_json::{Value, json};
 use super::{PROVIDER_PREFIX, extended, news, port};
 use crate::telemetry;
 
+/// How often the status waits for an Event that the API server does not take, some half a minute by the
+/// backoff of reports: after that it matters more.
+const WAITS_MAX: u32 = 6;
+
 /// Pod loop and runtime must have responded within this.
 const RESPONSIVE_MS: u32 = 30_000;
 
@@ -157,22 +161,55 @@ pub(super) async fn write_status(
     send(client, request).await.map(drop)
 }
 
-/// Writes Events that have names of their own, each at most once. They are hints: one that is not taken is
-/// not tried again.
-pub(super) async fn tell(client: &Client, node: &NodeName, events: Vec<Value>) {
+/// Writes Events that have names of their own, each at most once.
+///
+/// After an error they are to be told again before the status is written, which ends what they follow from.
+/// One that is refused for good is left out, and so is any after so many `waits`, which are counted here.
+pub(super) async fn tell(
+    client: &Client,
+    node: &NodeName,
+    events: Vec<Value>,
+    waits: &mut u32,
+) -> Result<(), kube::Error> {
     for event in events {
         let create = Request::post("/api/v1/namespaces/default/events")
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(event.to_string().into_bytes());
-        match send(client, create).await {
-            Ok(_) => {}
-            // Written before the status could be.
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => {
-                let (reason, error) = (&event["reason"], telemetry::chain(&error));
-                tracing::warn!(%node, %reason, error, "cannot write an event of the node");
+        let Err(error) = send(client, create).await else { continue };
+        match refusal(&error) {
+            Refusal::WasWritten => continue,
+            Refusal::Passing if *waits < WAITS_MAX => {
+                *waits += 1;
+                return Err(error);
             }
+            Refusal::Passing | Refusal::Final => {}
         }
+        let (reason, error) = (&event["reason"], telemetry::chain(&error));
+        tracing::warn!(%node, %reason, error, "an event of the node is not written");
+    }
+    *waits = 0;
+
+    Ok(())
+}
+
+/// What it means that an Event is not taken.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    /// Before the status could be.
+    WasWritten,
+    /// It would be the same again.
+    Final,
+    /// The API server is away, or has trouble of its own.
+    Passing,
+}
+
+fn refusal(error: &kube::Error) -> Refusal {
+    let kube::Error::Api(status) = error else { return Refusal::Passing };
+    match status.code {
+        409 => Refusal::WasWritten,
+        // 401: the status would not be taken either.
+        400..=499 if !matches!(status.code, 401 | 408 | 429) => Refusal::Final,
+        _ => Refusal::Passing,
     }
 }
 
@@ -181,6 +218,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
+    use crate::hub::tests::api::Api;
 
     const NOW: &str = "2026-01-01T12:00:00Z";
 
@@ -220,5 +258,35 @@ mod tests {
         let stuck = Health { pod_loop_age_ms: RESPONSIVE_MS + 1, ..well };
         check(("True", "08:00"), Some(("True", "08:00")), stuck, ("False", "12:00"));
         check(("True", "08:00"), Some(("False", "11:00")), stuck, ("False", "11:00"));
+    }
+
+    #[tokio::test]
+    async fn the_status_waits_for_events_that_are_not_taken_just_now() {
+        const EVENTS: &str = "/api/v1/namespaces/default/events";
+        let (api, node) = (Api::start().await, NodeName::new("edge").unwrap());
+        let event = |name: &str| json!({ "metadata": { "name": name } });
+        let events = || vec![event("one"), event("two")];
+        let mut waits = 0;
+        let has = |name: &str| api.has(&format!("{EVENTS}/{name}"));
+
+        api.refuse(EVENTS, 500);
+        for _wait in 0..WAITS_MAX {
+            tell(&api.client, &node, events(), &mut waits).await.unwrap_err();
+        }
+        // Not for ever.
+        tell(&api.client, &node, events(), &mut waits).await.unwrap();
+        assert_eq!(waits, 0);
+        // It would be refused again.
+        api.refuse(EVENTS, 403);
+        tell(&api.client, &node, events(), &mut waits).await.unwrap();
+        assert!(waits == 0 && !has("one"));
+
+        api.accept(EVENTS);
+        tell(&api.client, &node, vec![event("one")], &mut waits).await.unwrap();
+        tell(&api.client, &node, events(), &mut waits).await.unwrap();
+        assert!(waits == 0 && has("one") && has("two"));
+        let client = api.client.clone();
+        drop(api);
+        tell(&client, &node, events(), &mut waits).await.unwrap_err();
     }
 }

@@ -51,6 +51,8 @@ struct Worker {
     /// When the agent last answered.
     alive: std::time::Instant,
     status_written: Option<std::time::Instant>,
+    /// How often the status has waited for an Event that was not taken.
+    waits: u32,
     /// When the node last spoke of a pod.
     pods_heard: std::time::Instant,
     /// Writes under way: answers to reports.
@@ -80,6 +82,7 @@ pub(super) async fn run(shared: Arc<Shared>, connected: Connected) -> NodeName {
         health: None,
         alive: clock::now(),
         status_written: None,
+        waits: 0,
         pods_heard: clock::now(),
         writes: JoinSet::new(),
         port: None,
@@ -363,7 +366,8 @@ impl Worker {
             let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
             let status = object::status(&report, &current, &facing, &now);
             // First: who dies in between tells the same again.
-            object::tell(client, node, news::events(node, &current, &status, &now)).await;
+            let events = news::events(node, &current, &status, &now);
+            object::tell(client, node, events, &mut self.waits).await?;
             object::write_status(client, node, &status, &facing).await
         };
         match written.await {

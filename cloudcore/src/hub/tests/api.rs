@@ -45,6 +45,20 @@ impl Api {
         self.put(&format!("POST {path}"), answer);
     }
 
+    /// POSTs to `path` are answered with an error.
+    pub(crate) fn refuse(&self, path: &str, code: u16) {
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "", "reason": "",
+            "code": code,
+        });
+        self.answer(path, status);
+    }
+
+    /// No longer.
+    pub(crate) fn accept(&self, path: &str) {
+        self.objects.lock().unwrap().remove(&format!("POST {path}"));
+    }
+
     /// Makes it the API server of the cluster with this UID.
     pub(crate) fn name_cluster(&self, uid: &str) {
         let metadata = json!({ "name": "kube-system", "uid": uid });
@@ -105,7 +119,9 @@ fn decide(
         },
         Method::POST => {
             if let Some(answer) = objects.get(&format!("POST {path}")) {
-                return (StatusCode::CREATED, answer.clone());
+                let code = answer["code"].as_u64().and_then(|code| u16::try_from(code).ok());
+                let status = code.and_then(|code| StatusCode::from_u16(code).ok());
+                return (status.unwrap_or(StatusCode::CREATED), answer.clone());
             }
             let path = format!("{path}/{}", sent["metadata"]["name"].as_str().unwrap_or_default());
             if objects.contains_key(&path) {
