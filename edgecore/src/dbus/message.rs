@@ -1,6 +1,15 @@
 //! As much of D-Bus as it takes to call methods of logind and systemd and to hear signals: messages to bytes
 //! and back. The wire format is that of the D-Bus specification, little-endian.
 
+mod read;
+mod values;
+mod write;
+
+pub use self::read::Malformed;
+use self::read::Reader;
+pub use self::values::{Value, Values};
+use self::write::{Writer, length};
+
 /// Longest message taken: those of logind and systemd have some hundred bytes.
 const MESSAGE_BYTES_MAX: usize = 16 << 10;
 
@@ -16,11 +25,6 @@ const DESTINATION: u8 = 6;
 const SENDER: u8 = 7;
 const SIGNATURE: u8 = 8;
 const FDS: u8 = 9;
-
-/// Bytes that are no message that is understood here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the message bus sent what is no message")]
-pub struct Malformed;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +153,7 @@ impl Message {
             (b'l', 4, 1) => Kind::Signal,
             _other => return Err(Malformed),
         };
-        let mut reader = Reader { bytes: fixed, at: 4 };
+        let mut reader = Reader::new(fixed, 4);
         let body_length = reader.number()? as usize;
         let serial = reader.number()?;
         let fields_length = reader.number()? as usize;
@@ -176,8 +180,8 @@ impl Message {
             signature: String::new(),
             body: bytes[body_start..end].to_vec(),
         };
-        let mut fields = Reader { bytes: &bytes[..fields_end], at: FIXED_BYTES };
-        while fields.at < fields_end {
+        let mut fields = Reader::new(&bytes[..fields_end], FIXED_BYTES);
+        while !fields.is_at_end() {
             message.take_field(&mut fields)?;
         }
 
@@ -210,12 +214,12 @@ impl Message {
     pub fn first_text(&self) -> Option<String> {
         self.signature.strip_prefix('s')?;
 
-        Reader { bytes: &self.body, at: 0 }.text().ok()
+        Reader::new(&self.body, 0).text().ok()
     }
 
     /// The body's texts and paths, in order, up to a value that is neither one nor a number.
     pub fn all_texts(&self) -> Vec<String> {
-        let mut reader = Reader { bytes: &self.body, at: 0 };
+        let mut reader = Reader::new(&self.body, 0);
         let mut texts = Vec::new();
         for r#type in self.signature.chars() {
             let read = match r#type {
@@ -233,208 +237,15 @@ impl Message {
 
     /// The number, or the truth as one, in the variant that is the body.
     pub fn variant_number(&self) -> Option<u64> {
-        let mut reader = Reader { bytes: &self.body, at: 0 };
+        let mut reader = Reader::new(&self.body, 0);
         if self.signature != "v" {
             return None;
         }
         match reader.signature().ok()?.as_str() {
             "b" => reader.number().ok().map(u64::from),
-            "t" => {
-                reader.align(8);
-                let bytes = reader.take(8).ok()?.try_into().ok()?;
-                Some(u64::from_le_bytes(bytes))
-            }
+            "t" => reader.large_number().ok(),
             _other => None,
         }
-    }
-}
-
-/// A value whose type is sent with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
-    /// Yes or no.
-    Truth(bool),
-    /// A large number.
-    Number(u64),
-    /// A text.
-    Text(String),
-    /// A list of texts.
-    Texts(Vec<String>),
-}
-
-/// What a method is called with.
-#[derive(Debug, Default)]
-pub struct Values {
-    signature: String,
-    body: Writer,
-}
-
-impl Values {
-    /// Texts only.
-    pub fn texts(texts: &[&str]) -> Self {
-        texts.iter().fold(Self::default(), |values, text| values.text(text))
-    }
-
-    /// One more text.
-    #[must_use]
-    pub fn text(mut self, text: &str) -> Self {
-        self.signature.push('s');
-        self.body.text(text);
-
-        self
-    }
-
-    /// One more truth.
-    #[must_use]
-    pub fn truth(mut self, truth: bool) -> Self {
-        self.signature.push('b');
-        self.body.number(truth.into());
-
-        self
-    }
-
-    /// A list of properties with their values.
-    #[must_use]
-    pub fn properties(mut self, properties: &[(&str, Value)]) -> Self {
-        self.signature.push_str("a(sv)");
-        self.body.list(8, |body| {
-            for (name, value) in properties {
-                body.align(8);
-                body.text(name);
-                body.variant(value);
-            }
-        });
-
-        self
-    }
-
-    /// An empty list of units with properties, as those that a call could also make.
-    #[must_use]
-    pub fn no_units(mut self) -> Self {
-        self.signature.push_str("a(sa(sv))");
-        self.body.list(8, |_empty| {});
-
-        self
-    }
-}
-
-fn length(bytes: &[u8]) -> u32 {
-    u32::try_from(bytes.len()).unwrap_or(u32::MAX)
-}
-
-#[derive(Debug, Default)]
-struct Writer(Vec<u8>);
-
-impl Writer {
-    fn align(&mut self, to: usize) {
-        self.0.resize(self.0.len().next_multiple_of(to), 0);
-    }
-
-    fn number(&mut self, number: u32) {
-        self.align(4);
-        self.0.extend(number.to_le_bytes());
-    }
-
-    fn text(&mut self, text: &str) {
-        self.number(length(text.as_bytes()));
-        self.0.extend(text.as_bytes());
-        self.0.push(0);
-    }
-
-    fn signature(&mut self, signature: &str) {
-        self.0.push(u8::try_from(signature.len()).unwrap_or(u8::MAX));
-        self.0.extend(signature.as_bytes());
-        self.0.push(0);
-    }
-
-    /// The length counts what `elements` writes, without the room before it.
-    fn list(&mut self, alignment: usize, elements: impl FnOnce(&mut Self)) {
-        self.number(0);
-        let at = self.0.len() - 4;
-        self.align(alignment);
-        let start = self.0.len();
-        elements(self);
-        let length = length(&self.0[start..]);
-        self.0[at..at + 4].copy_from_slice(&length.to_le_bytes());
-    }
-
-    fn variant(&mut self, value: &Value) {
-        match value {
-            Value::Truth(truth) => {
-                self.signature("b");
-                self.number((*truth).into());
-            }
-            Value::Number(number) => {
-                self.signature("t");
-                self.align(8);
-                self.0.extend(number.to_le_bytes());
-            }
-            Value::Text(text) => {
-                self.signature("s");
-                self.text(text);
-            }
-            Value::Texts(texts) => {
-                self.signature("as");
-                self.list(4, |list| texts.iter().for_each(|text| list.text(text)));
-            }
-        }
-    }
-
-    fn field(&mut self, code: u8, r#type: &str) {
-        self.align(8);
-        self.0.push(code);
-        self.signature(r#type);
-    }
-}
-
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl Reader<'_> {
-    fn align(&mut self, to: usize) {
-        self.at = self.at.next_multiple_of(to);
-    }
-
-    fn take(&mut self, count: usize) -> Result<&[u8], Malformed> {
-        let end = self.at.checked_add(count).ok_or(Malformed)?;
-        let taken = self.bytes.get(self.at..end).ok_or(Malformed)?;
-        self.at = end;
-
-        Ok(taken)
-    }
-
-    fn byte(&mut self) -> Result<u8, Malformed> {
-        self.take(1).map(|bytes| bytes[0])
-    }
-
-    fn number(&mut self) -> Result<u32, Malformed> {
-        self.align(4);
-        let bytes = self.take(4)?.try_into().map_err(|_| Malformed)?;
-
-        Ok(u32::from_le_bytes(bytes))
-    }
-
-    fn string(&mut self, length: usize) -> Result<String, Malformed> {
-        let text = std::str::from_utf8(self.take(length)?).map_err(|_| Malformed)?.to_owned();
-        if self.byte()? != 0 {
-            return Err(Malformed);
-        }
-
-        Ok(text)
-    }
-
-    fn text(&mut self) -> Result<String, Malformed> {
-        let length = self.number()? as usize;
-
-        self.string(length)
-    }
-
-    fn signature(&mut self) -> Result<String, Malformed> {
-        let length = self.byte()?.into();
-
-        self.string(length)
     }
 }
 
@@ -500,30 +311,6 @@ mod tests {
         assert_eq!(truth.variant_number(), Some(1));
         let refused = Message::call(1, "", "", ("", ""), &["no such name"]);
         assert_eq!(refused.first_text().as_deref(), Some("no such name"));
-    }
-
-    #[test]
-    fn properties_are_the_bytes_that_the_specification_says() {
-        let properties =
-            [("A", Value::Truth(true)), ("B", Value::Texts(vec!["x".to_owned(), String::new()]))];
-        let values = Values::texts(&["u"]).truth(false).properties(&properties).no_units();
-        assert_eq!(values.signature, "sba(sv)a(sa(sv))");
-        let expected: [&[u8]; 7] = [
-            b"\x01\0\0\0u\0\0\0\0\0\0\0",
-            // The length is without the room before the first property, each at a multiple of 8.
-            b"\x2d\0\0\0",
-            b"\x01\0\0\0A\0\x01b\0\0\0\0\x01\0\0\0",
-            b"\x01\0\0\0B\0\x02as\0\0\0",
-            b"\x0d\0\0\0\x01\0\0\0x\0\0\0\0\0\0\0\0",
-            b"\0\0\0",
-            b"\0\0\0\0\0\0\0\0",
-        ];
-        assert_eq!(values.body.0, expected.concat());
-        let number = Values::default().properties(&[("N", Value::Number(u64::MAX))]);
-        assert_eq!(
-            number.body.0[8..],
-            *b"\x01\0\0\0N\0\x01t\0\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"
-        );
     }
 
     #[test]
