@@ -142,9 +142,15 @@ fn image_policy(p: &mut Problems, file: &File) -> image_gc::Policy {
 fn log_policy(p: &mut Problems, file: &File) -> rotate::Policy {
     let size = &file.container_log_max_size;
     let milli = milli(&Quantity(size.clone())).filter(|milli| milli % 1000 == 0);
-    if milli.is_none() {
-        let message = format!("{size:?} is not a number of bytes such as 10Mi, or -1 for no limit");
-        p.add("containerLogMaxSize", message);
+    let told = match milli {
+        None => Some("is not a number of bytes such as 10Mi, or -1 for no limit"),
+        Some(0) => {
+            Some("sets every log aside at every look: give a size such as 10Mi, or -1 for no limit")
+        }
+        Some(_) => None,
+    };
+    if let Some(told) = told {
+        p.add("containerLogMaxSize", format!("{size:?} {told}"));
     }
     let files = file.container_log_max_files;
     if files <= 1 {

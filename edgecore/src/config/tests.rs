@@ -47,12 +47,25 @@ fn good_values_are_taken() {
 #[test]
 fn logs_are_bounded_as_a_kubelets() {
     let policy = |extra: &str| load(extra).unwrap().log_policy;
-    let sizes =
-        [("1.5Ki", Some(1536)), ("1000", Some(1000)), ("0", Some(0)), ("-1", None), ("-5Mi", None)];
+    let sizes = [("1.5Ki", Some(1536)), ("1000", Some(1000)), ("-1", None), ("-5Mi", None)];
     for (text, size_max) in sizes {
         assert_eq!(policy(&format!("containerLogMaxSize: {text}")).size_max, size_max, "{text}");
     }
     assert_eq!(policy("containerLogMaxFiles: 2").files_max, 2);
+}
+
+#[test]
+fn bad_bounds_of_logs_are_named() {
+    let no_number = "is not a number of bytes such as 10Mi, or -1 for no limit";
+    let zero = "sets every log aside at every look: give a size such as 10Mi, or -1 for no limit";
+    let sizes = ["big", "\"\"", "1.5", "10Mo"].map(|size| (size, no_number));
+    for (size, told) in sizes.into_iter().chain([("0", zero), ("0Ki", zero)]) {
+        let shown = size.trim_matches('"');
+        let expected = format!("containerLogMaxSize: {shown:?} {told}");
+        check(&format!("containerLogMaxSize: {size}"), &[&expected]);
+    }
+    let told = "is not greater than 1: one file is written, others are kept";
+    check("containerLogMaxFiles: 1", &[&format!("containerLogMaxFiles: 1 {told}")]);
 }
 
 #[test]
@@ -91,16 +104,6 @@ fn bad_values_are_named() {
     check("maxPods: 0", &["maxPods: 0 is not between 1 and 1000"]);
     let asked = "is neither a number of processes nor -1, for no limit";
     check("podPidsLimit: 0", &[&format!("podPidsLimit: 0 {asked}")]);
-    for size in ["big", "\"\"", "1.5", "10Mo"] {
-        let shown = size.trim_matches('"');
-        let asked = "is not a number of bytes such as 10Mi, or -1 for no limit";
-        check(
-            &format!("containerLogMaxSize: {size}"),
-            &[&format!("containerLogMaxSize: {shown:?} {asked}")],
-        );
-    }
-    let asked = "is not greater than 1: one file is written, others are kept";
-    check("containerLogMaxFiles: 1", &[&format!("containerLogMaxFiles: 1 {asked}")]);
     check("logLevel: loud", &["logLevel: \"loud\" is not off, error, warn, info, debug or trace"]);
     check(
         "systemReserved: {gpu: 1}",

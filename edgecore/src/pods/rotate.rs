@@ -16,6 +16,7 @@ use super::context::Context;
 use crate::blocking;
 use crate::clock;
 use crate::kubelet_api::Incarnation;
+use crate::telemetry::chain;
 use crate::volumes::remove::gone_is_done;
 
 /// Between two looks at all logs.
@@ -32,6 +33,38 @@ pub struct Policy {
     pub size_max: Option<u64>,
     /// Files of one attempt: the one that is written, and those set aside.
     pub files_max: usize,
+}
+
+/// Why what was set aside stays as it is.
+#[derive(Debug, thiserror::Error)]
+enum TidyError {
+    /// It cannot be seen.
+    #[error("cannot list {}", dir.display())]
+    List {
+        /// Where it is.
+        dir: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// An old one stays, or what a tidying left.
+    #[error("cannot remove {}", path.display())]
+    Remove {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// One stays as large as it is.
+    #[error("cannot compress {}", path.display())]
+    Compress {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Looks at the logs of all that runs.
@@ -66,9 +99,15 @@ async fn one(context: &Context, id: &str, log: &Path) -> Result<(), String> {
         return renamed.map_err(|e| e.to_string()).and_then(|()| Err(error.message()));
     }
     let (log, files_max) = (log.to_owned(), context.log_policy.files_max);
-    let tidied = blocking::run_in(&blocking::ARCHIVES, move || tidy(&log, files_max)).await;
+    if let Err(error) = blocking::run_in(&blocking::ARCHIVES, move || tidy(&log, files_max)).await {
+        let error = chain(&error);
+        tracing::warn!(
+            error,
+            "logs that were set aside are not compressed or removed; free space on podLogsDir"
+        );
+    }
 
-    tidied.map_err(|e| e.to_string())
+    Ok(())
 }
 
 /// `0.log` is set aside as `0.log.20260101-000000`.
@@ -83,29 +122,43 @@ fn with(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Removes the oldest of those set aside, and compresses all others but the newest.
-fn tidy(log: &Path, files_max: usize) -> io::Result<()> {
-    let set_aside = set_aside(log)?;
+/// Removes the oldest of those set aside, and compresses all others but the newest. One that fails does not
+/// stop the others; the first failure is answered.
+fn tidy(log: &Path, files_max: usize) -> Result<(), TidyError> {
+    let (set_aside, left) = set_aside(log)?;
     let excess = set_aside.len().saturating_sub(files_max.saturating_sub(1));
     let (old, kept) = set_aside.split_at(excess);
-    for old in old {
-        gone_is_done(fs::remove_file(old))?;
-    }
-    let Some((_newest, older)) = kept.split_last() else { return Ok(()) };
-    for older in older.iter().filter(|path| !ends_with(path, COMPRESSED)) {
-        // The pod may go meanwhile, and its logs with it.
-        gone_is_done(compress(older))?;
-    }
+    let older = kept.split_last().map_or(&[][..], |(_newest, older)| older);
+    // First: what is compressed needs space.
+    let removed = left.iter().chain(old).map(|path| remove(path));
+    let uncompressed = older.iter().filter(|path| !ends_with(path, COMPRESSED));
+    let compressed = uncompressed.map(|path| compress(path));
 
-    Ok(())
+    removed.chain(compressed).fold(Ok(()), Result::and)
 }
 
-/// What was set aside of a log, the oldest first: their names are in the order of time. What a tidying left
-/// that was broken off is removed.
-fn set_aside(log: &Path) -> io::Result<Vec<PathBuf>> {
+/// What was set aside of a log, the oldest first: their names are in the order of time. And what a tidying
+/// left that was broken off.
+fn set_aside(log: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), TidyError> {
     let (Some(dir), Some(name)) = (log.parent(), log.file_name().and_then(OsStr::to_str)) else {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     };
+    let mut all = match begin_with(dir, name) {
+        // The pod has gone meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        all => all.map_err(|source| TidyError::List { dir: dir.to_owned(), source })?,
+    };
+    all.sort();
+    let is_left = |path: &PathBuf| {
+        ends_with(path, UNFINISHED) || all.binary_search(&with(path, COMPRESSED)).is_ok()
+    };
+    let (left, used) = all.iter().cloned().partition(is_left);
+
+    Ok((used, left))
+}
+
+/// What is called NAME.ANYTHING there.
+fn begin_with(dir: &Path, name: &str) -> io::Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?.file_name();
@@ -114,24 +167,22 @@ fn set_aside(log: &Path) -> io::Result<Vec<PathBuf>> {
             all.push(dir.join(entry));
         }
     }
-    all.sort();
-    let is_left = |path: &PathBuf| {
-        ends_with(path, UNFINISHED) || all.binary_search(&with(path, COMPRESSED)).is_ok()
-    };
-    let (left, used): (Vec<_>, Vec<_>) = all.iter().cloned().partition(is_left);
-    for left in left {
-        gone_is_done(fs::remove_file(left))?;
-    }
 
-    Ok(used)
+    Ok(all)
 }
 
 fn ends_with(path: &Path, suffix: &str) -> bool {
     path.to_str().is_some_and(|path| path.ends_with(suffix))
 }
 
+fn remove(path: &Path) -> Result<(), TidyError> {
+    let removed = gone_is_done(fs::remove_file(path));
+
+    removed.map_err(|source| TidyError::Remove { path: path.to_owned(), source })
+}
+
 /// Replaces a file by what gzip makes of it.
-fn compress(path: &Path) -> io::Result<()> {
+fn compress(path: &Path) -> Result<(), TidyError> {
     let unfinished = with(path, UNFINISHED);
     let done = compress_into(path, &unfinished)
         .and_then(|()| fs::rename(&unfinished, with(path, COMPRESSED)));
@@ -139,9 +190,13 @@ fn compress(path: &Path) -> io::Result<()> {
         // What is left is removed with the next.
         let _unneeded = fs::remove_file(&unfinished);
     }
-    done?;
 
-    fs::remove_file(path)
+    match done {
+        Ok(()) => remove(path),
+        // The pod may go meanwhile, and its logs with it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(TidyError::Compress { path: path.to_owned(), source }),
+    }
 }
 
 fn compress_into(path: &Path, unfinished: &Path) -> io::Result<()> {
@@ -218,6 +273,38 @@ mod tests {
         tidy(&log, 2).unwrap();
         let expected = ["0.log.20260101-000000", "1.log", "1.log.20260101-000006", "11.log"];
         assert_eq!(names(dir.path()), expected);
+    }
+
+    #[test]
+    fn one_that_cannot_be_compressed_or_removed_is_named_and_does_not_stop_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("1.log");
+        for second in 0..7 {
+            let path = aside(&log, Timestamp::from_second(1_767_225_600 + second).unwrap());
+            match second {
+                // Neither is a file.
+                0 | 3 => fs::create_dir(path).unwrap(),
+                _ => fs::write(path, "line\n").unwrap(),
+            }
+        }
+        let said = |files_max| tidy(&log, files_max).unwrap_err().to_string();
+        assert!(
+            said(6).starts_with("cannot remove ") && said(6).ends_with("000000"),
+            "{}",
+            said(6)
+        );
+        fs::remove_dir(dir.path().join("1.log.20260101-000000")).unwrap();
+        assert!(said(6).starts_with("cannot compress ") && said(6).ends_with("000003"));
+
+        let expected = [
+            "1.log.20260101-000002.gz",
+            "1.log.20260101-000003",
+            "1.log.20260101-000004.gz",
+            "1.log.20260101-000005.gz",
+            "1.log.20260101-000006",
+        ];
+        assert_eq!(names(dir.path()), expected);
+        tidy(&dir.path().join("gone/1.log"), 6).unwrap();
     }
 
     #[test]
