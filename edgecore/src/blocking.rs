@@ -21,11 +21,13 @@ pub struct Lane(Semaphore);
 const FILES_MAX: usize = 4;
 const HOST_PATHS_MAX: usize = 1;
 const LOCAL_VOLUMES_MAX: usize = 1;
-const SERVERS_MAX: usize = 6;
+/// Servers that are worked on at once: while so many hang, no other is asked.
+pub const SERVERS_MAX: usize = 6;
 const LOOKUPS_MAX: usize = 3;
 const MEASURES_MAX: usize = 1;
 const SERVER_REMOVALS_MAX: usize = 4;
 const SERVER_MEASURES_MAX: usize = 4;
+const DISK_MEASURES_MAX: usize = 4;
 const ARCHIVES_MAX: usize = 1;
 
 /// For the node's own files.
@@ -43,13 +45,16 @@ pub static MEASURES: Lane = Lane(Semaphore::const_new(MEASURES_MAX));
 pub static LOCAL_VOLUMES: Lane = Lane(Semaphore::const_new(LOCAL_VOLUMES_MAX));
 
 /// For mounting and entering volumes on servers.
-pub static SERVERS: Servers = Servers::new(SERVERS_MAX);
+pub static SERVERS: Sources = Sources::new(SERVERS_MAX);
 
 /// For taking them down, for which a server that hangs is not needed.
-pub static SERVER_REMOVALS: Servers = Servers::new(SERVER_REMOVALS_MAX);
+pub static SERVER_REMOVALS: Sources = Sources::new(SERVER_REMOVALS_MAX);
 
 /// For asking servers how full they are, which must not keep their volumes from being mounted.
-pub static SERVER_MEASURES: Servers = Servers::new(SERVER_MEASURES_MAX);
+pub static SERVER_MEASURES: Sources = Sources::new(SERVER_MEASURES_MAX);
+
+/// For asking disks, which waits neither for a local volume that is set up nor for a disk that is dead.
+pub static DISK_MEASURES: Sources = Sources::new(DISK_MEASURES_MAX);
 
 /// For compressing logs, which may take long.
 pub static ARCHIVES: Lane = Lane(Semaphore::const_new(ARCHIVES_MAX));
@@ -63,6 +68,7 @@ pub const BLOCKING_THREADS_MAX: usize = FILES_MAX
     + MEASURES_MAX
     + SERVER_REMOVALS_MAX
     + SERVER_MEASURES_MAX
+    + DISK_MEASURES_MAX
     + ARCHIVES_MAX;
 
 /// How long an idle blocking thread is kept: its stack counts against the agent's memory.
@@ -93,52 +99,59 @@ pub async fn run_in<T: Send + 'static>(
     }
 }
 
-/// Lanes of servers, which may be away: on each there is one piece of work at a time, so that one that
-/// hangs takes one place and holds up only what is on it.
+/// Lanes of servers, which may be away, or of disks, which may be dead: on each there is one piece of work at
+/// a time, so that one that hangs takes one place and holds up only what is on it.
 #[derive(Debug)]
-pub struct Servers {
+pub struct Sources {
     places: Lane,
     /// Those that somebody works on or waits for, by name.
-    busy: Mutex<BTreeMap<String, Arc<Server>>>,
+    busy: Mutex<BTreeMap<String, Arc<Source>>>,
 }
 
 #[derive(Debug)]
-struct Server {
+struct Source {
     turns: Arc<Semaphore>,
-    /// Since when somebody has the turn.
+    /// Since when somebody works on it.
     since: Mutex<Option<Instant>>,
 }
 
 /// Ends when it is dropped.
 #[derive(Debug)]
 struct Turn {
-    server: Arc<Server>,
+    source: Arc<Source>,
     _permit: Result<OwnedSemaphorePermit, AcquireError>,
+}
+
+impl Turn {
+    fn begin(&self) {
+        *lock(&self.source.since) = Some(clock::instant());
+    }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *lock(&self.server.since) = None;
+        *lock(&self.source.since) = None;
     }
 }
 
-impl Servers {
+impl Sources {
     const fn new(places: usize) -> Self {
         Self { places: Lane(Semaphore::const_new(places)), busy: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Runs work on this server.
+    /// Runs work on this one.
     pub async fn run<T: Send + 'static>(
         &'static self,
-        server: &str,
+        name: &str,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> T {
-        let server = self.server(server);
-        let permit = Arc::clone(&server.turns).acquire_owned().await;
-        *lock(&server.since) = Some(clock::instant());
-        let turn = Turn { server, _permit: permit };
+        let source = self.source(name);
+        let permit = Arc::clone(&source.turns).acquire_owned().await;
+        let turn = Turn { source, _permit: permit };
 
         run_in(&self.places, move || {
+            // Not before: what waits for a place does not hang.
+            turn.begin();
             let done = work();
             drop(turn);
             done
@@ -146,17 +159,17 @@ impl Servers {
         .await
     }
 
-    /// Whether a piece of work on the server takes longer than that already.
-    pub fn hangs(&self, server: &str, longer_than: Duration) -> bool {
-        let since = lock(&self.busy).get(server).and_then(|server| *lock(&server.since));
+    /// Whether a piece of work on it is under way for that long already.
+    pub fn hangs(&self, name: &str, for_long: Duration) -> bool {
+        let since = lock(&self.busy).get(name).and_then(|source| *lock(&source.since));
 
-        since.is_some_and(|since| since.elapsed() >= longer_than)
+        since.is_some_and(|since| since.elapsed() >= for_long)
     }
 
-    fn server(&self, name: &str) -> Arc<Server> {
+    fn source(&self, name: &str) -> Arc<Source> {
         let mut busy = lock(&self.busy);
-        busy.retain(|_, server| Arc::strong_count(server) > 1);
-        let new = || Server { turns: Arc::new(Semaphore::new(1)), since: Mutex::new(None) };
+        busy.retain(|_, source| Arc::strong_count(source) > 1);
+        let new = || Source { turns: Arc::new(Semaphore::new(1)), since: Mutex::new(None) };
 
         Arc::clone(busy.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))
     }
@@ -200,13 +213,17 @@ mod tests {
 
     #[test]
     fn a_server_that_hangs_holds_up_only_what_is_on_it() {
-        static LANES: Servers = Servers::new(3);
+        static LANES: Sources = Sources::new(3);
         let runtime = crate::runtime().unwrap();
         let (release, held) = channel::<()>();
         let held = Arc::new(Mutex::new(held));
+        let (begin, begun) = channel();
         let hang = |server: &'static str| {
-            let held = Arc::clone(&held);
-            let hang = LANES.run(server, move || lock(&held).recv().is_ok());
+            let (held, begin) = (Arc::clone(&held), begin.clone());
+            let hang = LANES.run(server, move || {
+                begin.send(()).unwrap();
+                lock(&held).recv().is_ok()
+            });
             // Given up, as by a pod that has waited for long enough.
             tokio::time::timeout(Duration::from_millis(1), hang)
         };
@@ -215,14 +232,23 @@ mod tests {
                 hang(server).await.unwrap_err();
             }
             assert_eq!(LANES.run("other", || 7).await, 7);
-            assert!(LANES.hangs("one", Duration::from_millis(1)));
+            for _both in 0..2 {
+                begun.recv().unwrap();
+            }
+            assert!(LANES.hangs("one", Duration::ZERO) && LANES.hangs("two", Duration::ZERO));
             assert!(!LANES.hangs("one", Duration::from_hours(1)));
             assert!(!LANES.hangs("other", Duration::ZERO));
+            // With the third no place is left, and who only waits for one is not said to hang.
+            hang("three").await.unwrap_err();
+            let mut waits = Box::pin(LANES.run("four", || 9));
+            tokio::time::timeout(Duration::from_millis(1), &mut waits).await.unwrap_err();
+            assert!(!LANES.hangs("four", Duration::ZERO));
             drop(release);
+            assert_eq!(waits.await, 9);
             assert_eq!(LANES.run("one", || 8).await, 8);
             assert!(!LANES.hangs("one", Duration::ZERO));
         });
-        assert!(lock(&LANES.busy).len() <= 2);
+        assert!(lock(&LANES.busy).len() <= 3);
     }
 
     #[test]

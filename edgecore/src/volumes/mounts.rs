@@ -17,6 +17,8 @@ const STACKED_MOUNTS_MAX: usize = 16;
 pub struct Point {
     /// Where.
     pub path: PathBuf,
+    /// The number of the device that has what is mounted.
+    pub device: String,
     /// The server that has what is mounted, and may be away: whoever looks at it may wait for ever.
     pub server: Option<String>,
 }
@@ -40,11 +42,13 @@ pub fn points(dir: &Path) -> io::Result<Vec<Point>> {
 
 fn points_below(table: &str, dir: &Path) -> Vec<Point> {
     let point = |line: &str| {
-        let path = line.split(' ').nth(4).map(unescape)?;
+        let mut fields = line.split(' ').skip(2);
+        let (device, _root) = (fields.next()?.to_owned(), fields.next()?);
+        let path = fields.next().map(unescape)?;
         let mut rest = line.split_once(" - ").map_or("", |(_, rest)| rest).split(' ');
         let kind = rest.next().unwrap_or_default();
         let server = kind.starts_with("nfs").then(|| server(rest.next().unwrap_or_default()));
-        Some(Point { path, server })
+        Some(Point { path, device, server })
     };
 
     table.lines().filter_map(point).filter(|point| point.path.starts_with(dir)).collect()
@@ -193,7 +197,7 @@ mod tests {
     fn check(table: &str, dir: &str, expected: &[&str]) {
         let shown = points_below(table, Path::new(dir)).into_iter().map(|point| {
             let server = point.server.map(|server| format!("{server}!")).unwrap_or_default();
-            format!("{server}{}", point.path.display())
+            format!("{} {server}{}", point.device, point.path.display())
         });
         assert_eq!(shown.collect::<Vec<_>>(), expected);
     }
@@ -209,13 +213,13 @@ mod tests {
             table,
             "/k/pods/a",
             &[
-                "/k/pods/a/volumes/x",
-                "/k/pods/a/with space",
-                "s!/k/pods/a/nfs",
-                "2001:db8::5!/k/pods/a/six",
+                "98:0 /k/pods/a/volumes/x",
+                "98:0 /k/pods/a/with space",
+                "0:50 s!/k/pods/a/nfs",
+                "0:51 2001:db8::5!/k/pods/a/six",
             ],
         );
-        check(table, "/k/pods/ab", &["/k/pods/ab"]);
+        check(table, "/k/pods/ab", &["98:0 /k/pods/ab"]);
         check(table, "/elsewhere", &[]);
     }
 

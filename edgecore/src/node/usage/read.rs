@@ -230,7 +230,6 @@ fn process(stat: &str, status: &str, booted_at: Option<Timestamp>) -> Option<Pro
     })
 }
 
-/// Bytes of a line such as `VmRSS:  9000 kB`; 0 if there is none.
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,5 @@
-//! How full the volumes of pods are. What is on a server that is away stays unknown: nobody waits for it
-//! for long, and not at all while an earlier look still waits.
+//! How full the volumes of pods are. What is on a server that is away, or on a disk that is dead, stays
+//! unknown: nobody waits for it for long, and not at all while an earlier look still waits.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,10 +18,21 @@ use crate::desired::Desired;
 use crate::kubelet_api::PodFacts;
 use crate::volumes::mounts::{self, Point};
 
-/// How long all volumes on this node are counted; the rest is left out.
+/// How long all volumes are counted whose contents are; the rest is left out.
 const COUNT_TIME: Duration = Duration::from_secs(10);
-/// How long a server is waited for.
-const SERVER_TIME: Duration = Duration::from_secs(2);
+/// How long a server or a disk is waited for.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
+
+/// Who says how full a volume is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    /// The node's own disk.
+    Own,
+    /// What a volume lies on, by the number of the device.
+    Disk(String),
+    /// A server, by its name.
+    Server(String),
+}
 
 /// A volume that is to be looked at.
 #[derive(Clone, Debug)]
@@ -30,8 +41,7 @@ struct Job {
     pod: usize,
     volume: Measured,
     dir: PathBuf,
-    /// That has it.
-    server: Option<String>,
+    source: Source,
 }
 
 /// Which pod's, and what.
@@ -44,7 +54,7 @@ impl Usages {
         let mut all: BTreeMap<_, _> = all.map(|pod| (pod.uid.to_string(), pod)).collect();
         let pods = look.pods.iter().map(|pod| all.remove(&pod.uid)).collect();
         let jobs = self.jobs(desired, pods, |_| true).await;
-        for (pod, volume) in measure_all(jobs).await {
+        for (pod, volume) in measure_all(jobs, look_at).await {
             look.pods[pod].volumes.push(volume);
         }
     }
@@ -55,7 +65,7 @@ impl Usages {
         let pods = pods.filter(|pod| pod.running > 0 && !pod.claimed.is_empty());
         let jobs = self.jobs(desired, pods.map(Some).collect(), |volume| volume.claim.is_some());
 
-        measure_all(jobs.await).await.into_iter().map(|(_, volume)| volume).collect()
+        measure_all(jobs.await, look_at).await.into_iter().map(|(_, volume)| volume).collect()
     }
 
     async fn jobs(
@@ -75,7 +85,7 @@ impl Usages {
                 if is_wanted(&volume)
                     && let Ok(dir) = self.place.layout.place(&uid, &volume.place)
                 {
-                    jobs.push(Job { pod, volume, dir, server: None });
+                    jobs.push(Job { pod, volume, dir, source: Source::Own });
                 }
             }
         }
@@ -90,36 +100,40 @@ impl Usages {
     }
 }
 
-/// Whether the volume can be looked at; notes the server that has it.
+/// Whether the volume can be looked at; notes who is asked.
 fn is_there(job: &mut Job, points: &[Point]) -> bool {
     // Of those at one place the last is on top.
     let point = points.iter().rfind(|point| point.path == job.dir);
-    let server = point.and_then(|point| point.server.clone());
-    match job.volume.by {
-        By::Contents => server.is_none(),
-        By::FileSystem => {
-            job.server = server;
-            point.is_some()
+    match (job.volume.by, point) {
+        (By::Contents, point) => point.is_none_or(|point| point.server.is_none()),
+        (By::FileSystem, Some(Point { device, server, .. })) => {
+            let disk = || Source::Disk(device.clone());
+            job.source = server.clone().map_or_else(disk, Source::Server);
+            true
         }
+        (By::FileSystem, None) => false,
     }
 }
 
-/// What is on this node first, then every server beside the others.
-async fn measure_all(jobs: Vec<Job>) -> Vec<Found> {
-    let mut servers: BTreeMap<Option<String>, Vec<Job>> = BTreeMap::new();
+/// What each can say, beside the others.
+async fn measure_all(
+    jobs: Vec<Job>,
+    look: impl Fn(&Job) -> Option<(Disk, Taken)> + Clone + Send + 'static,
+) -> Vec<Found> {
+    let mut sources: BTreeMap<Source, Vec<Job>> = BTreeMap::new();
     for job in jobs {
-        servers.entry(job.server.clone()).or_default().push(job);
+        sources.entry(job.source.clone()).or_default().push(job);
     }
-    let here = servers.remove(&None).unwrap_or_default();
-    let mut found = within(COUNT_TIME, here, look).await;
-    let away = servers.into_values().map(|jobs| within(SERVER_TIME, jobs, look));
-    found.extend(join_all(away).await.into_iter().flatten());
+    let found = sources.into_iter().map(|(source, jobs)| {
+        let time = if source == Source::Own { COUNT_TIME } else { ANSWER_TIME };
+        within(time, jobs, look.clone())
+    });
 
-    found
+    join_all(found).await.into_iter().flatten().collect()
 }
 
-/// Looks at one after the other as long as there is time, and at nothing of a server that hangs. A look that
-/// is under way when the time is over goes on.
+/// Looks at one after the other as long as there is time, and at nothing of what hangs. A look that is under
+/// way when the time is over goes on.
 async fn within(
     time: Duration,
     jobs: Vec<Job>,
@@ -128,7 +142,7 @@ async fn within(
     let mut found = Vec::new();
     let all = async {
         for job in jobs {
-            if hangs(&job) {
+            if hangs(&job.source) {
                 continue;
             }
             let look = look.clone();
@@ -142,30 +156,32 @@ async fn within(
     found
 }
 
-fn hangs(job: &Job) -> bool {
-    let server = job.server.as_ref();
-
-    server.is_some_and(|server| blocking::SERVER_MEASURES.hangs(server, SERVER_TIME))
+fn hangs(source: &Source) -> bool {
+    match source {
+        Source::Own => false,
+        Source::Disk(device) => blocking::DISK_MEASURES.hangs(device, ANSWER_TIME),
+        Source::Server(server) => blocking::SERVER_MEASURES.hangs(server, ANSWER_TIME),
+    }
 }
 
 async fn in_lane(
     job: Job,
     look: impl Fn(&Job) -> Option<(Disk, Taken)> + Send + 'static,
 ) -> Option<Found> {
-    let (by, server) = (job.volume.by, job.server.clone());
+    let source = job.source.clone();
     let work = move || {
         let (disk, taken) = look(&job)?;
         let Measured { name, claim, is_ephemeral, .. } = job.volume;
         Some((job.pod, VolumeUsage { name, claim, disk, taken, is_ephemeral }))
     };
-    match (server, by) {
-        (Some(server), _) => blocking::SERVER_MEASURES.run(&server, work).await,
-        (None, By::Contents) => blocking::run_in(&blocking::MEASURES, work).await,
-        (None, By::FileSystem) => blocking::run_in(&blocking::LOCAL_VOLUMES, work).await,
+    match source {
+        Source::Own => blocking::run_in(&blocking::MEASURES, work).await,
+        Source::Disk(device) => blocking::DISK_MEASURES.run(&device, work).await,
+        Source::Server(server) => blocking::SERVER_MEASURES.run(&server, work).await,
     }
 }
 
-fn look(job: &Job) -> Option<(Disk, Taken)> {
+fn look_at(job: &Job) -> Option<(Disk, Taken)> {
     let (disk, whole) = read::file_system(&job.dir)?;
     if job.volume.by == By::FileSystem {
         return Some((disk, whole));
@@ -176,70 +192,124 @@ fn look(job: &Job) -> Option<(Disk, Taken)> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{Receiver, Sender, channel};
     use std::sync::{Arc, Mutex};
 
     use podcore::volumes::Place;
 
     use super::*;
 
-    fn job(dir: &str, by: By, server: Option<&str>) -> Job {
+    fn job(dir: &str, by: By, source: Source) -> Job {
         let place = Place::Own { plugin: "kubernetes.io/nfs", name: "v".to_owned() };
         let volume = Measured { name: dir.to_owned(), claim: None, place, by, is_ephemeral: false };
 
-        Job { pod: 0, volume, dir: dir.into(), server: server.map(str::to_owned) }
+        Job { pod: 0, volume, dir: dir.into(), source }
     }
 
-    fn check(dir: &str, by: By, expected: (bool, Option<&str>)) {
-        let point = |path: &str, server: Option<&str>| Point {
+    fn disk(device: &str) -> Source {
+        Source::Disk(device.to_owned())
+    }
+
+    fn server(name: &str) -> Source {
+        Source::Server(name.to_owned())
+    }
+
+    fn check(dir: &str, by: By, expected: Option<&Source>) {
+        let point = |path: &str, device: &str, server: Option<&str>| Point {
             path: path.into(),
+            device: device.to_owned(),
             server: server.map(str::to_owned),
         };
         let points = [
-            point("/p/nfs", Some("s")),
-            point("/p/disk", None),
-            point("/p/dir/in", Some("s")),
-            point("/p/over", Some("s")),
+            point("/p/nfs", "0:50", Some("s")),
+            point("/p/disk", "8:1", None),
+            point("/p/ram", "0:60", None),
+            point("/p/dir/in", "0:50", Some("s")),
+            point("/p/over", "0:50", Some("s")),
         ];
-        let mut job = job(dir, by, None);
+        let mut job = job(dir, by, Source::Own);
         let is_there = is_there(&mut job, &points);
-        assert_eq!((is_there, job.server.as_deref()), expected, "{dir}");
+        assert_eq!(is_there.then_some(&job.source), expected, "{dir}");
     }
 
     #[test]
     fn what_is_not_mounted_or_on_a_server_unasked_is_not_looked_at() {
-        check("/p/nfs", By::FileSystem, (true, Some("s")));
-        check("/p/disk", By::FileSystem, (true, None));
-        check("/p/later", By::FileSystem, (false, None));
-        check("/p/other", By::Contents, (true, None));
+        check("/p/nfs", By::FileSystem, Some(&server("s")));
+        check("/p/disk", By::FileSystem, Some(&disk("8:1")));
+        check("/p/later", By::FileSystem, None);
+        check("/p/other", By::Contents, Some(&Source::Own));
+        check("/p/ram", By::Contents, Some(&Source::Own));
         // What is in it is not entered.
-        check("/p/dir", By::Contents, (true, None));
-        check("/p/over", By::Contents, (false, None));
+        check("/p/dir", By::Contents, Some(&Source::Own));
+        check("/p/over", By::Contents, None);
     }
 
-    #[test]
-    fn a_server_that_is_away_costs_only_its_own_volumes() {
-        let on = |server: &str| job(server, By::FileSystem, Some(server));
+    /// One that hangs, and one beside it.
+    fn check_away(away: &Source, there: Source) {
+        let on = |source: &Source| vec![job("/p/v", By::FileSystem, source.clone())];
         let runtime = crate::runtime().unwrap();
         let (release, held) = channel::<()>();
         let held = Arc::new(Mutex::new(held));
+        let hanging = away.clone();
         let look = move |job: &Job| {
-            if job.server.as_deref() == Some("away") {
+            if job.source == hanging {
                 assert!(held.lock().unwrap().recv().is_err());
             }
             Some((Disk::default(), Taken::default()))
         };
         let short = Duration::from_millis(1);
         runtime.block_on(async {
-            assert!(within(short, vec![on("away")], look.clone()).await.is_empty());
+            assert!(within(short, on(away), look.clone()).await.is_empty());
             // The thread still waits, and the next look does not wait for it for long.
-            assert!(within(short, vec![on("away")], look.clone()).await.is_empty());
-            assert_eq!(within(COUNT_TIME, vec![on("there")], look.clone()).await.len(), 1);
-            let here = job("/p/disk", By::FileSystem, None);
-            assert_eq!(within(COUNT_TIME, vec![here], look.clone()).await.len(), 1);
+            assert!(within(short, on(away), look.clone()).await.is_empty());
+            let others = vec![
+                job("/p/other", By::FileSystem, there),
+                job("/p/dir", By::Contents, Source::Own),
+            ];
+            assert_eq!(measure_all(others, look.clone()).await.len(), 2);
+            // Nor does what is set up.
             assert_eq!(blocking::SERVERS.run("away", || 7).await, 7);
+            assert_eq!(blocking::run_in(&blocking::LOCAL_VOLUMES, || 7).await, 7);
             drop(release);
-            assert_eq!(within(COUNT_TIME, vec![on("away")], look).await.len(), 1);
+            while hangs(away) {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(within(COUNT_TIME, on(away), look).await.len(), 1);
+        });
+    }
+
+    #[test]
+    fn what_is_away_costs_only_its_own_volumes() {
+        check_away(&server("away"), server("there"));
+        check_away(&disk("8:66"), disk("8:67"));
+    }
+
+    #[test]
+    fn disks_are_asked_while_a_local_volume_is_set_up_and_others_are_counted() {
+        type Meeting = (Sender<()>, Arc<Mutex<Receiver<()>>>);
+        fn meet((here, there): &Meeting) -> bool {
+            here.send(()).is_ok() && there.lock().unwrap().recv_timeout(COUNT_TIME).is_ok()
+        }
+        let ((one, from_one), (other, from_other)) = (channel(), channel());
+        let from = |end: Receiver<()>| Arc::new(Mutex::new(end));
+        let (counted, asked) = ((one, from(from_other)), (other, from(from_one)));
+        // Each goes on once the other is looked at too.
+        let look = move |job: &Job| {
+            let met = meet(if job.source == Source::Own { &counted } else { &asked });
+            met.then(<(Disk, Taken)>::default)
+        };
+        let jobs = vec![
+            job("/p/dir", By::Contents, Source::Own),
+            job("/p/disk", By::FileSystem, disk("8:68")),
+        ];
+        let runtime = crate::runtime().unwrap();
+        let (release, held) = channel::<()>();
+        runtime.block_on(async {
+            let set_up = blocking::run_in(&blocking::LOCAL_VOLUMES, move || held.recv().is_err());
+            let set_up = tokio::time::timeout(Duration::from_millis(1), set_up);
+            set_up.await.unwrap_err();
+            assert_eq!(measure_all(jobs, look).await.len(), 2);
+            drop(release);
         });
     }
 }

@@ -56,8 +56,7 @@ impl Job {
                     let set_up = blocking::SERVERS.run(&server, set_up);
                     let answer = tokio::time::timeout(SERVER_DEADLINE, set_up).await;
                     answer.map_err(|_elapsed| {
-                        let seconds = SERVER_DEADLINE.as_secs();
-                        format!("NFS server {server} gave no answer in {seconds} s")
+                        no_answer(&server, blocking::SERVERS.hangs(&server, Duration::ZERO))
                     })?
                 }
             };
@@ -132,6 +131,19 @@ impl Job {
             Err(message) => Done::Failed { message },
         }
     }
+}
+
+/// One that is not asked has no place: others have all.
+fn no_answer(server: &str, is_asked: bool) -> String {
+    let (seconds, most) = (SERVER_DEADLINE.as_secs(), blocking::SERVERS_MAX);
+    if is_asked {
+        return format!("NFS server {server} gave no answer in {seconds} s");
+    }
+
+    format!(
+        "NFS server {server} could not be asked in {seconds} s: {most} other servers give no answer; \
+         it is asked when one of them does"
+    )
 }
 
 fn propagates(container: &Container) -> bool {
