@@ -187,8 +187,10 @@ impl World {
         assert_eq!(again.wake_at, next.wake_at);
         let events = again.actions.len() - works(&again).len();
         assert_eq!(events, 0, "an Event is told once: {:?}", again.actions);
-        let unique: BTreeSet<_> = next.actions.iter().collect();
-        assert_eq!(unique.len(), next.actions.len(), "an action is planned twice");
+        // Containers that lack the same may say so in the same words.
+        let planned = works(next);
+        let unique: BTreeSet<_> = planned.iter().collect();
+        assert_eq!(unique.len(), planned.len(), "an action is planned twice");
         for action in &next.actions {
             self.may(action, next);
         }
