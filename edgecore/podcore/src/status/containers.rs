@@ -35,10 +35,11 @@ pub(super) fn init(
     pod.init_containers()
         .iter()
         .map(|container| {
-            if is_sidecar(container) {
-                return look.status(container, Role::Goes);
-            }
+            // Of one that ended well a kubelet never says that it waits, not even of a sidecar.
             let mut status = look.status(container, Role::Completes);
+            if is_sidecar(container) {
+                return status;
+            }
             let ended = status.state.as_ref().and_then(|state| state.terminated.as_ref());
             status.ready = ended.is_some_and(|ended| ended.exit_code == 0);
             status

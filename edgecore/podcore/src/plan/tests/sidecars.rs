@@ -34,7 +34,13 @@ fn they_start_in_their_place_and_are_kept_running() {
             ("exit t 0", "image:t:1 start:t:1"),
             ("exit t 1", ""),
             ("status", "Running s=running#1 i=Completed(0)#0 t=CrashLoopBackOff#1 a=running#0"),
-            ("wait 10", "image:t:2 start:t:2 remove:c5"),
+            // One that waits after an end without fault is told as ended.
+            ("exit s 0", ""),
+            (
+                "status",
+                "Running s=Completed(0)#1 i=Completed(0)#0 t=CrashLoopBackOff#1 a=running#0",
+            ),
+            ("wait 10", "image:s:2 image:t:2 start:s:2 start:t:2 remove:c2 remove:c5"),
             ("vanish i", ""),
             ("agent restart", "volumes"),
         ],
