@@ -64,6 +64,8 @@ impl Words {
         let field = |name: &str| event[name].as_str().unwrap_or_default();
         let of = event["involvedObject"]["fieldPath"].as_str().unwrap_or_default();
         let message = self.plain(field("message"));
+        // How often something is told until a client counts it with others is a matter of time.
+        let message = message.trim_start_matches("(combined from similar events): ");
 
         format!("{} {} {of}: {message}", field("type"), field("reason"))
     }
