@@ -37,7 +37,7 @@ pub mod volumes;
 
 pub use agent::{Agent, AgentError};
 pub use config::Config;
-pub use daemon::{signals, tasks, telemetry};
+pub use daemon::{retry, signals, tasks, telemetry};
 
 /// How the agent speaks.
 pub const PROGRAM: telemetry::Program = telemetry::Program {

@@ -47,6 +47,7 @@ use crate::memory::{self, Rest};
 use crate::node::cgroups::Limits;
 use crate::node::monitor::Beat;
 use crate::node::pressure::Shortages;
+use crate::retry::Retry;
 use crate::telemetry::chain;
 
 /// How often everything is compared with what the runtime lists: the net below lost events.
@@ -164,7 +165,7 @@ async fn first_list(
     beat: &Beat,
     stop: &CancellationToken,
 ) -> Option<BTreeMap<Uid, Listed>> {
-    let mut wait = FIRST_LIST_WAIT;
+    let mut retry = Retry::new(FIRST_LIST_WAIT, FIRST_LIST_WAIT_MAX);
     loop {
         beat.beat();
         let listed = observe::list(&context.runtime, context.node.as_str(), None).await;
@@ -172,9 +173,8 @@ async fn first_list(
             Ok(listed) => return Some(listed),
             Err(error) => tracing::warn!(%error, "pods wait for the runtime"),
         }
-        tokio::select! {
-            () = stop.cancelled() => return None,
-            () = tokio::time::sleep(wait) => wait = (wait * 2).min(FIRST_LIST_WAIT_MAX),
+        if !retry.wait(stop).await {
+            return None;
         }
     }
 }

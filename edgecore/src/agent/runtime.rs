@@ -25,6 +25,7 @@ use crate::pods::context::{Context, STARTS_MAX};
 use crate::pods::images::Images;
 use crate::pods::registry::Registry;
 use crate::pods::sweep::class_cgroup;
+use crate::retry::Retry;
 use crate::tasks::BoxError;
 use crate::telemetry::chain;
 
@@ -130,7 +131,7 @@ async fn find_runtime(
     beat: &Beat,
     stop: &CancellationToken,
 ) -> Result<Option<RuntimeVersion>, CriError> {
-    let mut wait = RUNTIME_WAIT;
+    let mut retry = Retry::new(RUNTIME_WAIT, RUNTIME_WAIT_MAX);
     let mut told = String::new();
     loop {
         beat.beat();
@@ -152,9 +153,8 @@ async fn find_runtime(
                 }
             }
         }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(None),
-            () = tokio::time::sleep(wait) => wait = (wait * 2).min(RUNTIME_WAIT_MAX),
+        if !retry.wait(stop).await {
+            return Ok(None);
         }
     }
 }
@@ -167,7 +167,7 @@ async fn found_cgroups(
     beat: &Beat,
     stop: &CancellationToken,
 ) -> Result<bool, CgroupError> {
-    let mut wait = RUNTIME_WAIT;
+    let mut retry = Retry::new(RUNTIME_WAIT, RUNTIME_WAIT_MAX);
     loop {
         beat.beat();
         match make_class_cgroups(config, parts, driver).await {
@@ -176,9 +176,8 @@ async fn found_cgroups(
             }
             made => return made.map(|()| true),
         }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(false),
-            () = tokio::time::sleep(wait) => wait = (wait * 2).min(RUNTIME_WAIT_MAX),
+        if !retry.wait(stop).await {
+            return Ok(false);
         }
     }
 }

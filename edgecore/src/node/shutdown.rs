@@ -17,6 +17,7 @@ use crate::dbus::BusError;
 use crate::events::{self, EventType};
 use crate::link::Upstream;
 use crate::pods::registry::Registry;
+use crate::retry::Retry;
 use crate::telemetry::chain;
 
 /// Between tries to reach logind: doubled each time.
@@ -56,7 +57,7 @@ impl Shutdowns {
         if self.periods.is_empty() {
             return stop.cancelled().await;
         }
-        let (mut told, mut wait) = (String::new(), RETRY);
+        let (mut told, mut retry) = (String::new(), Retry::new(RETRY, RETRY_MAX));
         loop {
             let mut connected = false;
             let ended = tokio::select! {
@@ -64,15 +65,14 @@ impl Shutdowns {
                 ended = self.watch(&mut connected) => chain(&ended),
             };
             if connected {
-                wait = RETRY;
+                retry.reset();
             }
             if connected || told != ended {
                 tracing::warn!(error = %ended, "pods are not stopped in order when this node goes down");
                 told = ended;
             }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY_MAX),
+            if !retry.wait(&stop).await {
+                return;
             }
         }
     }
