@@ -335,7 +335,7 @@ async fn a_disk_is_mounted_while_pods_have_it() -> Result<()> {
     let said = cluster.kubectl(&["logs", &writes]).await?;
     ensure!(said == "3000\n", "{said}");
 
-    let script = "touch /v/new || echo read-only";
+    let script = "touch /v/new 2>&1 || echo read-only";
     cluster.apply(&[pod(&reads, script, true)]).await?;
     ready(&reads).await?;
     gone(&writes).await?;
