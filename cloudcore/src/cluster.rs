@@ -4,14 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use index::{Index, Reference, Touched};
 use kube::Client;
-use proto::ids::NodeName;
+use proto::ids::{Kind, NodeName};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::evidence::Evidence;
 use crate::telemetry;
 use crate::watch::{self, KINDS, Told};
@@ -35,6 +37,8 @@ struct Inner {
     progress: Notify,
     /// Told when another node is served.
     served: Notify,
+    /// When each watch last said something.
+    heard: Mutex<BTreeMap<Kind, Instant>>,
 }
 
 impl Cluster {
@@ -45,6 +49,7 @@ impl Cluster {
             wakers: Mutex::new(BTreeMap::new()),
             progress: Notify::new(),
             served: Notify::new(),
+            heard: Mutex::new(BTreeMap::new()),
         }))
     }
 
@@ -68,6 +73,11 @@ impl Cluster {
     /// Resolves when a watch has gone on.
     pub async fn progress(&self) {
         self.0.progress.notified().await;
+    }
+
+    /// When each watch last said something.
+    pub fn heard(&self) -> BTreeMap<Kind, Instant> {
+        self.0.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Wakes the workers of these nodes.
@@ -108,6 +118,9 @@ impl Cluster {
 
     /// Takes what a watch tells, unless it is of a history that is over.
     fn take(&self, (epoch, told): watch::Telling) {
+        let mut heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.insert(told.kind(), clock::now());
+        drop(heard);
         {
             let mut index = self.index();
             if epoch < index.epoch() {

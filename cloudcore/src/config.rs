@@ -51,6 +51,9 @@ struct File {
     kubeconfig: PathBuf,
     #[serde(default = "defaults::listen")]
     listen: String,
+    #[serde(default = "defaults::status_listen")]
+    status_listen: String,
+    #[serde(default)]
     advertise_address: String,
     #[serde(default = "defaults::namespace")]
     namespace: String,
@@ -64,9 +67,35 @@ struct File {
     log_level: String,
 }
 
+/// What is known only where a replica runs, as a pod does by its environment.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// See [`Config::advertise_address`].
+    pub advertise_address: Option<String>,
+    /// See [`Config::replica`].
+    pub replica: Option<String>,
+}
+
+impl File {
+    /// A variable that is there but empty gives nothing.
+    fn take(&mut self, given: &Given) {
+        for (field, value) in [
+            (&mut self.advertise_address, &given.advertise_address),
+            (&mut self.replica, &given.replica),
+        ] {
+            if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
+                field.clone_from(value);
+            }
+        }
+    }
+}
+
 mod defaults {
     pub(super) fn listen() -> String {
         "0.0.0.0:10000".to_owned()
+    }
+    pub(super) fn status_listen() -> String {
+        "0.0.0.0:10001".to_owned()
     }
     pub(super) fn namespace() -> String {
         "holdfast".to_owned()
@@ -89,6 +118,8 @@ pub struct Config {
     pub kubeconfig: Option<PathBuf>,
     /// Where edges connect.
     pub listen: SocketAddr,
+    /// Where probes and Prometheus ask.
+    pub status_listen: SocketAddr,
     /// Where API servers reach the kubelet API.
     pub advertise_address: IpAddr,
     /// Of our own Secrets and Leases.
@@ -107,14 +138,16 @@ impl Config {
     /// Every field, with its meaning and default.
     pub const EXAMPLE: &str = include_str!("../examples/cloudcore.yaml");
 
-    /// Reads and checks a file, telling every problem rather than the first.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+    /// Reads and checks a file, telling every problem rather than the first. What is in `given`
+    /// counts more than what is in the file.
+    pub fn load(path: &Path, given: &Given) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let file: File = serde_saphyr::from_str(&text).map_err(|error| ConfigError::Parse {
+        let mut file: File = serde_saphyr::from_str(&text).map_err(|error| ConfigError::Parse {
             path: path.to_owned(),
             reason: error.to_string(),
         })?;
+        file.take(given);
 
         check(file).map_err(|problems| ConfigError::Invalid { path: path.to_owned(), problems })
     }
@@ -125,16 +158,10 @@ fn check(file: File) -> Result<Config, Vec<String>> {
     let listen = file.listen.parse().map_err(|_| {
         problems.push(format!("listen: {:?} is not ADDRESS:PORT", file.listen));
     });
-    let advertise: Result<IpAddr, ()> = file.advertise_address.parse().map_err(|_| {
-        problems
-            .push(format!("advertiseAddress: {:?} is not an IP address", file.advertise_address));
+    let status_listen = file.status_listen.parse().map_err(|_| {
+        problems.push(format!("statusListen: {:?} is not ADDRESS:PORT", file.status_listen));
     });
-    if advertise.is_ok_and(|address| address.is_loopback() || address.is_unspecified()) {
-        problems.push(format!(
-            "advertiseAddress: API servers refuse {}; give an address of this machine that they reach",
-            file.advertise_address
-        ));
-    }
+    let advertise = advertised(&file.advertise_address).map_err(|problem| problems.push(problem));
     let log_level = file.log_level.parse().map_err(|_| {
         problems.push(format!(
             "logLevel: {:?} is not one of off, error, warn, info, debug, trace",
@@ -153,8 +180,8 @@ fn check(file: File) -> Result<Config, Vec<String>> {
     if file.namespace.is_empty() {
         problems.push("namespace: must not be empty".to_owned());
     }
-    let (Ok(listen), Ok(advertise_address), Ok(log_level), true) =
-        (listen, advertise, log_level, problems.is_empty())
+    let (Ok(listen), Ok(status_listen), Ok(advertise_address), Ok(log_level), true) =
+        (listen, status_listen, advertise, log_level, problems.is_empty())
     else {
         return Err(problems);
     };
@@ -163,6 +190,7 @@ fn check(file: File) -> Result<Config, Vec<String>> {
     Ok(Config {
         kubeconfig: (!file.kubeconfig.as_os_str().is_empty()).then_some(file.kubeconfig),
         listen,
+        status_listen,
         advertise_address,
         namespace: file.namespace,
         replica,
@@ -170,6 +198,23 @@ fn check(file: File) -> Result<Config, Vec<String>> {
         node_lease_renewal: Duration::from_secs(file.node_lease_renew_seconds),
         log_level,
     })
+}
+
+fn advertised(text: &str) -> Result<IpAddr, String> {
+    if text.is_empty() {
+        return Err("advertiseAddress: must be given, here or in the environment as \
+            HOLDFAST_ADVERTISE_ADDRESS"
+            .to_owned());
+    }
+    let address: IpAddr =
+        text.parse().map_err(|_| format!("advertiseAddress: {text:?} is not an IP address"))?;
+    if address.is_loopback() || address.is_unspecified() {
+        return Err(format!(
+            "advertiseAddress: API servers refuse {text}; give an address of this machine that they reach"
+        ));
+    }
+
+    Ok(address)
 }
 
 fn host_name() -> String {
@@ -186,9 +231,10 @@ mod tests {
     #[test]
     fn the_example_loads() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/cloudcore.yaml");
-        let config = Config::load(&path).unwrap();
+        let config = Config::load(&path, &Given::default()).unwrap();
 
         assert_eq!(config.listen.port(), 10000);
+        assert_eq!(config.status_listen.port(), 10001);
         assert_eq!(config.default_toleration_seconds, 300);
     }
 
@@ -196,18 +242,44 @@ mod tests {
     fn every_problem_is_told_with_its_field() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.yaml");
-        std::fs::write(&path, "advertiseAddress: 127.0.0.1\nlisten: here\nlogLevel: loud\n")
-            .unwrap();
-        let error = Config::load(&path).unwrap_err().to_string();
+        let text =
+            "advertiseAddress: 127.0.0.1\nlisten: here\nstatusListen: there\nlogLevel: loud\n";
+        std::fs::write(&path, text).unwrap();
+        let error = Config::load(&path, &Given::default()).unwrap_err().to_string();
         for field in [
             "listen: \"here\"",
+            "statusListen: \"there\"",
             "advertiseAddress: API servers refuse 127.0.0.1",
             "logLevel: \"loud\"",
         ] {
             assert!(error.contains(field), "{error}");
         }
         std::fs::write(&path, "advertiseAddress: 192.0.2.1\nfrobnicate: 1\n").unwrap();
-        let error = Config::load(&path).unwrap_err().to_string();
+        let error = Config::load(&path, &Given::default()).unwrap_err().to_string();
         assert!(error.contains("frobnicate"), "{error}");
+    }
+
+    #[test]
+    fn what_only_the_pod_knows_counts_more_than_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.yaml");
+        let load = |text: &str, address: Option<&str>, replica: Option<&str>| {
+            std::fs::write(&path, text).unwrap();
+            let given = Given {
+                advertise_address: address.map(str::to_owned),
+                replica: replica.map(str::to_owned),
+            };
+            Config::load(&path, &given)
+                .map(|config| (config.advertise_address.to_string(), config.replica))
+                .map_err(|error| error.to_string())
+        };
+        let file = "advertiseAddress: 192.0.2.1\nreplica: a\n";
+        let of = |address: &str, replica: &str| Ok((address.to_owned(), replica.to_owned()));
+        assert_eq!(load(file, None, None), of("192.0.2.1", "a"));
+        assert_eq!(load(file, Some("192.0.2.2"), Some("b")), of("192.0.2.2", "b"));
+        assert_eq!(load(file, Some(""), Some("")), of("192.0.2.1", "a"));
+        assert_eq!(load("{}", Some("2001:db8::1"), Some("b")), of("2001:db8::1", "b"));
+        let error = load("replica: a\n", None, None).unwrap_err();
+        assert!(error.contains("HOLDFAST_ADVERTISE_ADDRESS"), "{error}");
     }
 }

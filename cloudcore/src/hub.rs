@@ -36,6 +36,7 @@ pub use self::fencing::run as fence;
 pub use self::listener::{HubError, bind, run};
 pub use self::rate::Rate;
 use crate::evidence::Evidence;
+use crate::metrics::Metrics;
 use crate::pki::Authority;
 
 /// Inputs waiting for a session's loop. A worker that is faster than its link waits here, and
@@ -58,6 +59,8 @@ pub struct Shared {
     pub sessions: Sessions,
     /// Of requests to join.
     pub joins: Rate,
+    /// Counts what edges do.
+    pub metrics: Metrics,
     /// To the workers of the nodes.
     pub connected: mpsc::Sender<Connected>,
 }
@@ -235,6 +238,11 @@ impl Sessions {
     /// The session of a node.
     pub fn get(&self, node: &NodeName) -> Option<SessionHandle> {
         self.here().get(node).cloned()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.here().len()
     }
 
     /// Every current session.

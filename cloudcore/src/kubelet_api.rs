@@ -30,6 +30,7 @@ pub use self::access::AccessError;
 pub use self::kept::Kept;
 use crate::cluster::Cluster;
 use crate::hub::SessionHandle;
+use crate::metrics::Metrics;
 use crate::pki::Authority;
 use crate::telemetry;
 
@@ -59,6 +60,8 @@ pub struct Shared {
     pub address: IpAddr,
     /// What all ports share.
     pub kept: Kept,
+    /// Counts what is asked.
+    pub metrics: Metrics,
 }
 
 impl std::fmt::Debug for Shared {
@@ -155,7 +158,12 @@ async fn serve(shared: Arc<Shared>, whose: Whose, socket: TcpStream) {
     let certificates = stream.get_ref().1.peer_certificates();
     let caller = certificates.and_then(|chain| chain.first()).and_then(access::caller_of);
     let service = service_fn(move |request| {
-        forward::answer(Arc::clone(&shared), whose.clone(), caller.clone(), request)
+        let (shared, whose, caller) = (Arc::clone(&shared), whose.clone(), caller.clone());
+        let metrics = shared.metrics.clone();
+        async move {
+            let answer = forward::answer(shared, whose, caller, request).await;
+            answer.inspect(|answer| metrics.kubelet_request(answer.status()))
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

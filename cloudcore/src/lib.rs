@@ -2,6 +2,7 @@
 //!
 //! The long-lived tasks of [`Cloud`]:
 //!
+//! - `status` tells probes and Prometheus how it is, from before the API server answers;
 //! - `cluster` feeds the index from one watch a kind and fetches what pods refer to;
 //! - `evidence` knows which cluster and history that is, and stops what would act on another;
 //! - `hub` accepts edges; each admitted session is handed over a bounded channel to
@@ -19,29 +20,33 @@ pub mod evidence;
 pub mod exit;
 pub mod hub;
 pub mod kubelet_api;
+pub mod metrics;
 pub mod nodes;
 pub mod pki;
 pub mod pods;
 pub mod registration;
 mod startup;
+pub mod status;
 pub mod watch;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use daemon::{signals, tasks, telemetry};
+use kube::Client;
 use kube::config::KubeconfigError;
 use tokio::sync::mpsc;
 
 use crate::cluster::Cluster;
 pub use crate::config::Config;
-use crate::evidence::Doubt;
+use crate::evidence::{Doubt, Evidence};
 use crate::hub::{HubError, Sessions};
 use crate::pki::PkiError;
 use crate::registration::Registrations;
 use crate::startup::Prepared;
+use crate::status::Status;
 use crate::tasks::{TaskFault, Tasks};
 
 /// How cloudcore speaks.
@@ -74,6 +79,11 @@ pub enum CloudError {
         "advertiseAddress {0} is not an address of this machine, on which node ports are opened"
     )]
     Advertise(IpAddr, #[source] io::Error),
+    /// Nobody can ask how cloudcore is.
+    #[error(
+        "cannot listen on {0} for probes; is another cloudcore running? Its config names the address as statusListen"
+    )]
+    Status(SocketAddr, #[source] io::Error),
     /// The hub cannot start.
     #[error("cannot serve edges")]
     Hub(#[source] HubError),
@@ -97,7 +107,7 @@ impl CloudError {
         match self {
             Self::Kubeconfig(..) | Self::NotInCluster(_) | Self::Advertise(..) => exit::BAD_CONFIG,
             Self::Client(..) | Self::Pki(_) => exit::API_SERVER,
-            Self::Hub(_) | Self::Os { .. } => exit::OS_ERROR,
+            Self::Status(..) | Self::Hub(_) | Self::Os { .. } => exit::OS_ERROR,
             Self::Task(TaskFault::Failed { source, .. }) if source.is::<Doubt>() => {
                 exit::OTHER_CLUSTER
             }
@@ -126,15 +136,33 @@ async fn check_address(address: IpAddr) -> Result<(), CloudError> {
 #[derive(Debug)]
 pub struct Cloud {
     tasks: Tasks,
+    status: Status,
 }
 
 impl Cloud {
-    /// Starts every task.
+    /// Starts every task: first the one that tells how cloudcore is, which waits for no API server.
     pub async fn start(config: Config) -> Result<Self, CloudError> {
-        let Prepared { authority, evidence, watches, writes } = startup::prepare(&config).await?;
+        let mut cloud = Self { tasks: Tasks::default(), status: Status::default() };
+        let address = config.status_listen;
+        let listener = status::bind(address).await;
+        let listener = listener.map_err(|source| CloudError::Status(address, source))?;
+        let told = cloud.status.clone();
+        cloud.tasks.spawn("status", |stop| async move {
+            status::run(listener, told, stop).await;
+            Ok(())
+        });
+        let prepared = startup::prepare(&config, cloud.status.metrics()).await?;
+        cloud.serve(config, prepared).await?;
+
+        Ok(cloud)
+    }
+
+    async fn serve(&mut self, config: Config, prepared: Prepared) -> Result<(), CloudError> {
+        let Prepared { authority, evidence, watches, writes } = prepared;
         let listener = hub::bind(config.listen).await.map_err(CloudError::Hub)?;
         check_address(config.advertise_address).await?;
         let (connected, sessions) = mpsc::channel(CONNECTED_MAX);
+        let metrics = self.status.metrics().clone();
         let hub = Arc::new(hub::Shared {
             authority: Arc::clone(&authority),
             client: writes.clone(),
@@ -143,11 +171,10 @@ impl Cloud {
             evidence: evidence.clone(),
             sessions: Sessions::default(),
             joins: hub::Rate::default(),
+            metrics: metrics.clone(),
             connected,
         });
         let cluster = Cluster::new(evidence.epoch());
-        let (seen, sessions_now, patches) = (cluster.clone(), hub.sessions.clone(), writes.clone());
-        let default_seconds = config.default_toleration_seconds;
         let registrations = Registrations::default();
         let nodes = Arc::new(nodes::Shared {
             registrations: registrations.clone(),
@@ -161,6 +188,7 @@ impl Cloud {
                 cluster: cluster.clone(),
                 address: config.advertise_address,
                 kept: kubelet_api::Kept::default(),
+                metrics,
             }),
             lease_renewal: config.node_lease_renewal,
         });
@@ -171,14 +199,9 @@ impl Cloud {
             namespace: config.namespace.clone(),
             registrations,
         };
-        let mut tasks = Tasks::default();
-        let records = watches.clone();
-        let watching = evidence.clone();
-        tasks.spawn("cluster", |stop| async move {
-            cluster::run(cluster, watching, watches, writes, stop).await;
-            Ok(())
-        });
-        tasks.spawn("evidence", |stop| async move { Ok(evidence::run(evidence, stop).await?) });
+        self.status.serves(cluster.clone(), hub.sessions.clone());
+        self.watch(cluster.clone(), evidence, watches.clone(), writes.clone());
+        let tasks = &mut self.tasks;
         tasks.spawn("nodes", |stop| async move {
             nodes::run(nodes, sessions, stop).await;
             Ok(())
@@ -187,18 +210,30 @@ impl Cloud {
             registration::run(registration, stop).await;
             Ok(())
         });
-        tasks.spawn("autonomy", |stop| async move {
-            autonomy::run(seen, sessions_now, patches, default_seconds, stop).await;
+        let (sessions, seconds) = (hub.sessions.clone(), config.default_toleration_seconds);
+        tasks.spawn("autonomy", move |stop| async move {
+            autonomy::run(cluster, sessions, writes, seconds, stop).await;
             Ok(())
         });
         let fenced = Arc::clone(&hub);
         tasks.spawn("fencing", |stop| async move {
-            hub::fence(&fenced, &records, stop).await;
+            hub::fence(&fenced, &watches, stop).await;
             Ok(())
         });
         tasks.spawn("hub", |stop| async move { Ok(hub::run(listener, hub, stop).await?) });
 
-        Ok(Self { tasks })
+        Ok(())
+    }
+
+    /// What cloudcore knows of the cluster, and which cluster that is.
+    fn watch(&mut self, cluster: Cluster, evidence: Evidence, watches: Client, reads: Client) {
+        let watching = evidence.clone();
+        self.tasks.spawn("cluster", |stop| async move {
+            cluster::run(cluster, watching, watches, reads, stop).await;
+            Ok(())
+        });
+        self.tasks
+            .spawn("evidence", |stop| async move { Ok(evidence::run(evidence, stop).await?) });
     }
 
     /// Resolves when a task ends unasked.
@@ -208,6 +243,7 @@ impl Cloud {
 
     /// Ends sessions in good order, then every task.
     pub async fn drain(self) {
+        self.status.drains();
         if let Err(stragglers) = self.tasks.drain(SHUTDOWN_GRACE).await {
             tracing::warn!(%stragglers, "not everything ended in time");
         }

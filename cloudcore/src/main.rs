@@ -13,12 +13,11 @@ use cloudcore::{Cloud, CloudError, Config, PROGRAM, exit, telemetry};
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Config { command: ConfigCommand::Example } => telemetry::print(Config::EXAMPLE),
-        Command::Config { command: ConfigCommand::Check { config } } => match Config::load(&config)
-        {
-            Ok(_) => telemetry::print(&format!("{}: no problem found\n", config.display())),
+        Command::Config { command: ConfigCommand::Check(source) } => match source.load() {
+            Ok(_) => telemetry::print(&format!("{}: no problem found\n", source.config.display())),
             Err(error) => PROGRAM.refuse(&error, exit::BAD_CONFIG),
         },
-        Command::Run { config } => match Config::load(&config) {
+        Command::Run(source) => match source.load() {
             Ok(config) => start(config),
             Err(error) => PROGRAM.refuse(&error, exit::BAD_CONFIG),
         },

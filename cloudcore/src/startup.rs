@@ -14,6 +14,8 @@ use tokio::time::sleep;
 
 use crate::config::Config;
 use crate::evidence::{self, Doubt, Evidence, gate};
+use crate::metrics::Metrics;
+use crate::metrics::requests::counted;
 use crate::pki::{Authority, PkiError};
 use crate::{CloudError, telemetry};
 
@@ -52,9 +54,9 @@ enum NotYet {
 }
 
 /// Asks until the API server has answered everything; fails only where asking again cannot help.
-pub(crate) async fn prepare(config: &Config) -> Result<Prepared, CloudError> {
-    let watches = client(config, WATCH_SILENCE_MAX).await?;
-    let plain = client(config, ANSWER_MAX).await?;
+pub(crate) async fn prepare(config: &Config, metrics: &Metrics) -> Result<Prepared, CloudError> {
+    let watches = counted(client(config, WATCH_SILENCE_MAX).await?, metrics.clone());
+    let plain = counted(client(config, ANSWER_MAX).await?, metrics.clone());
     let mut delay = RETRY.0;
     let (authority, evidence) = loop {
         let not_yet = match attempt(config, &plain).await {

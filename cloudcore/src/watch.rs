@@ -115,6 +115,18 @@ pub enum Told {
     Passed(Kind, u64),
 }
 
+impl Told {
+    /// Of what it tells.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Listed { kind, .. }
+            | Self::Applied(kind, _)
+            | Self::Deleted(kind, _)
+            | Self::Passed(kind, _) => *kind,
+        }
+    }
+}
+
 /// Watches for ever; ends only when nobody listens any more.
 pub async fn run(
     client: Client,

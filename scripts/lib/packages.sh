@@ -1,7 +1,7 @@
 # Installs what the test bed runs on, from Debian. Sourced after common.sh.
 
 PACKAGES="etcd-server etcd-client containerd runc containernetworking-plugins iptables iproute2
-  protobuf-compiler umoci skopeo busybox-static openssl jq strace dbus-daemon systemd procps util-linux e2fsprogs gcc libc6-dev"
+  protobuf-compiler umoci skopeo busybox-static openssl jq curl strace dbus-daemon systemd procps util-linux e2fsprogs gcc libc6-dev"
 
 # install_packages [PACKAGE...]: of the given ones, else of all, those that are missing.
 install_packages() {

@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::cluster::{Cluster, unique};
 use crate::process::{checkout, script, script_now};
@@ -144,6 +146,19 @@ impl OwnCluster {
         let look = || async { Ok(self.dev_cloudcore(&["pid"]).await.is_err()) };
 
         wait::until("the end of cloudcore", limit, look, |ended| *ended).await.map(drop)
+    }
+
+    /// What cloudcore answers to a probe: status and text.
+    pub async fn probe(&self, path: &str) -> Result<(u16, String)> {
+        let address = self.dev_cloudcore(&["probes"]).await?;
+        let mut socket = TcpStream::connect(address.trim()).await?;
+        socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await?;
+        let (head, text) = answer.split_once("\r\n\r\n").context("an answer has a head")?;
+        let code = head.split(' ').nth(1).context("a head has a status")?;
+
+        Ok((code.parse()?, text.to_owned()))
     }
 
     /// What cloudcore has said, in all its lives.

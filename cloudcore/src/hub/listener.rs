@@ -127,12 +127,17 @@ async fn serve(
         tracing::debug!(%peer, %error, "cannot set socket options");
     }
     let stream = match timeout(HANDSHAKE_MAX, acceptor.accept(socket)).await {
-        Ok(Ok(stream)) => stream,
+        Ok(Ok(stream)) => {
+            shared.metrics.handshake("Done");
+            stream
+        }
         Ok(Err(error)) => {
+            shared.metrics.handshake("Failed");
             tracing::info!(%peer, %error, "TLS with a peer failed");
             return;
         }
         Err(_elapsed) => {
+            shared.metrics.handshake("TooSlow");
             tracing::info!(%peer, "TLS with a peer took too long");
             return;
         }

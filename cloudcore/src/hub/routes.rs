@@ -93,8 +93,12 @@ async fn join(request: Request<Incoming>, shared: &Shared) -> Answer {
         joining::join(shared, &body).await
     };
     match joined.await {
-        Ok(certificate) => certified(shared, &certificate),
+        Ok(certificate) => {
+            shared.metrics.join(None);
+            certified(shared, &certificate)
+        }
         Err(error) => {
+            shared.metrics.join(Some(error.reason()));
             let text = telemetry::chain(&error);
             tracing::warn!(error = %text, "a machine was refused to join");
             refuse(error.status(), error.reason(), &text)

@@ -92,7 +92,9 @@ impl Link {
                 break reason;
             }
             if flushed && let Some(frame) = self.session.poll_send() {
-                let message = Message::Binary(codec::encode(&frame));
+                let bytes = codec::encode(&frame);
+                self.shared.metrics.frame_down(bytes.len());
+                let message = Message::Binary(bytes);
                 if let Err(error) = Pin::new(&mut sink).start_send(message) {
                     break error.to_string();
                 }
@@ -142,10 +144,13 @@ impl Link {
         let input = match message {
             None => return Some("the edge closed the connection".to_owned()),
             Some(Err(error)) => return Some(error.to_string()),
-            Some(Ok(Message::Binary(bytes))) => match codec::decode(&bytes) {
-                Ok(frame) => CloudInput::Received(frame),
-                Err(error) => CloudInput::Malformed(error),
-            },
+            Some(Ok(Message::Binary(bytes))) => {
+                self.shared.metrics.frame_up(bytes.len());
+                match codec::decode(&bytes) {
+                    Ok(frame) => CloudInput::Received(frame),
+                    Err(error) => CloudInput::Malformed(error),
+                }
+            }
             Some(Ok(Message::Close(_))) => {
                 return Some("the edge closed the connection".to_owned());
             }
@@ -200,6 +205,8 @@ impl Link {
             let retry_after = std::time::Duration::from_mins(1);
             Err(Refusal { code: RefuseCode::UnknownNode, reason, retry_after })
         };
+        let refused = answer.as_ref().err().map(|refusal| refusal.code);
+        self.shared.metrics.admission(refused);
         let input = match answer {
             Ok(admission) => {
                 let (events, receiver) = mpsc::channel(COMMANDS_MAX);

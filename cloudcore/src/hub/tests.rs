@@ -76,6 +76,7 @@ impl Hub {
             evidence,
             sessions: Sessions::default(),
             joins: Rate::default(),
+            metrics: Metrics::default(),
             connected: sender,
         });
         let mut tasks = JoinSet::new();

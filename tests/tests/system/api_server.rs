@@ -85,17 +85,30 @@ async fn an_api_server_that_is_away_stops_nothing() -> Result<()> {
     until_said(&own, "a watch was interrupted", 0).await?;
     ensure!(running(&node).await? == before, "the API server's end stopped something");
     ensure!(!own.cloudcore_log().await?.contains("a session ended"), "the link did not stay up");
+    // Else a Service would take every replica out at once.
+    ensure!(own.probe("/readyz").await? == (200, "ok\n".to_owned()), "an outage is not its own");
 
     // With a cloudcore that knows nothing.
     own.kill_cloudcore().await?;
     own.spawn_cloudcore().await?;
     until_said(&own, "cannot get namespace kube-system", 0).await?;
     ensure!(running(&node).await? == before, "cloudcore's end stopped something");
+    // It waits, and is to be left alone; but nobody is to be sent to it.
+    ensure!(own.probe("/livez").await?.0 == 200, "who waits for an API server lives");
+    let (code, reason) = own.probe("/readyz").await?;
+    ensure!(code == 503 && reason.contains("authority"), "{code} {reason}");
 
     own.component("start", "apiserver").await?;
     node.until_ready(&client).await?;
     until_same(cluster, &client, "steady", &steady).await?;
     delete_pod(cluster, &client, "doomed").await?;
+    let is_ready = |answer: &(u16, String)| answer.0 == 200;
+    wait::until("cloudcore to be ready", LIMIT, || own.probe("/readyz"), is_ready).await?;
+    let (_, metrics) = own.probe("/metrics").await?;
+    for line in ["_ready 1", "_sessions 1", "_joins_total{result=\"Joined\"} 0"] {
+        let line = format!("\nholdfast_cloudcore{line}\n");
+        ensure!(metrics.contains(&line), "no {line:?} in {metrics}");
+    }
     run_pod(cluster, &client, pods::sleeper("fresh", node.name())).await?;
     ensure!(node.agent_pid().await? == agent, "the agent was restarted");
     until_containers(&node, 2).await?;
