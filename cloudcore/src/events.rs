@@ -21,7 +21,8 @@ use crate::{clock, pods, telemetry};
 /// pods that start together are sixty Events, and the API server has the statuses to take.
 const REST: Duration = Duration::from_millis(300);
 
-/// After this an Event waits no longer.
+/// After this Events wait no longer, until there have been none for as long: a node says a few at once and then
+/// waits for answers, and would have to drop what it cannot say.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Writes the Events of the node of one session.
@@ -32,13 +33,13 @@ pub struct Writer {
     series: Series,
     /// Bounded by what a session may leave unanswered.
     waiting: VecDeque<Waiting>,
+    patience: Patience,
     /// At most one: the next may be of the same series.
     under_way: JoinSet<Ended>,
 }
 
 #[derive(Debug)]
 struct Waiting {
-    since: Instant,
     seq: Seq,
     event: serde_json::Result<Reported>,
     /// It was about a pod of the node when it came: the last of a pod may be written when that is gone.
@@ -57,9 +58,15 @@ pub struct Ended {
 impl Writer {
     /// A writer for the node of `session`.
     pub fn new(cluster: Cluster, client: Client, session: SessionHandle) -> Self {
-        let (waiting, under_way) = (VecDeque::new(), JoinSet::new());
-
-        Self { cluster, client, session, series: Series::default(), waiting, under_way }
+        Self {
+            cluster,
+            client,
+            session,
+            series: Series::default(),
+            waiting: VecDeque::new(),
+            patience: Patience::default(),
+            under_way: JoinSet::new(),
+        }
     }
 
     /// The node says an Event. It waits for its turn, and for [`Self::go_on`].
@@ -68,14 +75,15 @@ impl Writer {
         let was_bound = event.as_ref().is_ok_and(|event: &Reported| {
             is_bound(&self.cluster, self.session.node(), &event.involved_object)
         });
-        self.waiting.push_back(Waiting { since: clock::now(), seq, event, was_bound });
+        self.patience.begin(clock::now());
+        self.waiting.push_back(Waiting { seq, event, was_bound });
     }
 
     /// When the next write may start, if one waits for that; `heard` is when the node last spoke of a pod.
     pub fn due(&self, heard: Instant) -> Option<Instant> {
-        let first = self.waiting.front().filter(|_| self.under_way.is_empty())?;
+        let is_one_due = !self.waiting.is_empty() && self.under_way.is_empty();
 
-        Some((heard + REST).min(first.since + PATIENCE))
+        self.patience.end(heard).filter(|_| is_one_due)
     }
 
     /// Resolves when a write has ended; never if none is under way. May be dropped and called again.
@@ -91,6 +99,13 @@ impl Writer {
         let Some(Ended { seq, write, made }) = ended else { return };
         if let Some(is_new) = made {
             self.series.written(write, is_new);
+        }
+        self.answer(seq).await;
+    }
+
+    async fn answer(&mut self, seq: Seq) {
+        if self.waiting.is_empty() {
+            self.patience.rest(clock::now());
         }
         self.session.event_done(seq).await;
     }
@@ -112,7 +127,7 @@ impl Writer {
                 Err(reason) => {
                     let node = self.session.node();
                     tracing::debug!(%node, reason, "an event of a node is not written");
-                    self.session.event_done(seq).await;
+                    self.answer(seq).await;
                 }
             }
         }
@@ -130,6 +145,40 @@ impl Writer {
         self.series
             .take(node, event, is_theirs, clock::now())
             .map_err(|refused| refused.to_string())
+    }
+}
+
+/// How long Events have waited for a node to say nothing of its pods.
+#[derive(Debug, Default)]
+struct Patience {
+    /// Since when some wait or are written.
+    since: Option<Instant>,
+    /// When the last of them was written, if that took too long.
+    rested: Option<Instant>,
+}
+
+impl Patience {
+    /// One waits.
+    fn begin(&mut self, now: Instant) {
+        let rested = self.rested.take();
+        if rested.is_some_and(|rested| now.saturating_duration_since(rested) >= PATIENCE) {
+            self.since = None;
+        }
+        self.since.get_or_insert(now);
+    }
+
+    /// None waits any more.
+    fn rest(&mut self, now: Instant) {
+        if self.since.is_some_and(|since| now.saturating_duration_since(since) < PATIENCE) {
+            self.since = None;
+        } else {
+            self.rested = Some(now);
+        }
+    }
+
+    /// Until when they wait at most, if the node last spoke of a pod when it was `heard`.
+    fn end(&self, heard: Instant) -> Option<Instant> {
+        self.since.map(|since| (heard + REST).min(since + PATIENCE))
     }
 }
 
@@ -194,9 +243,47 @@ fn is_forbidden(error: &kube::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proto::session::{EVENTS_IN_FLIGHT_MAX, EVENTS_MAX};
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn events_wait_for_a_rest_and_not_for_ever() {
+        let start = clock::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut patience = Patience::default();
+        let mut check = |begun: u64, heard: u64, expected: u64, rested: u64| {
+            patience.begin(at(begun));
+            let end = patience.end(at(heard)).unwrap();
+            assert_eq!(end.duration_since(start), Duration::from_millis(expected), "at {begun} ms");
+            patience.rest(at(rested));
+        };
+        // A rest.
+        check(0, 100, 400, 500);
+        check(1_000, 1_000, 1_300, 1_400);
+        // None: one more comes as soon as these are written, and does not wait again.
+        check(10_000, 15_000, 13_000, 13_100);
+        check(13_200, 15_000, 13_000, 14_000);
+        check(16_999, 17_000, 13_000, 17_000);
+        // A pause between: it does.
+        check(20_000, 25_000, 23_000, 23_100);
+    }
+
+    /// What a node says at once, and what it keeps while it waits, are bounded: pods that start and fail
+    /// all the time must not make it drop any.
+    #[test]
+    fn a_node_that_never_rests_gets_rid_of_its_events() {
+        let mut now = clock::now();
+        let (start, mut patience) = (now, Patience::default());
+        for _ in 0..EVENTS_MAX / EVENTS_IN_FLIGHT_MAX {
+            patience.begin(now);
+            let heard = now + PATIENCE;
+            now = now.max(patience.end(heard).unwrap()) + Duration::from_millis(50);
+            patience.rest(now);
+        }
+        assert!(now.duration_since(start) < 2 * PATIENCE);
+    }
 
     #[test]
     fn only_what_an_operator_can_mend_is_a_warning() {

@@ -66,6 +66,8 @@ struct Queue {
     /// At most [`EVENTS_MAX`]; the oldest is dropped.
     events: VecDeque<Bytes>,
     dropped: u64,
+    /// Of those that were taken, by the session.
+    dropped_later: u64,
 }
 
 /// What the rest of the agent tells the cloud with. Never blocks.
@@ -109,8 +111,15 @@ impl Upstream {
         }
     }
 
+    /// How many Events the session has dropped of those it took.
+    fn dropped_later(&self, total: u64) {
+        self.queue().dropped_later = total;
+    }
+
     /// How many Events were dropped.
     pub fn dropped(&self) -> u64 {
-        self.queue().dropped
+        let queue = self.queue();
+
+        queue.dropped + queue.dropped_later
     }
 }

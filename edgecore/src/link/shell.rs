@@ -194,6 +194,7 @@ impl Shell {
                 for event in events {
                     self.session.handle(EdgeInput::Event(event), now);
                 }
+                self.parts.upstream.dropped_later(self.session.events_dropped());
                 None
             }
             Ok(()) = self.parts.health.changed() => {

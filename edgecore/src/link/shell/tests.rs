@@ -7,6 +7,7 @@ use proto::admission::Ticket;
 use proto::ids::{Kind, ObjectKey, Uid};
 use proto::object::{ContentHash, Version};
 use proto::payload::Payload;
+use proto::session::EVENTS_MAX;
 use proto::wire::{Frame, Health, Hello, Refusal, RefuseCode, StreamId, Welcome};
 use store::{Opened, Options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -281,4 +282,25 @@ fn streams_reach_whoever_serves_them_and_end_with_the_link() {
 
 fn edge_of(listener: &TcpListener, identity: &Identity, dir: &tempfile::TempDir) -> Edge {
     edge(listener.local_addr().unwrap(), identity.clone(), dir.path())
+}
+
+#[test]
+fn events_that_find_no_room_are_counted() {
+    block_on(async {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let edge = edge_of(&listener, &authority.node(), &dir);
+        for _ in 0..EVENTS_MAX + 3 {
+            edge.upstream.event(Bytes::from_static(b"{}"));
+            // Some are dropped by the session, which takes them, and some before.
+            tokio::task::yield_now().await;
+        }
+        let counted = async {
+            while edge.upstream.dropped() != 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("the count", counted).await;
+        edge.stop().await;
+    });
 }
