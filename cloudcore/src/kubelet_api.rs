@@ -8,11 +8,14 @@ mod access;
 mod forward;
 mod kept;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,7 +24,7 @@ use kube::Client;
 use proto::ids::NodeName;
 use proto::stream::STREAMS_MAX;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -29,6 +32,7 @@ use tokio_rustls::TlsAcceptor;
 pub use self::access::AccessError;
 pub use self::kept::Kept;
 use crate::cluster::Cluster;
+use crate::crowd::{Crowd, Place, Source};
 use crate::hub::SessionHandle;
 use crate::metrics::Metrics;
 use crate::pki::Authority;
@@ -45,7 +49,8 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HEAD_MAX: Duration = Duration::from_secs(90);
 /// `kubectl exec` puts the command into the head.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Connections to one node's port: an API server pools a few, and each stream may take one.
+/// Connections of proven callers to one node's port: an API server pools a few, and each stream may take
+/// one.
 const CONNECTIONS_MAX: usize = 2 * STREAMS_MAX;
 
 /// What every port needs.
@@ -60,6 +65,8 @@ pub struct Shared {
     pub address: IpAddr,
     /// What all ports share.
     pub kept: Kept,
+    /// Before all ports: callers that have not proved who they are.
+    pub crowd: Crowd,
     /// Counts what is asked.
     pub metrics: Metrics,
 }
@@ -131,21 +138,51 @@ pub async fn run(shared: Arc<Shared>, whose: Whose, listener: TcpListener) {
                         continue;
                     }
                 };
-                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                    tracing::warn!(node = %whose.node(), %peer, "too many connections to the kubelet API");
-                    continue;
-                };
-                let (shared, whose) = (Arc::clone(&shared), whose.clone());
+                let place = shared.crowd.enter(Source::of(peer.ip()));
+                let lost = place.lost();
+                let door = Arc::new(Door::new(place, Arc::clone(&slots)));
+                let serving = serve(Arc::clone(&shared), whose.clone(), socket, door);
                 connections.spawn(async move {
-                    serve(shared, whose, socket).await;
-                    drop(slot);
+                    tokio::select! {
+                        () = serving => {}
+                        () = lost => tracing::debug!(%peer, "a caller made room for others"),
+                    }
                 });
             }
         }
     }
 }
 
-async fn serve(shared: Arc<Shared>, whose: Whose, socket: TcpStream) {
+/// Where a connection stands: in the crowd, or among those of proven callers.
+struct Door {
+    standing: Mutex<Standing>,
+    slots: Arc<Semaphore>,
+}
+
+enum Standing {
+    Unproven(#[expect(dead_code, reason = "kept until it is given back")] Place),
+    Proven(#[expect(dead_code, reason = "kept as long as the connection")] OwnedSemaphorePermit),
+}
+
+impl Door {
+    fn new(place: Place, slots: Arc<Semaphore>) -> Self {
+        Self { standing: Mutex::new(Standing::Unproven(place)), slots }
+    }
+
+    /// Lets in a connection whose caller has proved who it is, if there is room.
+    fn let_in(&self) -> bool {
+        // Whole after every statement.
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*standing, Standing::Unproven(_)) {
+            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else { return false };
+            *standing = Standing::Proven(slot);
+        }
+
+        true
+    }
+}
+
+async fn serve(shared: Arc<Shared>, whose: Whose, socket: TcpStream, door: Arc<Door>) {
     let tls = match shared.kept.tls(&shared).await {
         Ok(tls) => tls,
         Err(error) => {
@@ -156,13 +193,18 @@ async fn serve(shared: Arc<Shared>, whose: Whose, socket: TcpStream) {
     let accepting = TlsAcceptor::from(tls).accept(socket);
     let Ok(Ok(stream)) = timeout(HANDSHAKE_MAX, accepting).await else { return };
     let certificates = stream.get_ref().1.peer_certificates();
-    let caller = certificates.and_then(|chain| chain.first()).and_then(access::caller_of);
-    let service = service_fn(move |request| {
-        let (shared, whose, caller) = (Arc::clone(&shared), whose.clone(), caller.clone());
-        let metrics = shared.metrics.clone();
+    let certified = certificates.and_then(|chain| chain.first()).and_then(access::caller_of);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (shared, whose, door) = (Arc::clone(&shared), whose.clone(), Arc::clone(&door));
+        let certified = certified.clone();
         async move {
-            let answer = forward::answer(shared, whose, caller, request).await;
-            answer.inspect(|answer| metrics.kubelet_request(answer.status()))
+            let answer = match forward::caller(&shared, certified, request.headers()).await {
+                None => forward::unauthorized(),
+                Some(_) if !door.let_in() => forward::busy(whose.node()),
+                Some(caller) => forward::answer(&shared, &whose, &caller, request).await,
+            };
+            shared.metrics.kubelet_request(answer.status());
+            Ok::<_, Infallible>(answer)
         }
     });
     let connection = http1::Builder::new()

@@ -15,6 +15,7 @@ pub mod autonomy;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod crowd;
 pub mod events;
 pub mod evidence;
 pub mod exit;
@@ -37,10 +38,12 @@ use std::time::Duration;
 pub use daemon::{signals, tasks, telemetry};
 use kube::Client;
 use kube::config::KubeconfigError;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 use crate::cluster::Cluster;
 pub use crate::config::Config;
+use crate::crowd::Crowd;
 use crate::evidence::{Doubt, Evidence};
 use crate::hub::{HubError, Sessions};
 use crate::pki::PkiError;
@@ -55,6 +58,9 @@ pub const PROGRAM: telemetry::Program =
 
 /// Sessions admitted and not yet given a worker.
 const CONNECTED_MAX: usize = 64;
+
+/// Open files with which a thousand nodes can be served.
+const OPEN_FILES_WANTED: u64 = 4_096;
 
 /// Tasks have this long to finish on SIGTERM.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -116,8 +122,27 @@ impl CloudError {
     }
 }
 
+/// Lets cloudcore have as many open files as the system allows: a connection is one, and nodes come by the
+/// thousand.
+fn allow_open_files() -> Result<(), CloudError> {
+    let limit = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).map_err(|errno| {
+        CloudError::Os { attempted: "raise the limit of open files", source: errno.into() }
+    })?;
+    if let Some(limit) = limit.filter(|limit| *limit < OPEN_FILES_WANTED) {
+        tracing::warn!(
+            limit,
+            "few nodes can be served: each takes two open files, and strangers up to 1024; raise the \
+             limit of cloudcore (LimitNOFILE, ulimit -Hn)"
+        );
+    }
+
+    Ok(())
+}
+
 /// The runtime: one thread, because one thread serves thousands of idle links.
 pub fn runtime() -> Result<tokio::runtime::Runtime, CloudError> {
+    allow_open_files()?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(2)
@@ -159,7 +184,7 @@ impl Cloud {
 
     async fn serve(&mut self, config: Config, prepared: Prepared) -> Result<(), CloudError> {
         let Prepared { authority, evidence, watches, writes } = prepared;
-        let listener = hub::bind(config.listen).await.map_err(CloudError::Hub)?;
+        let listener = hub::bind(config.listen).map_err(CloudError::Hub)?;
         check_address(config.advertise_address).await?;
         let (connected, sessions) = mpsc::channel(CONNECTED_MAX);
         let metrics = self.status.metrics().clone();
@@ -189,6 +214,7 @@ impl Cloud {
                 address: config.advertise_address,
                 kept: kubelet_api::Kept::default(),
                 metrics,
+                crowd: Crowd::default(),
             }),
             lease_renewal: config.node_lease_renewal,
         });

@@ -25,5 +25,6 @@ pub mod process;
 pub mod relay;
 pub mod site;
 pub mod stock;
+pub mod strangers;
 pub mod volumes;
 pub mod wait;

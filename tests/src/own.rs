@@ -141,6 +141,11 @@ impl OwnCluster {
         Ok(self.dev_cloudcore(&["pid"]).await?.trim().parse()?)
     }
 
+    /// Where edges connect.
+    pub async fn link_address(&self) -> Result<String> {
+        Ok(self.dev_cloudcore(&["address"]).await?.trim().to_owned())
+    }
+
     /// Waits until cloudcore has ended by itself.
     pub async fn until_cloudcore_ended(&self, limit: Duration) -> Result<()> {
         let look = || async { Ok(self.dev_cloudcore(&["pid"]).await.is_err()) };

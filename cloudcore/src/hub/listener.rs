@@ -7,16 +7,19 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use proto::ids::NodeName;
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, routes};
+use super::Shared;
+use super::routes::{self, Asker};
+use crate::crowd::{Crowd, Place, Source};
 use crate::pki::{self, PkiError};
 
 /// From accept to the end of TLS: three round trips of a bad mobile link.
@@ -25,9 +28,12 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// From TLS to the whole head of a request.
 const HEAD_MAX: Duration = Duration::from_secs(10);
 
-/// Connections that are not yet a session: 10,000 nodes coming back at once pass in turns, and
-/// 20 KB each stay below 10 MB. Further ones wait in the kernel's backlog.
-const UNPROVEN_MAX: usize = 512;
+/// From accept to a link or to the last answer, whatever is asked: joining waits for the API server.
+const UNPROVEN_MAX: Duration = Duration::from_mins(1);
+
+/// Connections that the kernel has made and that are not accepted yet: what comes within a second of work
+/// on something else. Linux gives no more than net.core.somaxconn, 4096.
+const BACKLOG: u32 = 4_096;
 
 /// The hub's certificate lives a year, for edges whose clocks are wrong; it is made anew long
 /// before it ends.
@@ -59,8 +65,15 @@ pub enum HubError {
 }
 
 /// Takes the port.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, HubError> {
-    TcpListener::bind(address).await.map_err(|source| HubError::Bind { address, source })
+pub fn bind(address: SocketAddr) -> Result<TcpListener, HubError> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+
+    listen().map_err(|source| HubError::Bind { address, source })
 }
 
 /// Serves edges until asked to stop; sessions are ended in good order.
@@ -72,29 +85,24 @@ pub async fn run(
     let mut acceptor = acceptor_of(&shared)?;
     let mut certificate_old = interval(CERTIFICATE_AGE_MAX);
     certificate_old.tick().await;
-    let unproven = Arc::new(Semaphore::new(UNPROVEN_MAX));
+    let crowd = Crowd::default();
     let mut connections = JoinSet::new();
     loop {
-        let slot = Arc::clone(&unproven).acquire_owned();
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             _ = certificate_old.tick() => acceptor = acceptor_of(&shared)?,
-            Ok(slot) = slot => tokio::select! {
-                () = stop.cancelled() => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((socket, peer)) => {
-                        let (acceptor, shared) = (acceptor.clone(), Arc::clone(&shared));
-                        connections.spawn(async move {
-                            serve(socket, peer, acceptor, shared, slot).await;
-                        });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
-                        // Out of descriptors, most often: let some connections end.
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
+            accepted = listener.accept() => match accepted {
+                Ok((socket, peer)) => {
+                    let place = crowd.enter(Source::of(peer.ip()));
+                    let (acceptor, shared) = (acceptor.clone(), Arc::clone(&shared));
+                    connections.spawn(serve(socket, peer, acceptor, shared, place));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    // Out of descriptors, most often: let some connections end.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
             },
         }
     }
@@ -112,13 +120,36 @@ fn acceptor_of(shared: &Shared) -> Result<TlsAcceptor, HubError> {
     Ok(TlsAcceptor::from(Arc::new(tls)))
 }
 
+/// A connection until its end, or until somebody else needs its place more.
 async fn serve(
     socket: TcpStream,
     peer: SocketAddr,
     acceptor: TlsAcceptor,
     shared: Arc<Shared>,
-    slot: tokio::sync::OwnedSemaphorePermit,
+    place: Place,
 ) {
+    let proven = tokio::select! {
+        proven = timeout(UNPROVEN_MAX, prove(socket, peer, acceptor, &shared)) => proven,
+        () = place.lost() => {
+            tracing::debug!(%peer, "a connection made room for others");
+            return;
+        }
+    };
+    drop(place);
+    match proven {
+        Ok(Some((upgrade, node))) => routes::link(upgrade, node, peer, shared).await,
+        Ok(None) => {}
+        Err(_elapsed) => tracing::info!(%peer, "a connection is no link after a minute"),
+    }
+}
+
+/// TLS, and what is asked over it; a link to be, if it was that and a node asked.
+async fn prove(
+    socket: TcpStream,
+    peer: SocketAddr,
+    acceptor: TlsAcceptor,
+    shared: &Arc<Shared>,
+) -> Option<(OnUpgrade, NodeName)> {
     // Frames are small and each matters now; the session, not the kernel, decides which is next.
     let prepared = socket
         .set_nodelay(true)
@@ -134,19 +165,20 @@ async fn serve(
         Ok(Err(error)) => {
             shared.metrics.handshake("Failed");
             tracing::info!(%peer, %error, "TLS with a peer failed");
-            return;
+            return None;
         }
         Err(_elapsed) => {
             shared.metrics.handshake("TooSlow");
             tracing::info!(%peer, "TLS with a peer took too long");
-            return;
+            return None;
         }
     };
     let certificates = stream.get_ref().1.peer_certificates();
     let node = certificates.and_then(|chain| chain.first()).and_then(pki::node_of);
+    let asker = Asker { node: node.clone(), source: Source::of(peer.ip()) };
     let upgraded = Arc::new(std::sync::Mutex::new(None));
     let service = service_fn(|request| {
-        routes::answer(request, node.clone(), Arc::clone(&shared), Arc::clone(&upgraded))
+        routes::answer(request, asker.clone(), Arc::clone(shared), Arc::clone(&upgraded))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -156,11 +188,9 @@ async fn serve(
         .with_upgrades();
     if let Err(error) = connection.await {
         tracing::debug!(%peer, %error, "a request failed");
-        return;
+        return None;
     }
     let upgrade = upgraded.lock().ok().and_then(|mut slot| slot.take());
-    drop(slot);
-    if let (Some(upgrade), Some(node)) = (upgrade, node) {
-        routes::link(upgrade, node, peer, shared).await;
-    }
+
+    upgrade.zip(node)
 }

@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::joining::{self, JoinError};
 use super::{Shared, admission, session};
+use crate::crowd::Source;
 use crate::pki::NodeRequest;
 use crate::{clock, telemetry};
 
@@ -35,18 +36,27 @@ struct RenewRequest {
     csr: String,
 }
 
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(super) struct Asker {
+    /// Proven by its certificate.
+    pub node: Option<NodeName>,
+    /// From where.
+    pub source: Source,
+}
+
 type Answer = Response<Full<Bytes>>;
 type Upgrades = Arc<Mutex<Option<OnUpgrade>>>;
 
 pub(super) async fn answer(
     request: Request<Incoming>,
-    node: Option<NodeName>,
+    Asker { node, source }: Asker,
     shared: Arc<Shared>,
     upgraded: Upgrades,
 ) -> Result<Answer, Infallible> {
     Ok(match (request.method(), request.uri().path()) {
         (&Method::GET, "/healthz") => text(StatusCode::OK, "ok"),
-        (&Method::POST, "/v1/join") => join(request, &shared).await,
+        (&Method::POST, "/v1/join") => join(request, source, &shared).await,
         (&Method::POST, "/v1/renew") => renew(request, node, &shared).await,
         (&Method::GET, "/v1/link") if node.is_none() => text(
             StatusCode::UNAUTHORIZED,
@@ -84,9 +94,9 @@ async fn body_of(request: Request<Incoming>) -> Result<Bytes, String> {
     }
 }
 
-async fn join(request: Request<Incoming>, shared: &Shared) -> Answer {
+async fn join(request: Request<Incoming>, source: Source, shared: &Shared) -> Answer {
     let joined = async {
-        if !shared.joins.try_take(clock::now()) {
+        if !shared.joins.try_take(source, clock::now()) {
             return Err(JoinError::Busy);
         }
         let body = body_of(request).await.map_err(JoinError::Body)?;

@@ -15,7 +15,7 @@ use proto::wire::{Frame, RefuseCode, Welcome};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -28,6 +28,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::crowd::CROWD_MAX;
 use crate::pki::{NodeRequest, SERVER_NAME};
 use api::Api;
 
@@ -65,7 +66,7 @@ impl Hub {
         api.name_cluster(CLUSTER);
         let evidence = Evidence::start(api.client.clone(), "holdfast", "test", CLUSTER.to_owned());
         let evidence = evidence.await.unwrap();
-        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, connected) = mpsc::channel(4);
         let shared = Arc::new(Shared {
@@ -87,6 +88,14 @@ impl Hub {
     }
 
     async fn dial(&self, who: Option<&Who>) -> std::io::Result<TlsStream<TcpStream>> {
+        self.dial_from("127.0.0.1", who).await
+    }
+
+    async fn dial_from(
+        &self,
+        address: &str,
+        who: Option<&Who>,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(der(self.authority.ca_pem())).unwrap();
         let provider = Arc::new(crypto::ring::default_provider());
@@ -101,7 +110,9 @@ impl Hub {
             }
             None => config.with_no_client_auth(),
         };
-        let socket = TcpStream::connect(self.address).await?;
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(address.parse().unwrap(), 0))?;
+        let socket = socket.connect(self.address).await?;
         let name = ServerName::try_from(SERVER_NAME).unwrap();
 
         TlsConnector::from(Arc::new(config)).connect(name, socket).await
@@ -289,6 +300,26 @@ fn a_peer_that_says_nothing_is_let_go() {
         );
         assert_eq!(handshake.unwrap(), 0);
         assert_eq!(&body.unwrap(), b"HTTP/1.1 400");
+    });
+}
+
+/// The crowd is twice as many as there are places: nodes that had to wait until its time is over would wait
+/// longer than the deadline.
+#[test]
+fn a_crowd_that_says_nothing_keeps_no_node_out() {
+    block_on(async {
+        let hub = Hub::start().await;
+        let mut crowd = Vec::new();
+        for _ in 0..2 * CROWD_MAX {
+            crowd.push(TcpStream::connect(hub.address).await.unwrap());
+        }
+        let asked = b"GET /v1/link HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let node = hub.node("edge-1");
+        let mut stream = soon("a place", hub.dial_from("127.0.0.2", Some(&node))).await.unwrap();
+        stream.write_all(asked).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 426");
     });
 }
 

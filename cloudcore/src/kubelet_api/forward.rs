@@ -1,18 +1,16 @@
 //! Passes a request on to the node over a stream of its link: head, bodies and upgraded bytes as they
 //! are, without what proves the caller.
 
-use std::convert::Infallible;
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CONNECTION, COOKIE, HeaderName, HeaderValue, PROXY_AUTHORIZATION, UPGRADE,
 };
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use proto::ids::NodeName;
 use proto::wire::StreamKind;
 
 use super::access::{Ask, Caller};
@@ -25,57 +23,74 @@ type Answer = Response<Either<Incoming, Full<Bytes>>>;
 /// Paths whose second and third part are namespace and name of a pod.
 const POD_PATHS: [&str; 5] = ["containerLogs", "exec", "attach", "portForward", "run"];
 
-pub(super) async fn answer(
-    shared: Arc<Shared>,
-    whose: Whose,
+/// Who asks, if that is proven.
+pub(super) async fn caller(
+    shared: &Shared,
     certified: Option<Caller>,
-    request: Request<Incoming>,
-) -> Result<Answer, Infallible> {
-    let caller = match certified {
+    headers: &HeaderMap,
+) -> Option<Caller> {
+    match certified {
         Some(caller) => Some(caller),
-        None => match bearer(&request) {
-            Some(token) => shared.kept.caller(&shared, token).await,
-            None => None,
-        },
-    };
-    let Some(caller) = caller else {
-        return Ok(refuse(StatusCode::UNAUTHORIZED, "Unauthorized"));
-    };
+        None => shared.kept.caller(shared, bearer(headers)?).await,
+    }
+}
+
+/// What a caller is told that has proved nothing.
+pub(super) fn unauthorized() -> Answer {
+    refuse(StatusCode::UNAUTHORIZED, "Unauthorized")
+}
+
+/// What a caller is told for whom the node has no connection left.
+pub(super) fn busy(node: &NodeName) -> Answer {
+    let text = format!("too many connections to the kubelet API of node {node}, ask again later");
+
+    closing(refuse(StatusCode::SERVICE_UNAVAILABLE, &text))
+}
+
+pub(super) async fn answer(
+    shared: &Shared,
+    whose: &Whose,
+    caller: &Caller,
+    request: Request<Incoming>,
+) -> Answer {
     let session = match whose {
         Whose::Connected(session) => session,
-        Whose::Away(absence) => return Ok(away(&absence)),
+        Whose::Away(absence) => return away(absence),
     };
     let (node, path) = (session.node(), request.uri().path().to_owned());
-    let ask = Ask { caller: &caller, node, method: request.method(), path: &path };
+    let ask = Ask { caller, node, method: request.method(), path: &path };
     match shared.kept.is_allowed(&shared.client, ask).await {
         Ok(true) => {}
         Ok(false) => {
             let text = format!("Forbidden ({ask})");
-            return Ok(refuse(StatusCode::FORBIDDEN, &text));
+            return refuse(StatusCode::FORBIDDEN, &text);
         }
         // As a kubelet: nobody was refused, nobody could ask.
         Err(error) => {
             let text = format!("Authorization error ({ask}): {}", telemetry::chain(&error));
             tracing::warn!(text, "a caller's right is not known");
-            return Ok(refuse(StatusCode::INTERNAL_SERVER_ERROR, &text));
+            return refuse(StatusCode::INTERNAL_SERVER_ERROR, &text);
         }
     }
     if let Some((namespace, name)) = pod_of(&path)
-        && !has_pod(&shared, &session, namespace, name)
+        && !has_pod(shared, session, namespace, name)
     {
         let text = format!("pod {namespace}/{name} is not on node {node}");
-        return Ok(refuse(StatusCode::NOT_FOUND, &text));
+        return refuse(StatusCode::NOT_FOUND, &text);
     }
 
-    Ok(match pass_on(&session, request).await {
+    match pass_on(session, request).await {
         Ok(answer) => answer,
         Err(reason) => refuse(StatusCode::BAD_GATEWAY, &reason),
-    })
+    }
 }
 
 /// The API server shows its users what is said beside this status, and not beside 503.
 fn away(absence: &Absence) -> Answer {
-    let mut answer = refuse(StatusCode::BAD_GATEWAY, &absence.to_string());
+    closing(refuse(StatusCode::BAD_GATEWAY, &absence.to_string()))
+}
+
+fn closing(mut answer: Answer) -> Answer {
     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
 
     answer
@@ -90,8 +105,8 @@ fn names_caller(name: &HeaderName) -> bool {
         || name.as_str().starts_with("impersonate-")
 }
 
-fn bearer<B>(request: &Request<B>) -> Option<&str> {
-    request.headers().get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
 /// API servers take `A: B` for YAML of a Status, and lose it.
@@ -184,7 +199,7 @@ mod tests {
     #[test]
     fn who_asks_for_a_node_that_is_away_is_told_since_when() {
         let mut absence = Absence {
-            node: proto::ids::NodeName::new("edge-1").unwrap(),
+            node: NodeName::new("edge-1").unwrap(),
             since: Some("2026-01-02T03:04:05.678Z".parse().unwrap()),
         };
         assert_eq!(away(&absence).status(), StatusCode::BAD_GATEWAY);

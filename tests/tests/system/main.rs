@@ -16,6 +16,7 @@ mod deleted_node;
 mod deletes;
 mod evictions;
 mod granted;
+mod hostile;
 mod inside;
 mod killed;
 mod kubelet_api;
