@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Checks the test bed itself, with stock kubelets: what the system tests take for granted. Two clusters
-# and three sites at once; names start with "selfcheck".
+# and four sites at once; names start with "selfcheck".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib/common.sh
 
 one=selfcheck-1 two=selfcheck-2
-a=$one-a b=$one-b c=$two-c
+a=$one-a b=$one-b c=$two-c n=$one-n
 
 cluster() { scripts/dev-cluster "$1" --name "$2" "${@:3}" 2>/dev/null; }
 site() { scripts/edge-site "$1" --name "$2" "${@:3}" 2>/dev/null; }
@@ -22,11 +22,11 @@ check() {
 }
 not() { ! "$@" 2>/dev/null; }
 soon() { wait_for 60 "$@"; }
-all_down() { for name in $one $two; do cluster down $name; cluster assert-clean $name; done; for name in $a $b $c; do site down $name; site assert-clean $name; done; }
+all_down() { for name in $one $two; do cluster down $name; cluster assert-clean $name; done; for name in $a $b $c $n; do site down $name; site assert-clean $name; done; }
 
 web() {
   kubectl "$1" apply -f - >/dev/null <<P
-{ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "$2" }, "spec": { "nodeName": "$2", "tolerations": [{ "operator": "Exists" }],
+{ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "$2", "labels": { "app": "$2" } }, "spec": { "nodeName": "$2", "tolerations": [{ "operator": "Exists" }],
   "terminationGracePeriodSeconds": 0, "containers": [{ "name": "web", "image": "holdfast.dev/test/busybox:1", "command": ["httpd", "-f", "-p", "80", "-h", "/etc"],
   "readinessProbe": { "httpGet": { "port": 80, "path": "/group" }, "periodSeconds": 1 },
   "volumeMounts": [{ "name": "memory", "mountPath": "/memory" }] }], "volumes": [{ "name": "memory", "emptyDir": { "medium": "Memory" } }] } }
@@ -68,6 +68,26 @@ ip_a=$(pod_ip $one $a) ip_b=$(pod_ip $one $b)
 check "this machine reaches $ip_a" talks "$ip_a"
 check "kubectl exec" kubectl $one exec $a -- true
 check "etcd is out of a site's reach" not site exec $a -- timeout 2 bash -c "exec 3<>/dev/tcp/$(fact $a GATEWAY)/2379"
+
+check "Services in $a" site proxy $a up
+api_from_pod() { kubectl $one exec $a -- timeout 2 sh -c 'echo | nc 10.96.0.1 443' >/dev/null; }
+check "a pod reaches 10.96.0.1" soon api_from_pod
+kubectl $one expose pod $a --type NodePort --port 80 >/dev/null
+node_port() { kubectl $one get service $a -o 'jsonpath={.spec.ports[0].nodePort}'; }
+check "a NodePort answers" soon talks "$(fact $a ADDRESS)" "$(node_port)"
+
+check "a site behind NAT" site up $n --cluster $one --nat
+dial() { site exec $n -- timeout 2 bash -c "exec 3<>/dev/tcp/$1/$2"; }
+check "it reaches the API server" dial "$(fact $n GATEWAY)" 6443
+check "it reaches the NodePort" dial "$(fact $a ADDRESS)" "$(node_port)"
+site exec $n -- busybox httpd -f -p 80 -h /etc &
+check "it reaches itself" soon dial "$(fact $n ADDRESS)" 80
+check "nothing reaches into it" not talks "$(cat "$STATE/sites/$n/address")"
+check "nothing knows its address" not talks "$(fact $n ADDRESS)"
+check "cut behind NAT" site cut $n
+check "it reaches nothing" not dial "$(fact $n GATEWAY)" 6443
+check "restore behind NAT" site restore $n
+check "it reaches the API server again" dial "$(fact $n GATEWAY)" 6443
 
 pull() { site exec $a -- /usr/bin/ctr --address "$(fact $a RUNTIME | sed s#unix://##)" --namespace k8s.io images pull --hosts-dir "$STATE/sites/$a/registries" "$@" registry.holdfast.test/private/busybox:1 >/dev/null; }
 check "a registry" site registry $a up
@@ -116,4 +136,4 @@ check "the site of the crashed cluster goes" site down $c
 check "the other cluster lives" kubectl $one get nodes
 check "down" cluster down $one
 for name in $one $two; do check "$name leaves nothing" scripts/dev-cluster assert-clean --name $name; done
-for name in $a $b $c; do check "$name leaves nothing" scripts/edge-site assert-clean --name $name; done
+for name in $a $b $c $n; do check "$name leaves nothing" scripts/edge-site assert-clean --name $name; done

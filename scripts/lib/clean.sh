@@ -52,9 +52,10 @@ cluster_leftovers() {
 
 # site_leftovers DIR NAME; NAME is the site's
 site_leftovers() {
-  local netns=hf-$2 run=$RUN/$2 folder
+  local netns=hf-$2 router=hfr-$2 run=$RUN/$2 folder
   { owned_processes "$1"; owned_processes "$1/registry"; } | tell_left process
   [ ! -e "/run/netns/$netns" ] || { echo "network namespace: $netns"; ip netns pids "$netns" | tell_left process; }
+  [ ! -e "/run/netns/$router" ] || echo "network namespace: $router"
   links_of "$1" | tell_left interface
   mounts_below "$1" "$run" | tell_left mount
   cgroups_of "/$netns" | tell_left cgroup

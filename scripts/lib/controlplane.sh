@@ -3,7 +3,7 @@
 CONTROLPLANE=$CHECKOUT/tests/controlplane
 GO_MOD_VERSION=$(sed -nE 's#^[[:space:]]*k8s.io/kubernetes v##p' "$CONTROLPLANE/go.mod")
 KUBERNETES_VERSION=${HOLDFAST_KUBERNETES_VERSION:-$GO_MOD_VERSION}
-KUBERNETES_PROGRAMS="kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl"
+KUBERNETES_PROGRAMS="kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl"
 
 # keep_version DIR: the version of the first up is that of the cluster in DIR until down.
 keep_version() {

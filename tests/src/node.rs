@@ -46,6 +46,21 @@ impl EdgeNode {
         Self { name: name.to_owned(), site, cluster: cluster.clone() }.begin(client).await
     }
 
+    /// As [`EdgeNode::join`], but behind NAT, and to the cloudcore at `address`.
+    pub async fn join_behind_nat(
+        cluster: &Cluster,
+        client: &Client,
+        address: &str,
+    ) -> Result<Self> {
+        let name = format!("e{}", unique());
+        let site = Site::up_behind_nat(&name, cluster.name()).await?;
+        let node = Self { name, site, cluster: cluster.clone() };
+        node.start_agent_with(&[("HOLDFAST_CLOUDCORE", address)]).await?;
+        node.until_ready(client).await?;
+
+        Ok(node)
+    }
+
     async fn begin(self, client: &Client) -> Result<Self> {
         self.start_agent().await?;
         self.until_ready(client).await?;

@@ -28,7 +28,16 @@ impl Site {
 
     /// As [`Site::up`], with environment variables for the script (`HOLDFAST_POD_SUBNET`, ...).
     pub async fn up_with(name: &str, cluster: &str, env: &[(&str, &str)]) -> Result<Self> {
-        script("edge-site", &["up", "--name", name, "--cluster", cluster], env).await?;
+        Self::made(&["up", "--name", name, "--cluster", cluster], name, env).await
+    }
+
+    /// As [`Site::up`], behind a router that lets nobody in.
+    pub async fn up_behind_nat(name: &str, cluster: &str) -> Result<Self> {
+        Self::made(&["up", "--nat", "--name", name, "--cluster", cluster], name, &[]).await
+    }
+
+    async fn made(up: &[&str], name: &str, env: &[(&str, &str)]) -> Result<Self> {
+        script("edge-site", up, env).await?;
         let mut site = Self { name: name.to_owned(), facts: BTreeMap::new() };
         let status = script("edge-site", &["status", "--name", name], &[]).await?;
         site.facts = status
@@ -77,6 +86,11 @@ impl Site {
     /// Turns the power on: starts the runtime, not the agent.
     pub async fn power_on(&self) -> Result<()> {
         self.call("up").await
+    }
+
+    /// Gives the runtime the images of an archive.
+    pub async fn load(&self, archive: &str) -> Result<()> {
+        script("edge-site", &["load", "--name", &self.name, archive], &[]).await.map(drop)
     }
 
     /// `up` or `down` of the registry beyond the link, see `scripts/edge-site`.

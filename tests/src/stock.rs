@@ -22,6 +22,11 @@ impl StockNode {
         Ok(node)
     }
 
+    /// Starts kube-proxy beside the kubelet: Services work, and NodePorts are at the site's `ADDRESS`.
+    pub async fn start_proxy(&self) -> Result<()> {
+        script("edge-site", &["proxy", "up", "--name", self.name()], &[]).await.map(drop)
+    }
+
     /// The Kubernetes node name: the site's.
     pub fn name(&self) -> &str {
         self.site.name()
