@@ -54,7 +54,7 @@ with_libraries() {
   local file
   mkdir -p "$1/usr/bin"
   cp -L "$2" "$1/usr/bin/"
-  for file in $(ldd "$2" | grep -oE '/[^ ]+') /lib/*/libnss_{files,dns}.so.2; do
+  for file in $(linked_with "$2") /lib/*/libnss_{files,dns}.so.2; do
     mkdir -p "$1$(dirname "$file")"
     cp -Ln "$file" "$1$file"
   done

@@ -55,6 +55,9 @@ assemble_now() {
   skopeo copy --insecure-policy "${names[@]}" "oci:$work/oci:x" "docker-archive:$archive"
 }
 
+# linked_with PROGRAM: the files of the libraries it is linked with, and of their loader.
+linked_with() { ldd "$1" | grep -oE '/[^ ]+'; }
+
 busybox_root() {
   local applet
   mkdir -p "$1"/{bin,etc,tmp,root}
