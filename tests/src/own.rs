@@ -54,7 +54,8 @@ impl OwnCluster {
         Ok(self)
     }
 
-    async fn without_cloudcore() -> Result<Self> {
+    /// As [`Self::up`], without a cloudcore: for one that is installed as users do.
+    pub async fn without_cloudcore() -> Result<Self> {
         Self::without_cloudcore_and_with("").await
     }
 

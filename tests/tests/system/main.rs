@@ -16,6 +16,7 @@ mod deleted_node;
 mod deletes;
 mod evictions;
 mod granted;
+mod helm;
 mod hostile;
 mod inside;
 mod killed;

@@ -1,0 +1,222 @@
+//! From an existing cluster and a bare machine to a Ready node, as a user does it: the chart's cloudcore as
+//! pods of a cloud node, an edge node behind NAT that joins through its Service.
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kube::Client;
+use serde_json::{Value, json};
+use system_tests::cluster::Cluster;
+use system_tests::node::EdgeNode;
+use system_tests::own::OwnCluster;
+use system_tests::pods::{self, Incarnation};
+use system_tests::process::{checkout, output, script};
+use system_tests::stock::StockNode;
+use system_tests::wait;
+use tokio::process::Command;
+use tokio::time::sleep;
+
+/// Pods are pulled up, drained and scheduled in between.
+const LIMIT: Duration = Duration::from_mins(2);
+
+const NODE_PORT: &str = "30100";
+
+/// A node that was lost would be so for seconds.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A cluster with a cloud node and the image of cloudcore on it.
+struct Cloud {
+    helm: String,
+    // Dropped in this order: the node leaves its cluster.
+    node: StockNode,
+    own: OwnCluster,
+    client: Client,
+}
+
+impl Cloud {
+    async fn up() -> Result<Self> {
+        let own = OwnCluster::without_cloudcore().await?;
+        let client = own.cluster().client().await?;
+        let node = StockNode::up(own.cluster()).await?;
+        node.start_proxy().await?;
+        let image = script("image", &[], &[]).await?;
+        node.site().load(image.trim()).await?;
+        let helm = script("chart", &["program"], &[]).await?.trim().to_owned();
+
+        Ok(Self { helm, node, own, client })
+    }
+
+    fn cluster(&self) -> &Cluster {
+        self.own.cluster()
+    }
+
+    /// `helm VERB holdfast ARGS`, until everything is as asked.
+    async fn helm(&self, verb: &str, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.helm);
+        command.args([verb, "holdfast"]).args(args).args(["--namespace", "holdfast"]);
+        command.args(["--wait", "--timeout", "2m"]);
+        command.arg("--kubeconfig").arg(self.cluster().kubeconfig());
+        for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            command.env(home, self.own.file("helm"));
+        }
+
+        output(command).await
+    }
+
+    /// Installs the chart, or upgrades to other values.
+    async fn install(&self, verb: &str, more: &[&str]) -> Result<String> {
+        let chart = checkout().join("helm/holdfast").display().to_string();
+        let node_port = format!("service.nodePort={NODE_PORT}");
+        // As the cluster's own settings, see scripts/test.
+        let fast = "config.nodeLeaseRenewSeconds=4,config.defaultTolerationSeconds=10";
+        let values = ["--set", "service.type=NodePort", "--set", &node_port, "--set", fast];
+        let args = [&[chart.as_str(), "--create-namespace"], &values[..], more].concat();
+        // An upgrade makes no namespace.
+        let args: Vec<_> = args
+            .into_iter()
+            .filter(|word| verb == "install" || *word != "--create-namespace")
+            .collect();
+
+        self.helm(verb, &args).await
+    }
+
+    async fn authority(&self) -> Result<Value> {
+        let path = "/api/v1/namespaces/holdfast/secrets/holdfast-ca";
+        let secret = self.cluster().get(&self.client, path).await?.context("an authority")?;
+
+        Ok(secret["data"]["ca.crt"].clone())
+    }
+
+    /// The replicas of cloudcore: their names, and where they run.
+    async fn replicas(&self) -> Result<Vec<(String, String)>> {
+        let path =
+            "/api/v1/namespaces/holdfast/pods?labelSelector=app.kubernetes.io%2Fname%3Dcloudcore";
+        let pods = self.cluster().get(&self.client, path).await?.context("a list")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let all = pods["items"].as_array().into_iter().flatten();
+
+        Ok(all
+            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+            .map(|pod| (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"])))
+            .collect())
+    }
+
+    /// Waits until there are `count` replicas, and none of those `before`.
+    async fn until_replaced(
+        &self,
+        count: usize,
+        before: &[(String, String)],
+    ) -> Result<Vec<(String, String)>> {
+        let what = format!("{count} replicas in the place of {before:?}");
+        let are_new = |now: &Vec<(String, String)>| {
+            now.len() == count && !now.iter().any(|replica| before.contains(replica))
+        };
+
+        wait::until(&what, LIMIT, || self.replicas(), are_new).await
+    }
+
+    /// Does `work`, during which the node must stay Ready.
+    async fn while_ready<T>(
+        &self,
+        node: &EdgeNode,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let lost = async {
+            loop {
+                let seen = self.cluster().get(&self.client, &node.path()).await?;
+                let seen = seen.context("the Node is gone")?;
+                if pods::condition(&seen, "Ready") != Some("True") {
+                    bail!("the node was lost: {}", seen["status"]["conditions"]);
+                }
+                sleep(LOOK_INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            done = work => done,
+            lost = lost => lost,
+        }
+    }
+
+    async fn run(&self, pod: Value) -> Result<Incarnation> {
+        let path = pods::path(pod["metadata"]["name"].as_str().context("a name")?);
+        self.cluster().apply(&[pod]).await?;
+        let ready = self.cluster().until(&self.client, &path, "Ready", LIMIT, pods::is_ready);
+
+        Ok(Incarnation::of(&ready.await?))
+    }
+
+    /// The pod is as it was, and can be talked to through a replica of cloudcore.
+    async fn answers(&self, name: &str, before: &Incarnation) -> Result<()> {
+        let path = pods::path(name);
+        let after =
+            self.cluster().until(&self.client, &path, "Ready", LIMIT, pods::is_ready).await?;
+        ensure!(Incarnation::of(&after) == *before, "{before:?} became {after}");
+        ensure!(self.cluster().kubectl(&["logs", name]).await? == "started\n", "another log");
+        let said = self.cluster().kubectl(&["exec", name, "--", "echo", "here"]).await?;
+        ensure!(said == "here\n", "{said:?}");
+
+        Ok(())
+    }
+}
+
+/// On every node, whatever it is tainted with: a cluster's own agents are often like that.
+fn everywhere() -> Value {
+    let mut template = pods::sleeper("everywhere", "");
+    template["metadata"] = json!({ "labels": { "app": "everywhere" } });
+    template["spec"]["tolerations"] = json!([{ "operator": "Exists" }]);
+    if let Some(spec) = template["spec"].as_object_mut() {
+        spec.remove("nodeSelector");
+    }
+
+    json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet",
+        "metadata": { "name": "everywhere", "namespace": "default" },
+        "spec": {
+            "selector": { "matchLabels": { "app": "everywhere" } },
+            "template": { "metadata": template["metadata"], "spec": template["spec"] },
+        },
+    })
+}
+
+/// T-Helm: install, join through the Service, upgrade, roll back, uninstall and install again.
+#[tokio::test]
+async fn from_an_existing_cluster_and_a_bare_box_to_a_ready_node() -> Result<()> {
+    let cloud = Cloud::up().await?;
+    cloud.cluster().apply(&[everywhere()]).await?;
+    let notes = cloud.install("install", &[]).await?;
+    ensure!(notes.contains("edgeadm join --cloudcore $ADDRESS --token $TOKEN"), "{notes}");
+    let authority = cloud.authority().await?;
+    let first = cloud.replicas().await?;
+    ensure!(first.len() == 2, "{first:?}");
+
+    let address = format!("{}:{NODE_PORT}", cloud.node.site().fact("ADDRESS")?);
+    let edge = EdgeNode::join_behind_nat(cloud.cluster(), &cloud.client, &address).await?;
+    let before = cloud.run(pods::sleeper("steady", edge.name())).await?;
+    cloud.answers("steady", &before).await?;
+
+    // Each replica goes and another comes, twice.
+    let upgrade = async {
+        let values = ["--set", "config.logLevel=debug", "--set", "replicas=3"];
+        cloud.install("upgrade", &values).await?;
+        cloud.until_replaced(3, &first).await
+    };
+    let second = cloud.while_ready(&edge, upgrade).await?;
+    ensure!(second.iter().all(|(_, node)| node == cloud.node.name()), "on an edge: {second:?}");
+    cloud.answers("steady", &before).await?;
+    let rollback = async {
+        cloud.helm("rollback", &[]).await?;
+        cloud.until_replaced(2, &second).await
+    };
+    let third = cloud.while_ready(&edge, rollback).await?;
+    cloud.answers("steady", &before).await?;
+
+    // What nodes trust is not the chart's to remove.
+    cloud.helm("uninstall", &[]).await?;
+    cloud.until_replaced(0, &third).await?;
+    cloud.install("install", &[]).await?;
+    ensure!(cloud.authority().await? == authority, "another authority");
+    cloud.run(pods::sleeper("fresh", edge.name())).await?;
+
+    cloud.answers("steady", &before).await
+}
