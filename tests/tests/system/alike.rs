@@ -33,7 +33,7 @@ use surroundings::{add_profile, surroundings};
 const LIMIT: Duration = Duration::from_secs(100);
 
 /// Until both have the same status: restarts are counted at other moments.
-const STATUS_LIMIT: Duration = Duration::from_secs(40);
+const STATUS_LIMIT: Duration = Duration::from_secs(100);
 
 /// Until both have told the same: a kubelet that starts many pods has many Events to send.
 const EVENTS_LIMIT: Duration = Duration::from_secs(100);
