@@ -5,8 +5,10 @@ mod local;
 mod own;
 mod repair;
 mod runtime;
+mod supervised;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,10 +23,11 @@ use tunnel::TunnelStream;
 pub use self::local::Local;
 use self::repair::NeedsRepair;
 use crate::config::Config;
+use crate::control::Control;
 use crate::kubelet_api::NodeApi;
 use crate::link::shell::{ACCEPTED_MAX, LinkParts};
 use crate::tasks::{Stragglers, TaskFault, Tasks};
-use crate::{exit, identity, kubelet_api, link};
+use crate::{control, exit, identity, kubelet_api, link};
 
 /// Why the agent cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -127,22 +130,7 @@ impl Agent {
             identity => identity,
         };
         let (accepted, streams) = mpsc::channel(ACCEPTED_MAX);
-        let api = kubelet_api::Context {
-            pods: Arc::new(local.registry.clone()),
-            runtime: local.runtime.clone(),
-            node: Arc::new(NodeApi {
-                config: config.clone(),
-                desired: local.desired.clone(),
-                usages: local.usages.clone(),
-                link: local.link.subscribe(),
-                health: local.health.clone(),
-                upstream: local.upstream.clone(),
-            }),
-        };
-        tasks.spawn("kubelet-api", |stop| async move {
-            serve_streams(api, streams, stop).await;
-            Ok(())
-        });
+        start_serving(&config, &local, streams, &mut tasks);
         let node = config.node.clone();
         let parts = move |identity| LinkParts {
             node,
@@ -185,6 +173,56 @@ impl Agent {
     /// Asks all tasks to end and waits for them. Containers go on running.
     pub async fn drain(self) -> Result<(), AgentError> {
         self.tasks.drain(self.grace).await.map_err(AgentError::Stragglers)
+    }
+}
+
+/// Serves the cloud and root on this machine, and tells systemd how things are.
+fn start_serving(
+    config: &Config,
+    local: &Local,
+    streams: mpsc::Receiver<TunnelStream>,
+    tasks: &mut Tasks,
+) {
+    let api = kubelet_api::Context {
+        pods: Arc::new(local.registry.clone()),
+        runtime: local.runtime.clone(),
+        node: Arc::new(NodeApi {
+            config: config.clone(),
+            desired: local.desired.clone(),
+            usages: local.usages.clone(),
+            link: local.link.subscribe(),
+            health: local.health.clone(),
+            upstream: local.upstream.clone(),
+        }),
+    };
+    let control = Control {
+        api: api.clone(),
+        registry: local.registry.clone(),
+        runtime_version: local.runtime_version.clone(),
+    };
+    start_control(&config.control_socket, control, tasks);
+    tasks.spawn("kubelet-api", |stop| async move {
+        serve_streams(api, streams, stop).await;
+        Ok(())
+    });
+    let (beat, link) = (local.beat.clone(), local.link.subscribe());
+    tasks.spawn("supervisor", |stop| async move {
+        supervised::run(beat, link, stop).await;
+        Ok(())
+    });
+}
+
+/// Pods do not need it: without it only `edgeadm` on this machine has nobody to ask.
+fn start_control(socket: &Path, control: Control, tasks: &mut Tasks) {
+    match control::open(socket) {
+        Ok(listener) => tasks.spawn("control", |stop| async move {
+            control::run(listener, control, stop).await;
+            Ok(())
+        }),
+        Err(error) => {
+            let socket = socket.display();
+            tracing::warn!(%socket, %error, "cannot open the control socket: edgeadm cannot ask this agent");
+        }
     }
 }
 

@@ -139,6 +139,8 @@ struct File {
     eviction_max_pod_grace_period: i64,
     #[serde(default = "defaults::shutdown_grace_seconds")]
     shutdown_grace_seconds: u64,
+    #[serde(default = "defaults::control_socket")]
+    control_socket: PathBuf,
     #[serde(default = "defaults::system_bus")]
     system_bus: PathBuf,
     #[serde(default)]
@@ -241,6 +243,9 @@ mod defaults {
     }
     pub(super) fn shutdown_grace_seconds() -> u64 {
         5
+    }
+    pub(super) fn control_socket() -> PathBuf {
+        "/run/holdfast/agent.sock".into()
     }
     pub(super) fn system_bus() -> PathBuf {
         "/run/dbus/system_bus_socket".into()
@@ -355,6 +360,8 @@ pub struct Config {
     pub eviction: podcore::pressure::Policy,
     /// What tasks get to finish on SIGTERM.
     pub shutdown_grace: Duration,
+    /// Socket at which root on this machine reaches the agent.
+    pub control_socket: PathBuf,
     /// Socket of the message bus on which logind is.
     pub system_bus: PathBuf,
     /// What pods get to stop when the node goes down; nothing stops none.

@@ -6,16 +6,16 @@
 //! Paths, parameters, status codes and messages are those of kubelet 1.35
 //! (pkg/kubelet/server/server.go).
 
-mod answer;
+pub(crate) mod answer;
 mod configz;
 mod health;
 mod logs;
 mod node;
 mod node_logs;
 mod packed;
-mod query;
+pub(crate) mod query;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod upgrade;
 
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use self::node::NodeApi;
 use answer::{Answer, refuse};
 use query::Query;
-use upgrade::Relay;
+pub(crate) use upgrade::Relay;
 
 /// Read buffer of one connection: a request head with a long command line fits, and a node with
 /// some dozens of streams stays small.
@@ -155,7 +155,7 @@ pub enum ServeError {
 }
 
 /// Where a request leaves the relay that takes over the connection after the answer.
-type Upgraded = Arc<Mutex<Option<Relay>>>;
+pub(crate) type Upgraded = Arc<Mutex<Option<Relay>>>;
 
 /// Serves one connection to its end.
 pub async fn serve<S>(stream: S, context: Context) -> Result<(), ServeError>
@@ -170,7 +170,7 @@ where
     serve_with(stream, handle).await
 }
 
-async fn serve_with<S, H, F>(stream: S, handle: H) -> Result<(), ServeError>
+pub(crate) async fn serve_with<S, H, F>(stream: S, handle: H) -> Result<(), ServeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>, Upgraded) -> F,
@@ -195,7 +195,12 @@ where
     }
 }
 
-async fn route(request: Request<Incoming>, context: &Context, upgraded: &Upgraded) -> Answer {
+/// Answers one request as a kubelet does.
+pub(crate) async fn route(
+    request: Request<Incoming>,
+    context: &Context,
+    upgraded: &Upgraded,
+) -> Answer {
     let path = request.uri().path().to_owned();
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();

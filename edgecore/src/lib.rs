@@ -7,6 +7,7 @@
 //! - `addresses` ([`link::addresses`]): sees when the way to the outside changes.
 //! - `link` ([`link::shell`]): keeps the session with the cloud; `kubelet-api` ([`kubelet_api`]) serves
 //!   the streams that the cloud opens on it.
+//! - `control` ([`control`]): serves root on this machine, at a socket.
 //! - `desired` ([`desired`]): commits what the link delivers to the store, then shows it.
 //! - `static-pods` ([`static_pods`]): reads pods from the node's own files.
 //! - `pods` ([`pods`]): one task a pod; observes the runtime, asks podcore for a plan, acts, reports.
@@ -20,6 +21,7 @@ pub mod args;
 pub mod blocking;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod dbus;
 pub mod desired;
 pub mod events;
@@ -33,6 +35,7 @@ pub mod memory;
 pub mod node;
 pub mod pods;
 pub mod static_pods;
+pub mod systemd;
 pub mod volumes;
 
 pub use agent::{Agent, AgentError};

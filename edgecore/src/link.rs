@@ -19,6 +19,9 @@ use tokio::sync::{Notify, oneshot};
 /// The store's setting that says how far the cloud has taken this node in each kind.
 pub const HIGH_WATER_SETTING: &str = "link.high-water";
 
+/// An Event has some 600 bytes; what an hour of trouble brings is kept.
+const RECENT_EVENTS_MAX: usize = 64;
+
 /// Changes for the store. Answered when they are durable, or refused.
 #[derive(Debug)]
 pub struct Delivery {
@@ -68,6 +71,19 @@ struct Queue {
     dropped: u64,
     /// Of those that were taken, by the session.
     dropped_later: u64,
+    /// What the session has taken and the cloud has not: reports and Events.
+    untold: (usize, usize),
+    /// The newest Events, for who asks at the node. At most [`RECENT_EVENTS_MAX`].
+    recent: VecDeque<Bytes>,
+}
+
+/// What waits for the cloud.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Latest states.
+    pub reports: usize,
+    /// Events.
+    pub events: usize,
 }
 
 /// What the rest of the agent tells the cloud with. Never blocks.
@@ -88,6 +104,10 @@ impl Upstream {
     /// Tells of something that happened. The oldest is dropped when too many wait.
     pub fn event(&self, bytes: Bytes) {
         let mut queue = self.queue();
+        if queue.recent.len() == RECENT_EVENTS_MAX {
+            queue.recent.pop_front();
+        }
+        queue.recent.push_back(bytes.clone());
         if queue.events.len() == EVENTS_MAX {
             queue.events.pop_front();
             queue.dropped += 1;
@@ -114,6 +134,24 @@ impl Upstream {
     /// How many Events the session has dropped of those it took.
     fn dropped_later(&self, total: u64) {
         self.queue().dropped_later = total;
+    }
+
+    /// Notes what the session has taken and the cloud has not yet.
+    pub fn note_untold(&self, reports: usize, events: usize) {
+        self.queue().untold = (reports, events);
+    }
+
+    /// What waits for the cloud.
+    pub fn backlog(&self) -> Backlog {
+        let queue = self.queue();
+        let (reports, events) = queue.untold;
+
+        Backlog { reports: queue.reports.len() + reports, events: queue.events.len() + events }
+    }
+
+    /// The newest Events, oldest first.
+    pub fn recent(&self) -> Vec<Bytes> {
+        self.queue().recent.iter().cloned().collect()
     }
 
     /// How many Events were dropped.

@@ -120,14 +120,27 @@ impl Runtime {
     /// The image that sandboxes are made of; `None` from runtimes that do not say. containerd says it in
     /// its own words (`info.config` of a verbose status), CRI-O and containerd 2 pin the image instead.
     pub async fn sandbox_image(&self) -> Result<Option<String>, CriError> {
+        let config = self.config().await?;
+
+        Ok(config["sandboxImage"].as_str().map(str::to_owned))
+    }
+
+    /// The folder of CNI configurations; `None` from runtimes that do not say.
+    pub async fn cni_dir(&self) -> Result<Option<String>, CriError> {
+        let config = self.config().await?;
+
+        Ok(config["cni"]["confDir"].as_str().map(str::to_owned))
+    }
+
+    /// What the runtime says of its configuration, null if nothing.
+    async fn config(&self) -> Result<serde_json::Value, CriError> {
         let request = v1::StatusRequest { verbose: true };
         let answer = Box::pin(self.runtime().status(within(READ_DEADLINE, request))).await;
         let answer =
             self.answered(answer, || "ask the runtime for its configuration".to_owned())?;
         let config = answer.info.get("config");
-        let config = config.and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
 
-        Ok(config.and_then(|config| config["sandboxImage"].as_str().map(str::to_owned)))
+        Ok(config.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default())
     }
 
     /// The cgroup driver the runtime is configured for; `None` from runtimes that cannot say

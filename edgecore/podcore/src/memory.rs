@@ -122,7 +122,8 @@ impl Memory {
         self.containers.get(container).is_some_and(|kept| kept.interrupted == Some(attempt))
     }
 
-    /// Whether that attempt of a container was stopped to make way for another definition.
+    /// Whether that attempt of a container was stopped to make way for another definition, or because
+    /// somebody at the node asked for another attempt.
     pub fn is_replaced(&self, container: &str, attempt: u32) -> bool {
         self.containers.get(container).is_some_and(|kept| kept.replaced == Some(attempt))
     }
@@ -252,8 +253,8 @@ pub struct ContainerMemory {
     /// The attempt that `backoff` was last raised for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backoff_attempt: Option<u32>,
-    /// The attempt that is stopped because its definition changed: it is followed by another
-    /// whatever the restart policy.
+    /// The attempt that is stopped because its definition changed, or because somebody at the node asked
+    /// for it: it is followed by another whatever the restart policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replaced: Option<u32>,
     /// The attempt that was stopped because the node went down: another follows, unless it never restarts.

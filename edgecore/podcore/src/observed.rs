@@ -1,5 +1,6 @@
 //! What the runtime and the node say now about one pod. Holds nothing that is not true at this moment.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -36,6 +37,8 @@ pub struct Observed {
     pub clock_set_s: i64,
     /// The node goes down and it is the pod's turn to stop: seconds that it has at most.
     pub shutdown_s: Option<i64>,
+    /// Containers, by their id in the runtime, that somebody at the node wants started anew.
+    pub restarts: BTreeSet<String>,
 }
 
 /// Whether the node takes a pod in.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use cri::Runtime;
+use cri::{Runtime, RuntimeVersion};
 use proto::ids::Uid;
 use proto::wire::Health;
 use store::{Opened, Options, Store};
@@ -52,8 +52,12 @@ pub struct Local {
     pub registry: Registry,
     /// The container runtime.
     pub runtime: Runtime,
+    /// Which it is, once it answers.
+    pub runtime_version: watch::Receiver<Option<RuntimeVersion>>,
     /// Looks at what everything uses.
     pub usages: Usages,
+    /// Of the loop of the pods.
+    pub beat: Beat,
     /// Changes with every boot.
     pub boot_id: String,
 }
@@ -83,7 +87,7 @@ impl Local {
             wanted: own::wanted(config, &facts),
             pressure,
             facts: facts.clone(),
-            runtime_version: version,
+            runtime_version: version.clone(),
             runtime: runtime.clone(),
             abilities: abilities_told.clone(),
             pod_loop: beat.clone(),
@@ -114,9 +118,8 @@ impl Local {
             addresses: addresses.clone(),
             link: link_seen,
         };
-        let config = config.clone();
         let told = Told { version: version_told, abilities: abilities_told };
-        tasks.spawn("pods", |stop| run_pods(config, parts, memories, told, beat, stop));
+        start_pods(tasks, config, parts, memories, told, beat.clone());
 
         Ok(Self {
             deliveries,
@@ -129,7 +132,9 @@ impl Local {
             addresses,
             registry,
             runtime,
+            runtime_version: version,
             usages,
+            beat,
             boot_id: facts.boot_id,
         })
     }
@@ -146,6 +151,18 @@ fn start_minding(tasks: &mut Tasks, store: Store, shutdowns: Shutdowns, statics:
     tasks.spawn("store", |stop| repair::run(store, stop));
     tasks.spawn("shutdown", |stop| ends_well(shutdowns.run(stop)));
     tasks.spawn("static-pods", |stop| ends_well(statics.run(stop)));
+}
+
+fn start_pods(
+    tasks: &mut Tasks,
+    config: &Config,
+    parts: Parts,
+    memories: Vec<(Uid, Vec<u8>)>,
+    told: Told,
+    beat: Beat,
+) {
+    let config = config.clone();
+    tasks.spawn("pods", |stop| run_pods(config, parts, memories, told, beat, stop));
 }
 
 fn start_desired(

@@ -45,6 +45,20 @@ impl Problems {
         path
     }
 
+    /// An absolute path that a Unix socket can have.
+    fn socket_path(&mut self, field: &str, path: PathBuf) -> PathBuf {
+        let length = path.as_os_str().len();
+        if length > SOCKET_PATH_LEN_MAX {
+            let message = format!(
+                "a socket path has at most {SOCKET_PATH_LEN_MAX} bytes, this one {length}; use a \
+                 shorter directory or a link"
+            );
+            self.add(field, message);
+        }
+
+        self.absolute(field, path)
+    }
+
     fn within(&mut self, field: &str, value: u64, least: u64, most: u64) -> u64 {
         if value < least || value > most {
             self.add(field, format!("{value} is not between {least} and {most}"));
@@ -115,6 +129,7 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
             0,
             SHUTDOWN_GRACE_SECONDS_MAX,
         )),
+        control_socket: p.socket_path("controlSocket", file.control_socket),
         system_bus: p.absolute("systemBus", file.system_bus),
         shutdown_periods,
         log_level: log_level(p, &file.log_level),
@@ -244,21 +259,14 @@ fn cloud_address(p: &mut Problems, text: &str) -> Option<CloudAddress> {
 }
 
 fn socket(p: &mut Problems, endpoint: &str) -> PathBuf {
-    let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
-    if !Path::new(path).is_absolute() {
+    let path = Path::new(endpoint.strip_prefix("unix://").unwrap_or(endpoint));
+    if !path.is_absolute() {
         let wanted = "unix:// and an absolute path";
         p.add("runtimeEndpoint", format!("{endpoint:?} is not {wanted}"));
-    }
-    if path.len() > SOCKET_PATH_LEN_MAX {
-        let message = format!(
-            "a socket path has at most {SOCKET_PATH_LEN_MAX} bytes, this one {}; use a shorter \
-             directory or a link",
-            path.len()
-        );
-        p.add("runtimeEndpoint", message);
+        return path.to_owned();
     }
 
-    path.into()
+    p.socket_path("runtimeEndpoint", path.to_owned())
 }
 
 fn cgroup_root(p: &mut Problems, text: &str) -> String {

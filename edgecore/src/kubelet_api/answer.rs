@@ -7,24 +7,24 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 
 /// An error ends a body early, which the other side sees.
-pub(super) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
-pub(super) type Answer = Response<Body>;
+pub(crate) type Answer = Response<Body>;
 
 /// Why a request is not served, as the caller is told.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) status: StatusCode,
-    pub(super) message: String,
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
 }
 
 impl Refusal {
-    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
     }
 
     /// There is no such path.
-    pub(super) fn not_found() -> Self {
+    pub(crate) fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "404: Page Not Found")
     }
 }
@@ -32,7 +32,7 @@ impl Refusal {
 /// How long the runtime keeps a prepared stream that nobody comes for.
 const PREPARED_STREAMS_EXPIRE_S: HeaderValue = HeaderValue::from_static("60");
 
-pub(super) fn bytes(status: StatusCode, bytes: Bytes) -> Answer {
+pub(crate) fn bytes(status: StatusCode, bytes: Bytes) -> Answer {
     let body = Full::new(bytes).map_err(|never| match never {});
     let mut answer = Response::new(body.boxed_unsync());
     *answer.status_mut() = status;
@@ -40,7 +40,7 @@ pub(super) fn bytes(status: StatusCode, bytes: Bytes) -> Answer {
     answer
 }
 
-pub(super) fn text(status: StatusCode, text: impl Into<String>) -> Answer {
+pub(crate) fn text(status: StatusCode, text: impl Into<String>) -> Answer {
     let mut answer = bytes(status, Bytes::from(text.into()));
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     answer.headers_mut().insert(CONTENT_TYPE, plain);
@@ -48,7 +48,7 @@ pub(super) fn text(status: StatusCode, text: impl Into<String>) -> Answer {
     answer
 }
 
-pub(super) fn refuse(refusal: Refusal) -> Answer {
+pub(crate) fn refuse(refusal: Refusal) -> Answer {
     let mut answer = text(refusal.status, refusal.message);
     if refusal.status == StatusCode::TOO_MANY_REQUESTS {
         answer.headers_mut().insert(RETRY_AFTER, PREPARED_STREAMS_EXPIRE_S);

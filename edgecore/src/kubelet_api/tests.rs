@@ -19,7 +19,7 @@ use crate::node::facts::Facts;
 use crate::node::usage::{Place, Usages};
 
 /// What handlers work with, for these pods on a node of which nothing is known.
-pub(super) fn context(pods: Arc<dyn PodLookup>, runtime: Runtime) -> Context {
+pub(crate) fn context(pods: Arc<dyn PodLookup>, runtime: Runtime) -> Context {
     let config = Config::with_defaults("edge-1", "cloud:10000").unwrap();
     let layout = Layout {
         root: config.root_dir.clone(),

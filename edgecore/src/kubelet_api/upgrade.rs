@@ -177,7 +177,7 @@ pub(super) async fn port_forward(
 }
 
 /// What takes over a connection after the answer.
-pub(super) struct Relay {
+pub(crate) struct Relay {
     caller: OnUpgrade,
     runtime: UpgradedIo,
 }

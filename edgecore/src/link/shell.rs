@@ -123,6 +123,7 @@ pub async fn run(parts: LinkParts, stop: CancellationToken) {
             return;
         }
         shell.send();
+        shell.parts.upstream.note_untold(shell.session.reports_len(), shell.session.events_len());
         tokio::select! {
             () = stop.cancelled(), if !stopping => {
                 stopping = true;

@@ -7,7 +7,6 @@
 mod files;
 mod hierarchy;
 mod reading;
-mod systemd;
 mod units;
 
 use std::fs;
@@ -16,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use self::files::{files, limit_of, make, remove_below, write};
 use self::hierarchy::{Hierarchy, hierarchies};
-use self::systemd::{Systemd, SystemdError};
 use crate::blocking::{self, read_trimmed};
+use crate::systemd::{Systemd, SystemdError};
 
 pub(in crate::node) use self::reading::device_name;
 

@@ -59,6 +59,8 @@ struct Known {
     eviction: Option<Eviction>,
     /// The node goes down and it is its turn to stop: seconds that it has at most.
     shutdown_s: Option<i64>,
+    /// Containers that somebody at the node wants started anew.
+    restarts: BTreeSet<String>,
 }
 
 #[derive(Debug, Default)]
@@ -121,6 +123,21 @@ impl Registry {
             known.shutdown_s = within_s;
             known.wake.because(|reasons| reasons.report = true);
         }
+    }
+
+    /// Stops these containers, by their id in the runtime, and starts them anew.
+    pub fn restart(&self, pod: &Uid, containers: BTreeSet<String>) {
+        if let Some(known) = self.state().pods.get_mut(pod) {
+            // Those of an earlier call are gone, or are being stopped.
+            known.restarts = containers;
+            known.wake.because(|reasons| reasons.report = true);
+        }
+    }
+
+    /// Containers of the pod that are to be started anew. Ids are never used again, so that an old one
+    /// does nothing.
+    pub fn restarts(&self, pod: &Uid) -> BTreeSet<String> {
+        self.state().pods.get(pod).map(|known| known.restarts.clone()).unwrap_or_default()
     }
 
     /// What was decided about the pod.

@@ -212,6 +212,7 @@ impl Worker {
         self.observed.clock_set_s = clock::set_s();
         (self.observed.admission, self.observed.eviction, self.observed.shutdown_s) =
             self.context.registry.decided(&self.uid);
+        self.observed.restarts = self.context.registry.restarts(&self.uid);
         let before = self.memory.clone();
         let next = plan(&pod, &before, &self.observed, now);
 

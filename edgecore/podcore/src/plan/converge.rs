@@ -28,7 +28,7 @@ pub(super) enum Wish {
     Restart,
     /// Remove this never-started instance first.
     Clear { id: String },
-    /// Stop this instance first: of the attempt `replaces` if its definition changed, with a grace of
+    /// Stop this instance first: of the attempt `replaces` if another follows in any case, with a grace of
     /// its own if a probe asks for one.
     Stop { id: String, why: String, replaces: Option<u32>, grace_s: Option<i64> },
 }
@@ -182,6 +182,11 @@ pub(super) fn wish(pod: &PodView, container: &Container, step: &Step<'_>, memory
         && view.spec_hash.as_ref().is_some_and(|hash| *hash != container_hash(container));
     if is_changed {
         let why = why_stopped(pod, container, "definition changed", true);
+        let (id, replaces) = (view.id.clone(), Some(view.attempt));
+        return Wish::Stop { id, why, replaces, grace_s: None };
+    }
+    if view.is_running() && step.observed.restarts.contains(&view.id) {
+        let why = why_stopped(pod, container, "restart requested", true);
         let (id, replaces) = (view.id.clone(), Some(view.attempt));
         return Wish::Stop { id, why, replaces, grace_s: None };
     }

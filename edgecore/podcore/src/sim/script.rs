@@ -154,6 +154,7 @@ impl World {
             }
             ["hooks", seconds] => self.hook_takes_s = seconds.parse().unwrap(),
             ["shutdown", when] => self.observed.shutdown_s = when.parse().ok(),
+            ["restart", name] => self.restart(name),
             ["missing", what] => self.observed.missing = vec![missing(what)],
             ["found"] => self.observed.missing.clear(),
             other => panic!("no such step: {other:?}"),
@@ -188,6 +189,11 @@ impl World {
         });
 
         containers.chain(conditions).collect::<Vec<_>>().join(" ")
+    }
+
+    fn restart(&mut self, name: &str) {
+        let newest = self.observed.newest(name).map(|view| view.id.clone());
+        self.observed.restarts = newest.into_iter().collect();
     }
 
     fn room(&mut self, capacity: &str, used: &str) {

@@ -70,6 +70,15 @@ impl Values {
         self
     }
 
+    /// A list of texts.
+    #[must_use]
+    pub fn list(mut self, texts: &[&str]) -> Self {
+        self.signature.push_str("as");
+        self.body.list(4, |list| texts.iter().for_each(|text| list.text(text)));
+
+        self
+    }
+
     /// A list of properties with their values.
     #[must_use]
     pub fn properties(mut self, properties: &[(&str, Value)]) -> Self {
@@ -116,6 +125,9 @@ mod tests {
             b"\0\0\0\0\0\0\0\0",
         ];
         assert_eq!(values.body.0, expected.concat());
+        let list = Values::default().list(&["u"]).truth(true);
+        assert_eq!(list.signature, "asb");
+        assert_eq!(list.body.0, *b"\x06\0\0\0\x01\0\0\0u\0\0\0\x01\0\0\0");
         let number = Values::default().properties(&[("N", Value::Number(u64::MAX))]);
         assert_eq!(
             number.body.0[8..],

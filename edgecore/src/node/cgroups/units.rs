@@ -4,9 +4,7 @@
 use super::Limits;
 use super::files::{SHARES_MAX, SHARES_MIN, weight};
 use crate::dbus::Value;
-
-/// Properties of a unit with their values.
-pub(super) type Properties = Vec<(&'static str, Value)>;
+use crate::systemd::Properties;
 
 /// CPU time in microseconds per period that systemd can give: it counts in whole hundredths of a CPU.
 const QUOTA_STEP_US: i64 = 1000;

@@ -19,6 +19,26 @@ fn an_end_is_final_by_the_restart_policy() {
 }
 
 #[test]
+fn a_restart_that_is_asked_for_at_the_node_is_one_whatever_the_policy() {
+    for policy in ["Always", "OnFailure", "Never"] {
+        let mut spec = two(policy);
+        spec["terminationGracePeriodSeconds"] = json!(7);
+        check(
+            &spec,
+            &[
+                BOTH_STARTED,
+                ("stops a 0", ""),
+                ("restart a", "stop:a:7s image:a:1 start:a:1"),
+                ("status", "Running a=running#1 b=running#0"),
+                // Asked for once, it is done once.
+                ("look", ""),
+                ("agent restart", "volumes"),
+            ],
+        );
+    }
+}
+
+#[test]
 fn a_pod_ends_with_the_last_of_its_containers() {
     for (policy, codes, after, told) in [
         ("OnFailure", [0, 0], "stop:s1 tear-down", "Succeeded a=Completed(0)#0 b=Completed(0)#0"),

@@ -75,10 +75,11 @@ fn observed() -> impl Strategy<Value = Observed> {
     ];
     let missing = vec(Just(Missing::Object("secret \"x\" not found".to_owned())), 0..2);
     let shutdown_s = option::weighted(0.3, 0..100_i64);
-    let decided = (admission(), eviction(), shutdown_s);
+    let restarts = vec((0..6_usize).prop_map(|at| format!("c{at}")), 0..2);
+    let decided = (admission(), eviction(), shutdown_s, restarts);
     (sandboxes, containers, volumes, missing, any_set(), decided).prop_map(
         |(sandboxes, containers, volumes, missing, clock_set_s, decided)| {
-            let (admission, eviction, shutdown_s) = decided;
+            let (admission, eviction, shutdown_s, restarts) = decided;
             let sandbox = |(at, (attempt, ready, ips)): (usize, (u32, bool, Vec<String>))| {
                 SandboxView { id: format!("s{at}"), attempt, ready, ips }
             };
@@ -104,6 +105,7 @@ fn observed() -> impl Strategy<Value = Observed> {
                 eviction,
                 clock_set_s,
                 shutdown_s,
+                restarts: restarts.into_iter().collect(),
             }
         },
     )
@@ -332,6 +334,7 @@ fn nothing_of_the_link_enters_a_plan() {
         eviction: _,
         clock_set_s: _,
         shutdown_s: _,
+        restarts: _,
     } = Observed::default();
     let StatusContext { host_ips: _, runtime: _, recursive_read_only: _ } =
         StatusContext::default();

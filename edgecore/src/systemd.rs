@@ -1,5 +1,5 @@
-//! Slices of systemd. What is written to a cgroup of which systemd knows nothing is undone when it starts a
-//! container's scope below.
+//! systemd, asked over the message bus: slices for pods, and the unit of the agent itself. What is written to
+//! a cgroup of which systemd knows nothing is undone when it starts a container's scope below.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,8 +7,10 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::units::Properties;
-use crate::dbus::{Bus, BusError, Kind, Message, Object, Values};
+use crate::dbus::{Bus, BusError, Kind, Message, Object, Value, Values};
+
+/// Properties of a unit with their values.
+pub type Properties = Vec<(&'static str, Value)>;
 
 const SYSTEMD: Object =
     Object { owner: "org.freedesktop.systemd1", path: "/org/freedesktop/systemd1" };
@@ -40,14 +42,14 @@ pub enum SystemdError {
 
 /// A connection to systemd.
 #[derive(Debug)]
-pub(super) struct Systemd {
+pub struct Systemd {
     bus: Bus,
     _place: Option<SemaphorePermit<'static>>,
 }
 
 impl Systemd {
     /// `bus` is the socket of the system's message bus.
-    pub(super) async fn connect(bus: &Path) -> Result<Self, SystemdError> {
+    pub async fn connect(bus: &Path) -> Result<Self, SystemdError> {
         // The semaphore is never closed.
         let place = CONNECTIONS.acquire().await.ok();
         let mut bus = Bus::connect(bus).await?;
@@ -60,7 +62,7 @@ impl Systemd {
     }
 
     /// Makes the slice if it is not there, and gives it these limits.
-    pub(super) async fn ensure(
+    pub async fn ensure(
         &mut self,
         slice: &str,
         made: &Properties,
@@ -80,8 +82,36 @@ impl Systemd {
         Ok(())
     }
 
-    /// Removes the slice. Gone already is done.
-    pub(super) async fn stop(&mut self, slice: &str) -> Result<(), SystemdError> {
+    /// Starts the unit, anew if it runs, and waits until it says that it is up.
+    pub async fn restart(&mut self, unit: &str) -> Result<(), SystemdError> {
+        self.job("RestartUnit", Values::texts(&[unit, MODE])).await
+    }
+
+    /// Has the unit started with the machine.
+    pub async fn enable(&mut self, unit: &str) -> Result<(), SystemdError> {
+        // For good, and in place of links that are otherwise.
+        let values = Values::default().list(&[unit]).truth(false).truth(true);
+        self.call("EnableUnitFiles", values).await?;
+
+        self.reload().await
+    }
+
+    /// Has it started no more.
+    pub async fn disable(&mut self, unit: &str) -> Result<(), SystemdError> {
+        self.call("DisableUnitFiles", Values::default().list(&[unit]).truth(false)).await?;
+
+        self.reload().await
+    }
+
+    /// Reads all files of units anew.
+    pub async fn reload(&mut self) -> Result<(), SystemdError> {
+        self.call("Reload", Values::default()).await?;
+
+        Ok(())
+    }
+
+    /// Stops the unit; a slice is gone then. Gone already is done.
+    pub async fn stop(&mut self, slice: &str) -> Result<(), SystemdError> {
         let stopped = self.job("StopUnit", Values::texts(&[slice, MODE])).await;
         match stopped {
             Err(SystemdError::Bus(error)) if error.is(NO_SUCH_UNIT) => return Ok(()),
@@ -177,7 +207,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_there_is_limited_and_what_is_gone_is_stopped() {
-        let limits = vec![("TasksMax", crate::dbus::Value::Number(7))];
+        let limits = vec![("TasksMax", Value::Number(7))];
         let set = told(Kind::Answer, Some(2), OWN, &[]);
         let (mut systemd, _bus) = after(&[refused(1, EXISTS), set]).await;
         systemd.ensure("a.slice", &Vec::new(), &limits).await.unwrap();
