@@ -1,5 +1,7 @@
 //! The exit codes of `edgeadm`, as docs/operations.md lists them (numbers of sysexits.h).
 
+/// What was asked for is not so: a check failed, a step of a reset did, there is no such pod.
+pub const FAILED: u8 = 1;
 /// Something that is needed does not answer (`EX_UNAVAILABLE`).
 pub const UNAVAILABLE: u8 = 69;
 /// The operating system refused something (`EX_OSERR`).

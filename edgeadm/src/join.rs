@@ -1,26 +1,29 @@
 //! `edgeadm join`: facts about this machine, a plan that follows from them, then its steps.
 //!
 //! Nothing is changed before every check has passed. Doing it again gets a new certificate and
-//! leaves the configuration as it is.
+//! leaves the configuration as it is; after a join that failed half-way it goes on from there.
 
 pub mod facts;
+pub mod journal;
 pub mod plan;
+mod start;
 mod steps;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cri::{CriError, EndpointError, Runtime};
 use edgecore::config::ConfigError;
 use edgecore::identity::IdentityError;
+use edgecore::systemd::SystemdError;
 use tokio_rustls::rustls::Error as TlsError;
 
 use self::facts::Facts;
-use self::plan::{Plan, PlanError};
-use crate::args::JoinArgs;
+use self::plan::{Network, Plan, PlanError};
+use crate::args::join::JoinArgs;
 use crate::ask::{self, AskError};
 use crate::token::{Token, TokenMalformed};
-use crate::{exit, pin, ui};
+use crate::{cni, exit, pin, ui};
 
 /// Why a machine did not join. Unless a message says otherwise, nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -60,8 +63,12 @@ pub enum JoinError {
         "cloudcore let this node in, but its identity cannot be kept; mend that and join again"
     )]
     Identity(#[source] IdentityError),
-    /// The configuration cannot be written.
-    #[error("the identity is written, but {} cannot be; mend that and join again", path.display())]
+    /// The configuration, or another file, cannot be written.
+    #[error(
+        "the identity is written, but {} cannot be; mend that and give the same command again, which \
+         goes on from here",
+        path.display()
+    )]
     Write {
         /// The file.
         path: PathBuf,
@@ -69,6 +76,18 @@ pub enum JoinError {
         #[source]
         source: io::Error,
     },
+    /// systemd does not start the agent.
+    #[error(
+        "all files are written, but systemd does not start edgecore.service; see journalctl -u \
+         edgecore, and give the same command again, which goes on from here"
+    )]
+    Start(#[source] SystemdError),
+    /// The agent runs without the cloud.
+    #[error(
+        "all files are written and the agent runs, but it is not connected to cloudcore: {0}; see \
+         edgeadm status, and edgeadm check for the way to cloudcore"
+    )]
+    NotConnected(String),
 }
 
 impl JoinError {
@@ -77,7 +96,9 @@ impl JoinError {
         match self {
             Self::Ask(error) if error.is_passing() => exit::UNAVAILABLE,
             Self::NotRoot | Self::Ask(AskError::Refused { .. }) => exit::NOT_PERMITTED,
-            Self::Runtime(_) | Self::Authority(_) => exit::UNAVAILABLE,
+            Self::Runtime(_) | Self::Authority(_) | Self::Start(_) | Self::NotConnected(_) => {
+                exit::UNAVAILABLE
+            }
             Self::Tls(_) | Self::Request(_) => exit::OS_ERROR,
             Self::Identity(_) | Self::Write { .. } => exit::NOT_WRITTEN,
             Self::Token(_)
@@ -96,8 +117,8 @@ pub async fn run(args: JoinArgs) -> Result<(), JoinError> {
     if !facts.is_root {
         return Err(JoinError::NotRoot);
     }
-    let plan = Plan::new(&args, facts).map_err(JoinError::Plan)?;
-    check_runtime(&plan).await?;
+    let mut plan = Plan::new(&args, &token, facts).map_err(JoinError::Plan)?;
+    plan.network = ask_runtime(&plan).await?;
     let tls = pin::tls(&token).map_err(JoinError::Tls)?;
     let address = plan.config.cloudcore.to_string();
     let connection = ask::connect(&address, tls).await.map_err(JoinError::Ask)?;
@@ -110,11 +131,25 @@ pub async fn run(args: JoinArgs) -> Result<(), JoinError> {
     steps::take(plan, &token, connection).await
 }
 
-async fn check_runtime(plan: &Plan) -> Result<(), JoinError> {
+/// Whether the runtime can be used, and what it has of a network for pods.
+async fn ask_runtime(plan: &Plan) -> Result<Network, JoinError> {
     let socket = plan.config.runtime_socket.to_string_lossy();
     let runtime = Runtime::new(&socket).map_err(JoinError::Endpoint)?;
     let version = runtime.version().await.map_err(JoinError::Runtime)?;
     ui::step(&format!("{} {} answers at {socket}", version.name, version.version));
+    let status = runtime.status().await.map_err(JoinError::Runtime)?;
+    let conditions = status.status.into_iter().flat_map(|status| status.conditions);
+    let is_missing = conditions.into_iter().any(|c| c.r#type == "NetworkReady" && !c.status);
+    if !is_missing {
+        return Ok(Network::Ready);
+    }
+    let dir = runtime.cni_dir().await.map_err(JoinError::Runtime)?;
+    let dir = dir.unwrap_or_else(|| cni::DIR.to_owned());
 
-    Ok(())
+    // A configuration that is there and does not work yet is not ours to replace.
+    Ok(match (cni::is_configured(Path::new(&dir)), dir.as_str()) {
+        (true, _) => Network::Ready,
+        (false, cni::DIR) => Network::Default,
+        (false, _) => Network::Elsewhere(dir),
+    })
 }

@@ -12,10 +12,12 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config};
 use proto::ids::{NameError, NodeName};
 use ring::rand::SystemRandom;
+use serde::Serialize;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
-use crate::args::{ClusterArgs, TokenCommand};
+use crate::args::cluster::{ClusterArgs, CreateArgs, TokenCommand};
+use crate::output::{self, Answer, Table};
 use crate::token::{NoRandomness, Token};
 use crate::{clock, exit, ui};
 
@@ -101,24 +103,110 @@ impl TokensError {
 /// Does one command.
 pub async fn run(command: TokenCommand) -> Result<(), TokensError> {
     match command {
-        TokenCommand::Create { ttl, node_name, single_use, cluster } => {
-            let node = node_name.map(NodeName::new).transpose().map_err(TokensError::NodeName)?;
-            let expires = clock::now() + ttl;
-            let token = Secrets::open(&cluster).await?.create(expires, node, single_use).await?;
-            ui::answer(&token.reveal());
-        }
-        TokenCommand::List { cluster } => {
+        TokenCommand::Create(args) => create(args).await?,
+        TokenCommand::List { output, cluster } => {
             let found = Secrets::open(&cluster).await?.list().await?;
-            ui::answer(&table(&found, clock::now()));
+            let now = clock::now();
+            let tokens = Listed(found.iter().map(|secret| Told::of(secret, now)).collect());
+            output::show(output.output, &tokens);
         }
-        TokenCommand::Delete { id, cluster } => {
+        TokenCommand::Revoke { id, cluster } => {
             let id = id.parse::<Token>().map_or(id, |token| token.id().to_owned());
             Secrets::open(&cluster).await?.delete(&id).await?;
-            ui::answer(&format!("token {id} is deleted"));
+            ui::answer(&format!("token {id} is revoked"));
         }
     }
 
     Ok(())
+}
+
+/// Makes a token and prints it.
+pub async fn create(args: CreateArgs) -> Result<(), TokensError> {
+    let node = args.node_name.map(NodeName::new).transpose().map_err(TokensError::NodeName)?;
+    let expires = whole_seconds(clock::now() + args.ttl);
+    let token = Secrets::open(&args.cluster).await?.create(expires, node, args.single_use).await?;
+    let made = Made {
+        id: token.id().to_owned(),
+        token: token.reveal(),
+        expires: expires.to_string(),
+        join_command: args
+            .print_join_command
+            .then(|| join_command(&args.cloudcore.unwrap_or_default(), &token)),
+    };
+    output::show(args.output.output, &made);
+
+    Ok(())
+}
+
+fn join_command(cloudcore: &str, token: &Token) -> String {
+    format!("edgeadm join --cloudcore {cloudcore} --token {}", token.reveal())
+}
+
+/// A new token.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Made {
+    id: String,
+    token: String,
+    expires: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_command: Option<String>,
+}
+
+impl Answer for Made {
+    fn text(&self) -> String {
+        self.join_command.clone().unwrap_or_else(|| self.token.clone())
+    }
+}
+
+/// All tokens.
+#[derive(Debug, Serialize)]
+struct Listed(Vec<Told>);
+
+impl Answer for Listed {
+    fn text(&self) -> String {
+        let mut table = Table::new(&["ID", "EXPIRES", "SINGLE-USE", "NODE"]);
+        for token in &self.0 {
+            let past = if token.expired { " (past)" } else { "" };
+            let single_use = if token.single_use { "yes" } else { "no" };
+            let expires = format!("{}{past}", token.expires);
+            let node = token.node_name.as_deref().unwrap_or("any");
+            table.row([token.id.as_str(), &expires, single_use, node]);
+        }
+
+        table.text()
+    }
+}
+
+/// What is told of a token.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Told {
+    id: String,
+    expires: String,
+    expired: bool,
+    single_use: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_name: Option<String>,
+}
+
+impl Told {
+    fn of(secret: &Secret, now: Timestamp) -> Self {
+        let field = |name: &str| {
+            let bytes = secret.data.as_ref().and_then(|data| data.get(name));
+            bytes.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned())
+        };
+        let name = secret.metadata.name.as_deref().unwrap_or_default();
+        let expires = field(EXPIRES).unwrap_or_default();
+
+        Self {
+            id: name.strip_prefix(SECRET_PREFIX).unwrap_or(name).to_owned(),
+            expired: expires.parse::<Timestamp>().is_ok_and(|until| until <= now),
+            expires,
+            single_use: field(SINGLE_USE).as_deref() == Some("true"),
+            node_name: field(NODE_NAME),
+        }
+    }
 }
 
 /// The Secrets of one installation.
@@ -199,9 +287,12 @@ async fn from_file(path: &Path) -> Result<Config, TokensError> {
     Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(failed)
 }
 
+fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
 fn secret(token: &Token, expires: Timestamp, node: Option<&NodeName>, single_use: bool) -> Secret {
-    let whole_seconds = Timestamp::from_second(expires.as_second()).unwrap_or(expires);
-    let mut fields = vec![(SECRET_HASH, token.secret_hash()), (EXPIRES, whole_seconds.to_string())];
+    let mut fields = vec![(SECRET_HASH, token.secret_hash()), (EXPIRES, expires.to_string())];
     fields.extend(node.map(|node| (NODE_NAME, node.to_string())));
     fields.extend(single_use.then(|| (SINGLE_USE, "true".to_owned())));
     let bytes = |(name, value): (&str, String)| (name.to_owned(), ByteString(value.into_bytes()));
@@ -213,26 +304,6 @@ fn secret(token: &Token, expires: Timestamp, node: Option<&NodeName>, single_use
     secret
 }
 
-fn table(secrets: &[Secret], now: Timestamp) -> String {
-    let mut lines = vec![format!("{:<10}{:<30}{:<12}{}", "ID", "EXPIRES", "SINGLE-USE", "NODE")];
-    for secret in secrets {
-        let field = |name: &str| {
-            let bytes = secret.data.as_ref().and_then(|data| data.get(name));
-            bytes.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned())
-        };
-        let name = secret.metadata.name.as_deref().unwrap_or_default();
-        let id = name.strip_prefix(SECRET_PREFIX).unwrap_or(name);
-        let expires = field(EXPIRES).unwrap_or_default();
-        let is_past = expires.parse::<Timestamp>().is_ok_and(|until| until <= now);
-        let expires = if is_past { format!("{expires} (past)") } else { expires };
-        let single_use = if field(SINGLE_USE).as_deref() == Some("true") { "yes" } else { "no" };
-        let node = field(NODE_NAME).unwrap_or_else(|| "any".to_owned());
-        lines.push(format!("{id:<10}{expires:<30}{single_use:<12}{node}"));
-    }
-
-    lines.join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,18 +312,17 @@ mod tests {
     fn a_secret_has_no_secret_and_is_listed() {
         let token = Token::generate(b"ca", &SystemRandom::new()).unwrap();
         let node = NodeName::new("edge-1").unwrap();
-        let expires: Timestamp = "2026-11-24T10:00:00.5Z".parse().unwrap();
+        let expires = whole_seconds("2026-11-24T10:00:00.5Z".parse().unwrap());
         let made = secret(&token, expires, Some(&node), true);
         let text = serde_json::to_string(&made).unwrap();
         let (before_secret, shown) = (token.reveal(), "2026-11-24T10:00:00Z");
         let raw = before_secret.rsplit('.').next().unwrap();
 
         assert!(!text.contains(raw));
-        let listed = table(std::slice::from_ref(&made), "2026-11-23T10:00:00Z".parse().unwrap());
-        let row = listed.lines().nth(1).unwrap();
-        let words: Vec<_> = row.split_whitespace().collect();
+        let listed = |now| Listed(vec![Told::of(&made, now)]).text();
+        let row = listed("2026-11-23T10:00:00Z".parse().unwrap());
+        let words: Vec<_> = row.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(words, [token.id(), shown, "yes", "edge-1"]);
-        let listed = table(&[made], expires);
-        assert!(listed.contains("(past)"), "{listed}");
+        assert!(listed(expires).contains("(past)"), "{}", listed(expires));
     }
 }

@@ -9,6 +9,18 @@ pub fn answer(text: &str) {
     let _closed = writeln!(std::io::stdout().lock(), "{text}");
 }
 
+/// A piece of an answer, as it is. False if nobody wants more.
+pub fn bytes(bytes: &[u8]) -> bool {
+    let mut stdout = std::io::stdout().lock();
+
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).is_ok()
+}
+
+/// What somebody else says on stderr, as it is.
+pub fn error_bytes(bytes: &[u8]) {
+    let _closed = std::io::stderr().lock().write_all(bytes);
+}
+
 /// What is being done.
 pub fn step(text: &str) {
     let _closed = writeln!(std::io::stderr().lock(), "{text}");

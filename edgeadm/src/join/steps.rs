@@ -9,11 +9,11 @@ use rcgen::{CertificateParams, DnType, KeyPair};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
-use super::JoinError;
-use super::plan::Plan;
+use super::plan::{Network, Plan, Service};
+use super::{JoinError, journal, start};
 use crate::ask::{Connection, JoinRequest};
 use crate::token::Token;
-use crate::ui;
+use crate::{cni, ui, unit};
 
 /// Organization of nodes (Kubernetes).
 const NODES_GROUP: &str = "system:nodes";
@@ -24,7 +24,51 @@ pub(super) async fn take(
     token: &Token,
     connection: Connection,
 ) -> Result<(), JoinError> {
-    let Plan { config, config_path, config_text } = plan;
+    let folder = plan.config_path.parent().unwrap_or_else(|| Path::new("/"));
+    let unwritten = |path: &Path| {
+        let path = path.to_owned();
+        move |source| JoinError::Write { path, source }
+    };
+    if !plan.has_identity {
+        ask(&plan, token, connection).await?;
+    }
+    // The token may be used up now.
+    journal::keep(folder, &Plan::journal(&plan.config, token))
+        .map_err(unwritten(&folder.join(journal::FILE)))?;
+    if let Some(text) = &plan.config_text {
+        write(&plan.config_path, text).map_err(unwritten(&plan.config_path))?;
+        ui::step(&format!("wrote {}", plan.config_path.display()));
+    }
+    match &plan.network {
+        Network::Ready => {}
+        Network::Default => {
+            write(Path::new(cni::FILE), cni::DEFAULT).map_err(unwritten(Path::new(cni::FILE)))?;
+            ui::step(&format!("wrote {}: the runtime had no network for pods", cni::FILE));
+        }
+        Network::Elsewhere(dir) => {
+            ui::step(&format!("pods have no network until {dir} has a CNI configuration"));
+        }
+    }
+    if let Service::Unit { text: Some(text), .. } = &plan.service {
+        write(Path::new(unit::FILE), text).map_err(unwritten(Path::new(unit::FILE)))?;
+        ui::step(&format!("wrote {}", unit::FILE));
+    }
+    let by_hand = start::agent(&plan).await?;
+    journal::forget(folder).map_err(unwritten(&folder.join(journal::FILE)))?;
+    ui::answer(&match by_hand {
+        None => format!("node {} has joined and is connected", plan.config.node),
+        Some(command) => format!(
+            "node {} has joined; start the agent, or restart it if it runs: {command}",
+            plan.config.node
+        ),
+    });
+
+    Ok(())
+}
+
+/// Asks for a certificate, and writes the identity.
+async fn ask(plan: &Plan, token: &Token, connection: Connection) -> Result<(), JoinError> {
+    let config = &plan.config;
     let key = KeyPair::generate().map_err(JoinError::Request)?;
     let csr = request(config.node.as_str(), &key).map_err(JoinError::Request)?;
     let asked = JoinRequest { token: &token.reveal(), node_name: config.node.as_str(), csr: &csr };
@@ -39,16 +83,6 @@ pub(super) async fn take(
     // What was written is what the agent will read.
     identity::load(dir, clock::since_1970()).map_err(JoinError::Identity)?;
     ui::step(&format!("wrote the identity of node {} to {}", config.node, dir.display()));
-    if let Some(text) = config_text {
-        write(&config_path, &text)
-            .map_err(|source| JoinError::Write { path: config_path.clone(), source })?;
-        ui::step(&format!("wrote {}", config_path.display()));
-    }
-    ui::answer(&format!(
-        "node {} has joined; start the agent, or restart it if it runs: edgecore run --config {}",
-        config.node,
-        config_path.display()
-    ));
 
     Ok(())
 }
@@ -63,9 +97,9 @@ fn request(node: &str, key: &KeyPair) -> Result<String, rcgen::Error> {
 }
 
 /// Writes the file whole or not at all.
-fn write(path: &Path, text: &str) -> io::Result<()> {
+pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {
     let dir = path.parent().unwrap_or_else(|| Path::new("/"));
-    let temporary = path.with_extension("yaml.new");
+    let temporary = path.with_extension("new");
     fs::create_dir_all(dir)?;
     let mut file = fs::File::create(&temporary)?;
     file.write_all(text.as_bytes())?;

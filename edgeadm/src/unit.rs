@@ -1,0 +1,95 @@
+//! The systemd unit of the agent.
+
+use std::path::Path;
+
+/// Its name.
+pub const NAME: &str = "edgecore.service";
+/// Where edgeadm writes it.
+pub const FILE: &str = "/etc/systemd/system/edgecore.service";
+/// Where a package puts it.
+pub const PACKAGED: &str = "/usr/lib/systemd/system/edgecore.service";
+/// There while systemd is the first process (`sd_booted`).
+pub const SYSTEMD: &str = "/run/systemd/system";
+/// How files begin that edgeadm wrote and may remove.
+pub const MARK: &str = "# Written by edgeadm";
+
+/// The unit that runs `program` with the configuration at `config`.
+///
+/// No option makes a mount namespace (`ProtectSystem` and others do): what the agent mounts for pods would
+/// not be seen by the runtime. `RestrictSUIDSGID` is not there because volumes of an `fsGroup` have that bit.
+pub fn text(program: &Path, config: &Path) -> String {
+    let (program, config) = (program.display(), config.display());
+
+    format!(
+        "\
+{MARK} join, removed by edgeadm reset. Put changes into {NAME}.d/*.conf.
+[Unit]
+Description=Holdfast node agent
+Documentation=man:edgeadm(1)
+Wants=network-online.target
+After=network-online.target containerd.service crio.service dbus.service
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStart={program} run --config {config}
+Restart=always
+RestartSec=2
+WatchdogSec=60
+TimeoutStopSec=75
+KillMode=process
+OOMScoreAdjust=-999
+LimitNOFILE=65536
+TasksMax=infinity
+NoNewPrivileges=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+RestrictRealtime=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+SystemCallArchitectures=native
+SystemCallFilter=~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @swap
+
+[Install]
+WantedBy=multi-user.target
+"
+    )
+}
+
+/// Whether the unit runs the agent with the configuration at `config`.
+pub fn is_of(text: &str, config: &Path) -> bool {
+    let config = config.display().to_string();
+
+    text.lines().filter_map(|line| line.strip_prefix("ExecStart=")).any(|start| {
+        let mut words = start.split_whitespace().skip_while(|word| *word != "--config").skip(1);
+        match words.next() {
+            Some(word) => word == config,
+            None => config == edgecore::args::CONFIG_PATH,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unit_is_of_the_agent_that_it_is_written_for() {
+        let config = Path::new("/etc/holdfast/edgecore.yaml");
+        let unit = text(Path::new("/usr/bin/edgecore"), config);
+        assert!(unit.starts_with(MARK) && is_of(&unit, config), "{unit}");
+        // A mount namespace of its own would hide volumes from the runtime.
+        for option in ["Protect", "Private", "ReadOnlyPaths", "ReadWritePaths", "Inaccessible"] {
+            assert!(!unit.contains(option), "{option}");
+        }
+    }
+
+    #[test]
+    fn a_unit_is_of_the_agent_with_its_configuration() {
+        let default = Path::new(edgecore::args::CONFIG_PATH);
+        let plain = "[Service]\nExecStart=/usr/bin/edgecore run\n";
+        assert!(is_of(plain, default) && !is_of(plain, Path::new("/b/edgecore.yaml")));
+        let other = "ExecStart=/usr/bin/edgecore run --config /b/edgecore.yaml";
+        assert!(is_of(other, Path::new("/b/edgecore.yaml")) && !is_of(other, default));
+        assert!(!is_of("[Service]\n", default));
+    }
+}
