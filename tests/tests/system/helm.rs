@@ -34,6 +34,14 @@ struct Cloud {
     client: Client,
 }
 
+/// A pod of cloudcore.
+#[derive(Debug)]
+struct Replica {
+    name: String,
+    node: String,
+    address: String,
+}
+
 impl Cloud {
     async fn up() -> Result<Self> {
         let own = OwnCluster::without_cloudcore().await?;
@@ -88,8 +96,8 @@ impl Cloud {
         Ok(secret["data"]["ca.crt"].clone())
     }
 
-    /// The replicas of cloudcore: their names, and where they run.
-    async fn replicas(&self) -> Result<Vec<(String, String)>> {
+    /// The replicas of cloudcore that are to stay.
+    async fn replicas(&self) -> Result<Vec<Replica>> {
         let path =
             "/api/v1/namespaces/holdfast/pods?labelSelector=app.kubernetes.io%2Fname%3Dcloudcore";
         let pods = self.cluster().get(&self.client, path).await?.context("a list")?;
@@ -98,19 +106,35 @@ impl Cloud {
 
         Ok(all
             .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
-            .map(|pod| (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"])))
+            .map(|pod| Replica {
+                name: text(&pod["metadata"]["name"]),
+                node: text(&pod["spec"]["nodeName"]),
+                address: text(&pod["status"]["podIP"]),
+            })
             .collect())
     }
 
+    /// Waits until one of them has the node's link: before, API servers ask one that is gone.
+    async fn until_served(&self, edge: &EdgeNode) -> Result<()> {
+        let look = || async {
+            let node = self.cluster().get(&self.client, &edge.path()).await?;
+            let node = node.context("the Node is gone")?;
+            let address = node["status"]["addresses"][0]["address"].as_str();
+            let replicas = self.replicas().await?;
+            Ok((address.unwrap_or_default().to_owned(), replicas))
+        };
+        let is_served =
+            |seen: &(String, Vec<Replica>)| seen.1.iter().any(|replica| replica.address == seen.0);
+
+        wait::until("a replica at the node's address", LIMIT, look, is_served).await.map(drop)
+    }
+
     /// Waits until there are `count` replicas, and none of those `before`.
-    async fn until_replaced(
-        &self,
-        count: usize,
-        before: &[(String, String)],
-    ) -> Result<Vec<(String, String)>> {
+    async fn until_replaced(&self, count: usize, before: &[Replica]) -> Result<Vec<Replica>> {
         let what = format!("{count} replicas in the place of {before:?}");
-        let are_new = |now: &Vec<(String, String)>| {
-            now.len() == count && !now.iter().any(|replica| before.contains(replica))
+        let are_new = |now: &Vec<Replica>| {
+            let is_old = |replica: &Replica| before.iter().any(|old| old.name == replica.name);
+            now.len() == count && !now.iter().any(is_old)
         };
 
         wait::until(&what, LIMIT, || self.replicas(), are_new).await
@@ -147,7 +171,8 @@ impl Cloud {
     }
 
     /// The pod is as it was, and can be talked to through a replica of cloudcore.
-    async fn answers(&self, name: &str, before: &Incarnation) -> Result<()> {
+    async fn answers(&self, edge: &EdgeNode, name: &str, before: &Incarnation) -> Result<()> {
+        self.until_served(edge).await?;
         let path = pods::path(name);
         let after =
             self.cluster().until(&self.client, &path, "Ready", LIMIT, pods::is_ready).await?;
@@ -193,7 +218,7 @@ async fn from_an_existing_cluster_and_a_bare_box_to_a_ready_node() -> Result<()>
     let address = format!("{}:{NODE_PORT}", cloud.node.site().fact("ADDRESS")?);
     let edge = EdgeNode::join_behind_nat(cloud.cluster(), &cloud.client, &address).await?;
     let before = cloud.run(pods::sleeper("steady", edge.name())).await?;
-    cloud.answers("steady", &before).await?;
+    cloud.answers(&edge, "steady", &before).await?;
 
     // Each replica goes and another comes, twice.
     let upgrade = async {
@@ -202,14 +227,14 @@ async fn from_an_existing_cluster_and_a_bare_box_to_a_ready_node() -> Result<()>
         cloud.until_replaced(3, &first).await
     };
     let second = cloud.while_ready(&edge, upgrade).await?;
-    ensure!(second.iter().all(|(_, node)| node == cloud.node.name()), "on an edge: {second:?}");
-    cloud.answers("steady", &before).await?;
+    ensure!(second.iter().all(|one| one.node == cloud.node.name()), "on an edge: {second:?}");
+    cloud.answers(&edge, "steady", &before).await?;
     let rollback = async {
         cloud.helm("rollback", &[]).await?;
         cloud.until_replaced(2, &second).await
     };
     let third = cloud.while_ready(&edge, rollback).await?;
-    cloud.answers("steady", &before).await?;
+    cloud.answers(&edge, "steady", &before).await?;
 
     // What nodes trust is not the chart's to remove.
     cloud.helm("uninstall", &[]).await?;
@@ -218,5 +243,5 @@ async fn from_an_existing_cluster_and_a_bare_box_to_a_ready_node() -> Result<()>
     ensure!(cloud.authority().await? == authority, "another authority");
     cloud.run(pods::sleeper("fresh", edge.name())).await?;
 
-    cloud.answers("steady", &before).await
+    cloud.answers(&edge, "steady", &before).await
 }
