@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::hub::Sessions;
+use crate::leader::Leadership;
 use crate::nodes::PROVIDER_PREFIX;
 use crate::{clock, telemetry};
 
@@ -111,14 +112,23 @@ fn is_ours(node: &Value) -> bool {
     provider.starts_with(PROVIDER_PREFIX) && node["metadata"]["labels"][LABEL] != "false"
 }
 
+/// What autonomy works with.
+pub struct Shared {
+    /// Shows nodes and pods.
+    pub cluster: Cluster,
+    /// Shows which nodes are connected.
+    pub sessions: Sessions,
+    /// For the pods.
+    pub client: Client,
+    /// The API server's default, in seconds.
+    pub default_seconds: i64,
+    /// One replica does it.
+    pub leadership: Leadership,
+}
+
 /// Sweeps until asked to stop.
-pub async fn run(
-    cluster: Cluster,
-    sessions: Sessions,
-    client: Client,
-    default_seconds: i64,
-    stop: CancellationToken,
-) {
+pub async fn run(shared: Shared, stop: CancellationToken) {
+    let Shared { cluster, sessions, client, default_seconds, leadership } = shared;
     let started = clock::timestamp();
     let mut refused: BTreeMap<Uid, Refusal> = BTreeMap::new();
     let mut ticks = interval(SWEEP_INTERVAL);
@@ -127,6 +137,9 @@ pub async fn run(
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
+        }
+        if !leadership.is_held() {
+            continue;
         }
         let now = clock::timestamp();
         let has_settled = now - START_GRACE >= started;

@@ -13,6 +13,9 @@ use tracing::level_filters::LevelFilter;
 /// The node controller gives up on a node after 40 s (older ones) without a renewal.
 const LEASE_RENEW_SECONDS_MAX: u64 = 30;
 
+/// A load balancer that needs longer to notice is none.
+const DRAIN_SECONDS_MAX: u64 = 300;
+
 /// Why a config file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -53,6 +56,8 @@ struct File {
     listen: String,
     #[serde(default = "defaults::status_listen")]
     status_listen: String,
+    #[serde(default = "defaults::peer_listen")]
+    peer_listen: String,
     #[serde(default)]
     advertise_address: String,
     #[serde(default = "defaults::namespace")]
@@ -63,6 +68,8 @@ struct File {
     default_toleration_seconds: i64,
     #[serde(default = "defaults::lease")]
     node_lease_renew_seconds: u64,
+    #[serde(default = "defaults::drain")]
+    drain_seconds: u64,
     #[serde(default = "defaults::log_level")]
     log_level: String,
 }
@@ -97,6 +104,9 @@ mod defaults {
     pub(super) fn status_listen() -> String {
         "0.0.0.0:10001".to_owned()
     }
+    pub(super) fn peer_listen() -> String {
+        "0.0.0.0:10002".to_owned()
+    }
     pub(super) fn namespace() -> String {
         "holdfast".to_owned()
     }
@@ -105,6 +115,9 @@ mod defaults {
     }
     pub(super) fn lease() -> u64 {
         20
+    }
+    pub(super) fn drain() -> u64 {
+        10
     }
     pub(super) fn log_level() -> String {
         "info".to_owned()
@@ -120,6 +133,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where probes and Prometheus ask.
     pub status_listen: SocketAddr,
+    /// Where other replicas pass on what is asked of nodes; the port of the advertised address.
+    pub peer_listen: SocketAddr,
     /// Where API servers reach the kubelet API.
     pub advertise_address: IpAddr,
     /// Of our own Secrets and Leases.
@@ -130,6 +145,8 @@ pub struct Config {
     pub default_toleration_seconds: i64,
     /// Between renewals of a node's Lease.
     pub node_lease_renewal: Duration,
+    /// From the signal to stop until edges are sent elsewhere.
+    pub drain: Duration,
     /// What is logged.
     pub log_level: LevelFilter,
 }
@@ -161,6 +178,9 @@ fn check(file: File) -> Result<Config, Vec<String>> {
     let status_listen = file.status_listen.parse().map_err(|_| {
         problems.push(format!("statusListen: {:?} is not ADDRESS:PORT", file.status_listen));
     });
+    let peer_listen = file.peer_listen.parse().map_err(|_| {
+        problems.push(format!("peerListen: {:?} is not ADDRESS:PORT", file.peer_listen));
+    });
     let advertise = advertised(&file.advertise_address).map_err(|problem| problems.push(problem));
     let log_level = file.log_level.parse().map_err(|_| {
         problems.push(format!(
@@ -177,11 +197,23 @@ fn check(file: File) -> Result<Config, Vec<String>> {
             file.node_lease_renew_seconds
         ));
     }
+    if file.drain_seconds > DRAIN_SECONDS_MAX {
+        problems.push(format!(
+            "drainSeconds: {} is not within 0 and {DRAIN_SECONDS_MAX}",
+            file.drain_seconds
+        ));
+    }
     if file.namespace.is_empty() {
         problems.push("namespace: must not be empty".to_owned());
     }
-    let (Ok(listen), Ok(status_listen), Ok(advertise_address), Ok(log_level), true) =
-        (listen, status_listen, advertise, log_level, problems.is_empty())
+    let (
+        Ok(listen),
+        Ok(status_listen),
+        Ok(peer_listen),
+        Ok(advertise_address),
+        Ok(log_level),
+        true,
+    ) = (listen, status_listen, peer_listen, advertise, log_level, problems.is_empty())
     else {
         return Err(problems);
     };
@@ -191,11 +223,13 @@ fn check(file: File) -> Result<Config, Vec<String>> {
         kubeconfig: (!file.kubeconfig.as_os_str().is_empty()).then_some(file.kubeconfig),
         listen,
         status_listen,
+        peer_listen,
         advertise_address,
         namespace: file.namespace,
         replica,
         default_toleration_seconds: file.default_toleration_seconds,
         node_lease_renewal: Duration::from_secs(file.node_lease_renew_seconds),
+        drain: Duration::from_secs(file.drain_seconds),
         log_level,
     })
 }
@@ -235,6 +269,7 @@ mod tests {
 
         assert_eq!(config.listen.port(), 10000);
         assert_eq!(config.status_listen.port(), 10001);
+        assert_eq!(config.peer_listen.port(), 10002);
         assert_eq!(config.default_toleration_seconds, 300);
     }
 
@@ -242,13 +277,13 @@ mod tests {
     fn every_problem_is_told_with_its_field() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.yaml");
-        let text =
-            "advertiseAddress: 127.0.0.1\nlisten: here\nstatusListen: there\nlogLevel: loud\n";
+        let text = "advertiseAddress: 127.0.0.1\nlisten: here\nstatusListen: there\npeerListen: far\nlogLevel: loud\n";
         std::fs::write(&path, text).unwrap();
         let error = Config::load(&path, &Given::default()).unwrap_err().to_string();
         for field in [
             "listen: \"here\"",
             "statusListen: \"there\"",
+            "peerListen: \"far\"",
             "advertiseAddress: API servers refuse 127.0.0.1",
             "logLevel: \"loud\"",
         ] {

@@ -6,18 +6,20 @@
 //! cloudcore sees is [`Connected`], [`SessionEvent`], [`SessionHandle`] and [`Sessions`].
 
 mod admission;
+mod drain;
 mod fencing;
 mod joining;
 mod listener;
 mod rate;
 mod routes;
 mod session;
+mod sessions;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,6 +37,7 @@ pub(crate) use self::admission::{LABEL as RECORD_LABEL, is_revoked};
 pub use self::fencing::run as fence;
 pub use self::listener::{HubError, bind, run};
 pub use self::rate::Rate;
+pub use self::sessions::{Holder, Sessions, Whereabouts};
 use crate::evidence::Evidence;
 use crate::metrics::Metrics;
 use crate::pki::Authority;
@@ -53,6 +56,8 @@ pub struct Shared {
     pub namespace: String,
     /// Name of this replica in session records.
     pub replica: String,
+    /// Where other replicas find this one.
+    pub peer: SocketAddr,
     /// Knows the current epoch of the cluster (invariant 7).
     pub evidence: Evidence,
     /// The sessions of this replica.
@@ -220,79 +225,5 @@ impl SessionHandle {
     async fn tell(&self, input: CloudInput) {
         // A session that is over needs no answer.
         drop(self.inputs.send(Command::Input(input)).await);
-    }
-}
-
-/// The current sessions of this replica, by node.
-#[derive(Clone, Debug, Default)]
-pub struct Sessions(Arc<Known>);
-
-#[derive(Debug, Default)]
-struct Known {
-    here: Mutex<BTreeMap<NodeName, SessionHandle>>,
-    /// Nodes whose record names another replica.
-    elsewhere: Mutex<BTreeSet<NodeName>>,
-}
-
-impl Sessions {
-    /// The session of a node.
-    pub fn get(&self, node: &NodeName) -> Option<SessionHandle> {
-        self.here().get(node).cloned()
-    }
-
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.here().len()
-    }
-
-    /// Every current session.
-    pub fn all(&self) -> Vec<SessionHandle> {
-        self.here().values().cloned().collect()
-    }
-
-    /// Whether another replica had the node's last session, as far as is known.
-    pub fn is_elsewhere(&self, node: &NodeName) -> bool {
-        self.elsewhere().contains(node)
-    }
-
-    /// Keeps which replica had the node's last session.
-    fn note(&self, node: &NodeName, is_elsewhere: bool) {
-        if is_elsewhere {
-            self.elsewhere().insert(node.clone());
-        } else {
-            self.elsewhere().remove(node);
-        }
-    }
-
-    /// Makes `session` the node's; the one before is fenced at once.
-    fn replace(&self, session: SessionHandle) -> Option<SessionHandle> {
-        let before = self.here().insert(session.node.clone(), session);
-        if let Some(before) = &before {
-            before.fence();
-        }
-
-        before
-    }
-
-    /// Forgets `session` if it is still the node's.
-    fn remove(&self, session: &SessionHandle) {
-        session.fence();
-        let mut sessions = self.here();
-        let is_it = sessions
-            .get(&session.node)
-            .is_some_and(|other| Arc::ptr_eq(&other.current, &session.current));
-        if is_it {
-            sessions.remove(&session.node);
-        }
-    }
-
-    fn here(&self) -> MutexGuard<'_, BTreeMap<NodeName, SessionHandle>> {
-        // The map is whole whatever panicked beside it.
-        self.0.here.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn elsewhere(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
-        // As above.
-        self.0.elsewhere.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,12 +1,13 @@
-//! The kubelet API of every connected node: a TLS port a node, so that API servers need no flag.
+//! The kubelet API of every node: a TLS port a node, so that API servers need no flag.
 //!
 //! Callers are authenticated and authorised here, as a kubelet does ([`access`]); then the request goes
-//! to the node unparsed, over a stream of its link ([`forward`]). Connections end with the node's
-//! session: with the link down, callers are told at once since when the node is away.
+//! to the node unparsed, over a stream of its link ([`forward`]), through the replica that has the link
+//! if it is another ([`peers`]). With the link down, callers are told at once since when the node is away.
 
 mod access;
 mod forward;
 mod kept;
+mod peers;
 
 use std::convert::Infallible;
 use std::io;
@@ -19,11 +20,10 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use jiff::Timestamp;
 use kube::Client;
 use proto::ids::NodeName;
 use proto::stream::STREAMS_MAX;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -31,9 +31,10 @@ use tokio_rustls::TlsAcceptor;
 
 pub use self::access::AccessError;
 pub use self::kept::Kept;
+pub use self::peers::{Peers, run as serve_peers};
 use crate::cluster::Cluster;
 use crate::crowd::{Crowd, Place, Source};
-use crate::hub::SessionHandle;
+use crate::hub::Sessions;
 use crate::metrics::Metrics;
 use crate::pki::Authority;
 use crate::telemetry;
@@ -53,6 +54,9 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// one.
 const CONNECTIONS_MAX: usize = 2 * STREAMS_MAX;
 
+/// Connections that wait to be accepted, at each port.
+const BACKLOG: u32 = 1_024;
+
 /// What every port needs.
 pub struct Shared {
     /// Signs the serving certificate.
@@ -63,6 +67,10 @@ pub struct Shared {
     pub cluster: Cluster,
     /// This replica's address.
     pub address: IpAddr,
+    /// Where nodes' sessions are.
+    pub sessions: Sessions,
+    /// The way to other replicas.
+    pub peers: Peers,
     /// What all ports share.
     pub kept: Kept,
     /// Before all ports: callers that have not proved who they are.
@@ -77,52 +85,17 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// Whose port it is.
-#[derive(Clone, Debug)]
-pub enum Whose {
-    /// A node with a session.
-    Connected(SessionHandle),
-    /// A node without one.
-    Away(Arc<Absence>),
-}
-
-/// What is known of a node that is away.
-#[derive(Debug)]
-pub struct Absence {
-    /// Its name.
-    pub node: NodeName,
-    /// Since when.
-    pub since: Option<Timestamp>,
-}
-
-impl std::fmt::Display for Absence {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { node, since } = self;
-        write!(f, "node {node} is away")?;
-        if let Some(since) = since {
-            write!(f, " since {since:.0}")?;
-        }
-
-        write!(f, ", its agent has no link to cloudcore")
-    }
-}
-
-impl Whose {
-    fn node(&self) -> &NodeName {
-        match self {
-            Self::Connected(session) => session.node(),
-            Self::Away(absence) => &absence.node,
-        }
-    }
-}
-
 /// Takes a port.
-pub async fn bind(address: IpAddr, port: u16) -> io::Result<TcpListener> {
-    TcpListener::bind(SocketAddr::new(address, port)).await
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+
+    socket.listen(BACKLOG)
 }
 
-/// Serves a node's port until it is dropped, with the session.
-pub async fn run(shared: Arc<Shared>, whose: Whose, listener: TcpListener) {
+/// Serves a node's port until it is dropped.
+pub async fn run(shared: Arc<Shared>, node: NodeName, listener: TcpListener) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -132,7 +105,7 @@ pub async fn run(shared: Arc<Shared>, whose: Whose, listener: TcpListener) {
                 let (socket, peer) = match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
-                        tracing::warn!(node = %whose.node(), %error, "cannot accept a caller of the kubelet API");
+                        tracing::warn!(%node, %error, "cannot accept a caller of the kubelet API");
                         // Out of descriptors, most often: let some connections end.
                         sleep(Duration::from_millis(100)).await;
                         continue;
@@ -141,7 +114,7 @@ pub async fn run(shared: Arc<Shared>, whose: Whose, listener: TcpListener) {
                 let place = shared.crowd.enter(Source::of(peer.ip()));
                 let lost = place.lost();
                 let door = Arc::new(Door::new(place, Arc::clone(&slots)));
-                let serving = serve(Arc::clone(&shared), whose.clone(), socket, door);
+                let serving = serve(Arc::clone(&shared), node.clone(), socket, door);
                 connections.spawn(async move {
                     tokio::select! {
                         () = serving => {}
@@ -182,11 +155,11 @@ impl Door {
     }
 }
 
-async fn serve(shared: Arc<Shared>, whose: Whose, socket: TcpStream, door: Arc<Door>) {
+async fn serve(shared: Arc<Shared>, node: NodeName, socket: TcpStream, door: Arc<Door>) {
     let tls = match shared.kept.tls(&shared).await {
         Ok(tls) => tls,
         Err(error) => {
-            tracing::warn!(node = %whose.node(), error = %telemetry::chain(&error), "cannot serve the kubelet API of the node");
+            tracing::warn!(%node, error = %telemetry::chain(&error), "cannot serve the kubelet API of the node");
             return;
         }
     };
@@ -195,13 +168,13 @@ async fn serve(shared: Arc<Shared>, whose: Whose, socket: TcpStream, door: Arc<D
     let certificates = stream.get_ref().1.peer_certificates();
     let certified = certificates.and_then(|chain| chain.first()).and_then(access::caller_of);
     let service = service_fn(move |request: Request<Incoming>| {
-        let (shared, whose, door) = (Arc::clone(&shared), whose.clone(), Arc::clone(&door));
+        let (shared, node, door) = (Arc::clone(&shared), node.clone(), Arc::clone(&door));
         let certified = certified.clone();
         async move {
             let answer = match forward::caller(&shared, certified, request.headers()).await {
                 None => forward::unauthorized(),
-                Some(_) if !door.let_in() => forward::busy(whose.node()),
-                Some(caller) => forward::answer(&shared, &whose, &caller, request).await,
+                Some(_) if !door.let_in() => forward::busy(&node),
+                Some(caller) => forward::answer(&shared, &node, &caller, request).await,
             };
             shared.metrics.kubelet_request(answer.status());
             Ok::<_, Infallible>(answer)

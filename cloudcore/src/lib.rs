@@ -6,9 +6,12 @@
 //! - `cluster` feeds the index from one watch a kind and fetches what pods refer to;
 //! - `evidence` knows which cluster and history that is, and stops what would act on another;
 //! - `hub` accepts edges; each admitted session is handed over a bounded channel to
+//! - `leader` decides which replica does what is done once: the next two;
 //! - `registration` registers nodes again whose Node object was deleted;
 //! - `autonomy` keeps pods of nodes that are away from being evicted;
-//! - `nodes`, which runs one worker a session: changes down, statuses, events and tokens up.
+//! - `nodes`, which runs one worker a session: changes down, statuses, events and tokens up;
+//! - `ports` keeps the kubelet API of every node open, whichever replica has its session;
+//! - `peers` takes what other replicas are asked of nodes whose sessions are here.
 
 pub mod args;
 pub mod autonomy;
@@ -21,6 +24,7 @@ pub mod evidence;
 pub mod exit;
 pub mod hub;
 pub mod kubelet_api;
+pub mod leader;
 pub mod metrics;
 pub mod nodes;
 pub mod pki;
@@ -40,12 +44,15 @@ use kube::Client;
 use kube::config::KubeconfigError;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 pub use crate::config::Config;
 use crate::crowd::Crowd;
 use crate::evidence::{Doubt, Evidence};
 use crate::hub::{HubError, Sessions};
+use crate::leader::{Candidate, Leadership};
 use crate::pki::PkiError;
 use crate::registration::Registrations;
 use crate::startup::Prepared;
@@ -62,7 +69,13 @@ const CONNECTED_MAX: usize = 64;
 /// Open files with which a thousand nodes can be served.
 const OPEN_FILES_WANTED: u64 = 4_096;
 
-/// Tasks have this long to finish on SIGTERM.
+/// To let another replica be the leader.
+const LEADER_GRACE: Duration = Duration::from_secs(3);
+
+/// To end the sessions of 10,000 nodes.
+const HUB_GRACE: Duration = Duration::from_secs(25);
+
+/// After that, tasks have this long to finish.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// Why cloudcore cannot start or go on.
@@ -90,6 +103,11 @@ pub enum CloudError {
         "cannot listen on {0} for probes; is another cloudcore running? Its config names the address as statusListen"
     )]
     Status(SocketAddr, #[source] io::Error),
+    /// Other replicas cannot be served.
+    #[error(
+        "cannot listen on {0} for other replicas; is another cloudcore running, or is the address not of this machine?"
+    )]
+    Peers(SocketAddr, #[source] io::Error),
     /// The hub cannot start.
     #[error("cannot serve edges")]
     Hub(#[source] HubError),
@@ -113,7 +131,7 @@ impl CloudError {
         match self {
             Self::Kubeconfig(..) | Self::NotInCluster(_) | Self::Advertise(..) => exit::BAD_CONFIG,
             Self::Client(..) | Self::Pki(_) => exit::API_SERVER,
-            Self::Status(..) | Self::Hub(_) | Self::Os { .. } => exit::OS_ERROR,
+            Self::Status(..) | Self::Peers(..) | Self::Hub(_) | Self::Os { .. } => exit::OS_ERROR,
             Self::Task(TaskFault::Failed { source, .. }) if source.is::<Doubt>() => {
                 exit::OTHER_CLUSTER
             }
@@ -151,8 +169,8 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, CloudError> {
 }
 
 /// Whether ports can be opened at that address.
-async fn check_address(address: IpAddr) -> Result<(), CloudError> {
-    let tried = kubelet_api::bind(address, 0).await;
+fn check_address(address: IpAddr) -> Result<(), CloudError> {
+    let tried = kubelet_api::bind(SocketAddr::new(address, 0));
 
     tried.map(drop).map_err(|source| CloudError::Advertise(address, source))
 }
@@ -162,30 +180,31 @@ async fn check_address(address: IpAddr) -> Result<(), CloudError> {
 pub struct Cloud {
     tasks: Tasks,
     status: Status,
+    drain: Duration,
 }
 
 impl Cloud {
     /// Starts every task: first the one that tells how cloudcore is, which waits for no API server.
     pub async fn start(config: Config) -> Result<Self, CloudError> {
-        let mut cloud = Self { tasks: Tasks::default(), status: Status::default() };
+        let mut cloud =
+            Self { tasks: Tasks::default(), status: Status::default(), drain: config.drain };
         let address = config.status_listen;
         let listener = status::bind(address).await;
         let listener = listener.map_err(|source| CloudError::Status(address, source))?;
         let told = cloud.status.clone();
-        cloud.tasks.spawn("status", |stop| async move {
-            status::run(listener, told, stop).await;
-            Ok(())
-        });
+        cloud.spawn("status", |stop| status::run(listener, told, stop));
         let prepared = startup::prepare(&config, cloud.status.metrics()).await?;
-        cloud.serve(config, prepared).await?;
+        cloud.serve(&config, prepared)?;
 
         Ok(cloud)
     }
 
-    async fn serve(&mut self, config: Config, prepared: Prepared) -> Result<(), CloudError> {
+    fn serve(&mut self, config: &Config, prepared: Prepared) -> Result<(), CloudError> {
         let Prepared { authority, evidence, watches, writes } = prepared;
         let listener = hub::bind(config.listen).map_err(CloudError::Hub)?;
-        check_address(config.advertise_address).await?;
+        check_address(config.advertise_address)?;
+        let peers = kubelet_api::bind(config.peer_listen)
+            .map_err(|source| CloudError::Peers(config.peer_listen, source))?;
         let (connected, sessions) = mpsc::channel(CONNECTED_MAX);
         let metrics = self.status.metrics().clone();
         let hub = Arc::new(hub::Shared {
@@ -193,6 +212,7 @@ impl Cloud {
             client: writes.clone(),
             namespace: config.namespace.clone(),
             replica: config.replica.clone(),
+            peer: SocketAddr::new(config.advertise_address, config.peer_listen.port()),
             evidence: evidence.clone(),
             sessions: Sessions::default(),
             joins: hub::Rate::default(),
@@ -201,52 +221,35 @@ impl Cloud {
         });
         let cluster = Cluster::new(evidence.epoch());
         let registrations = Registrations::default();
+        let kubelet_api = Arc::new(kubelet_api::Shared {
+            client: writes.clone(),
+            cluster: cluster.clone(),
+            address: config.advertise_address,
+            sessions: hub.sessions.clone(),
+            peers: kubelet_api::Peers::new(Arc::clone(&authority), config.replica.clone()),
+            authority,
+            kept: kubelet_api::Kept::default(),
+            crowd: Crowd::default(),
+            metrics,
+        });
+        let ports = nodes::Ports::new(Arc::clone(&kubelet_api));
         let nodes = Arc::new(nodes::Shared {
             registrations: registrations.clone(),
             cluster: cluster.clone(),
             evidence: evidence.clone(),
             client: writes.clone(),
-            advertise_address: config.advertise_address,
-            kubelet_api: Arc::new(kubelet_api::Shared {
-                authority,
-                client: writes.clone(),
-                cluster: cluster.clone(),
-                address: config.advertise_address,
-                kept: kubelet_api::Kept::default(),
-                metrics,
-                crowd: Crowd::default(),
-            }),
+            ports: ports.clone(),
             lease_renewal: config.node_lease_renewal,
         });
-        let registration = registration::Shared {
-            cluster: cluster.clone(),
-            evidence: evidence.clone(),
-            client: writes.clone(),
-            namespace: config.namespace.clone(),
-            registrations,
-        };
         self.status.serves(cluster.clone(), hub.sessions.clone());
-        self.watch(cluster.clone(), evidence, watches.clone(), writes.clone());
-        let tasks = &mut self.tasks;
-        tasks.spawn("nodes", |stop| async move {
-            nodes::run(nodes, sessions, stop).await;
-            Ok(())
-        });
-        tasks.spawn("registration", |stop| async move {
-            registration::run(registration, stop).await;
-            Ok(())
-        });
-        let (sessions, seconds) = (hub.sessions.clone(), config.default_toleration_seconds);
-        tasks.spawn("autonomy", move |stop| async move {
-            autonomy::run(cluster, sessions, writes, seconds, stop).await;
-            Ok(())
-        });
+        self.watch(cluster.clone(), evidence.clone(), watches.clone(), writes.clone());
+        self.lead(config, cluster, evidence, writes, (hub.sessions.clone(), registrations));
+        self.spawn("nodes", |stop| nodes::run(nodes, sessions, stop));
+        self.spawn("ports", |stop| nodes::keep_ports(ports, stop));
+        self.spawn("peers", |stop| kubelet_api::serve_peers(peers, kubelet_api, stop));
         let fenced = Arc::clone(&hub);
-        tasks.spawn("fencing", |stop| async move {
-            hub::fence(&fenced, &watches, stop).await;
-            Ok(())
-        });
-        tasks.spawn("hub", |stop| async move { Ok(hub::run(listener, hub, stop).await?) });
+        self.spawn("fencing", |stop| async move { hub::fence(&fenced, &watches, stop).await });
+        self.tasks.spawn("hub", |stop| async move { Ok(hub::run(listener, hub, stop).await?) });
 
         Ok(())
     }
@@ -254,12 +257,54 @@ impl Cloud {
     /// What cloudcore knows of the cluster, and which cluster that is.
     fn watch(&mut self, cluster: Cluster, evidence: Evidence, watches: Client, reads: Client) {
         let watching = evidence.clone();
-        self.tasks.spawn("cluster", |stop| async move {
-            cluster::run(cluster, watching, watches, reads, stop).await;
-            Ok(())
-        });
+        self.spawn("cluster", |stop| cluster::run(cluster, watching, watches, reads, stop));
         self.tasks
             .spawn("evidence", |stop| async move { Ok(evidence::run(evidence, stop).await?) });
+    }
+
+    /// What one replica does for all.
+    fn lead(
+        &mut self,
+        config: &Config,
+        cluster: Cluster,
+        evidence: Evidence,
+        client: Client,
+        (sessions, registrations): (Sessions, Registrations),
+    ) {
+        let leadership = Leadership::default();
+        let candidate = Candidate {
+            leadership: leadership.clone(),
+            client: client.clone(),
+            namespace: config.namespace.clone(),
+            replica: config.replica.clone(),
+        };
+        let registration = registration::Shared {
+            cluster: cluster.clone(),
+            evidence,
+            client: client.clone(),
+            namespace: config.namespace.clone(),
+            registrations,
+            leadership: leadership.clone(),
+        };
+        let default_seconds = config.default_toleration_seconds;
+        let autonomy = autonomy::Shared { cluster, sessions, client, default_seconds, leadership };
+        self.spawn("leader", |stop| leader::run(candidate, stop));
+        self.spawn("registration", |stop| registration::run(registration, stop));
+        self.spawn("autonomy", |stop| autonomy::run(autonomy, stop));
+    }
+
+    /// Starts a task that ends only when it is asked to.
+    fn spawn<F>(&mut self, name: &'static str, task: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tasks.spawn(name, |stop| {
+            let work = task(stop);
+            async move {
+                work.await;
+                Ok(())
+            }
+        });
     }
 
     /// Resolves when a task ends unasked.
@@ -267,9 +312,23 @@ impl Cloud {
         CloudError::Task(self.tasks.failed().await)
     }
 
-    /// Ends sessions in good order, then every task.
-    pub async fn drain(self) {
+    /// Leaves everything to other replicas, then ends. Another signal to stop makes it `hurry`.
+    pub async fn drain(mut self, hurry: impl Future<Output = &'static str>) {
         self.status.drains();
+        let leave = async {
+            self.tasks.finish("leader", LEADER_GRACE).await;
+            sleep(self.drain).await;
+            self.tasks.finish("hub", HUB_GRACE).await;
+        };
+        tokio::select! {
+            () = leave => {}
+            signal = hurry => tracing::warn!(signal, "told to stop again: not everything is drained"),
+        }
+        self.stop().await;
+    }
+
+    /// Ends every task.
+    pub async fn stop(self) {
         if let Err(stragglers) = self.tasks.drain(SHUTDOWN_GRACE).await {
             tracing::warn!(%stragglers, "not everything ended in time");
         }

@@ -46,14 +46,15 @@ async fn run(config: Config) -> Result<(), CloudError> {
     };
     tracing::info!("running");
 
-    let outcome = tokio::select! {
+    tokio::select! {
         signal = terminate.next() => {
             tracing::info!(signal, "draining");
+            cloud.drain(terminate.next()).await;
             Ok(())
         }
-        fault = cloud.failed() => Err(fault),
-    };
-    cloud.drain().await;
-
-    outcome
+        fault = cloud.failed() => {
+            cloud.stop().await;
+            Err(fault)
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! Its key is in a Secret of cloudcore's namespace, made once by whichever replica comes first.
 
+pub mod peers;
 pub mod token;
 
 use std::collections::BTreeMap;

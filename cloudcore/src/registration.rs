@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::Cluster;
 use crate::evidence::Evidence;
 use crate::hub::{RECORD_LABEL, is_revoked};
+use crate::leader::Leadership;
 use crate::nodes::PROVIDER_PREFIX;
 use crate::telemetry;
 
@@ -115,6 +116,8 @@ pub struct Shared {
     pub namespace: String,
     /// What Nodes were like.
     pub registrations: Registrations,
+    /// One replica registers nodes.
+    pub leadership: Leadership,
 }
 
 /// Sweeps until asked to stop.
@@ -136,9 +139,16 @@ pub async fn run(shared: Shared, stop: CancellationToken) {
                 }
             };
         }
-        shared.sweep().await;
+        // Every replica remembers: which is the leader may change.
+        let found = shared.look();
+        if shared.leadership.is_held() {
+            shared.sweep(found).await;
+        }
     }
 }
+
+/// Known nodes without a Node, and those of which it is not yet kept what they are like.
+type Found = (Vec<NodeName>, Vec<(NodeName, Value)>);
 
 impl Shared {
     fn records(&self) -> String {
@@ -163,8 +173,7 @@ impl Shared {
         Ok(())
     }
 
-    async fn sweep(&self) {
-        let (absent, unkept) = self.look();
+    async fn sweep(&self, (absent, unkept): Found) {
         for node in absent.into_iter().take(WRITES_MAX) {
             if let Err(error) = self.register(&node).await {
                 tracing::warn!(%node, error = %telemetry::chain(&error), "cannot register a deleted node again");
@@ -184,8 +193,7 @@ impl Shared {
         }
     }
 
-    /// Known nodes without a Node, and those of which it is not yet kept what they are like.
-    fn look(&self) -> (Vec<NodeName>, Vec<(NodeName, Value)>) {
+    fn look(&self) -> Found {
         let index = self.cluster.index();
         // Before the first list of an epoch, absence says nothing.
         if index.passed(Kind::Node).epoch != self.evidence.epoch() {
@@ -264,8 +272,8 @@ mod tests {
             Evidence::start(api.client.clone(), "holdfast", "test", "c".to_owned()).await.unwrap();
         let cluster = Cluster::new(evidence.epoch());
         let (client, namespace) = (api.client.clone(), "holdfast".to_owned());
-        let registrations = Registrations::default();
-        let shared = Shared { cluster, evidence, client, namespace, registrations };
+        let (registrations, leadership) = Default::default();
+        let shared = Shared { cluster, evidence, client, namespace, registrations, leadership };
         let node = NodeName::new("e").unwrap();
         let description = json!({ "metadata": { "name": "e" } });
         let known = Known { description, revision: 0, is_kept: true };
@@ -276,7 +284,7 @@ mod tests {
         if let Some(record) = &record {
             api.put(RECORD, record.clone());
         }
-        shared.sweep().await;
+        shared.sweep(shared.look()).await;
         assert_eq!(api.has(NODE), expected, "{record:?}, listed: {is_listed}");
     }
 

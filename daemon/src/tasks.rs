@@ -1,5 +1,6 @@
 //! The owner of the long-lived tasks.
 
+use std::collections::BTreeMap;
 use std::future::{self, Future};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ pub struct Stragglers {
 #[derive(Debug, Default)]
 pub struct Tasks {
     stop: CancellationToken,
+    /// Of each that runs.
+    stops: BTreeMap<&'static str, CancellationToken>,
     running: JoinSet<(&'static str, Result<(), BoxError>)>,
 }
 
@@ -56,7 +59,9 @@ impl Tasks {
     where
         F: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
-        let work = task(self.stop.child_token());
+        let stop = self.stop.child_token();
+        self.stops.insert(name, stop.clone());
+        let work = task(stop);
         let span = tracing::info_span!("task", name);
         self.running.spawn(async move { (name, work.await) }.instrument(span));
     }
@@ -64,10 +69,31 @@ impl Tasks {
     /// Resolves when a task ends unasked, which is a fault even if it says `Ok`.
     pub async fn failed(&mut self) -> TaskFault {
         match self.running.join_next().await {
-            Some(Ok((name, Ok(())))) => TaskFault::EndedEarly { name },
-            Some(Ok((name, Err(source)))) => TaskFault::Failed { name, source },
+            Some(Ok((name, outcome))) => {
+                self.stops.remove(name);
+                match outcome {
+                    Ok(()) => TaskFault::EndedEarly { name },
+                    Err(source) => TaskFault::Failed { name, source },
+                }
+            }
             Some(Err(panic)) => TaskFault::Panicked(panic),
             None => future::pending().await,
+        }
+    }
+
+    /// Asks one task to finish before the others and waits up to `grace`.
+    pub async fn finish(&mut self, name: &'static str, grace: Duration) {
+        let Some(stop) = self.stops.remove(name) else { return };
+        stop.cancel();
+        let finished = async {
+            while let Some(ended) = self.running.join_next().await {
+                if ended.is_ok_and(|(ended, _)| ended == name) {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(grace, finished).await.is_err() {
+            tracing::warn!(name, ?grace, "a task has not ended in time");
         }
     }
 
@@ -85,6 +111,9 @@ impl Tasks {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn runtime() -> tokio::runtime::Runtime {
@@ -101,6 +130,28 @@ mod tests {
                 tasks.failed().await.to_string(),
                 "task short ended though nobody asked it to"
             );
+        });
+    }
+
+    #[test]
+    fn one_task_can_be_ended_before_the_others() {
+        runtime().block_on(async {
+            let mut tasks = Tasks::default();
+            let ended = Arc::new(AtomicUsize::new(0));
+            for name in ["first", "last"] {
+                let ended = Arc::clone(&ended);
+                tasks.spawn(name, |stop| async move {
+                    stop.cancelled().await;
+                    ended.fetch_add(1, Ordering::Relaxed);
+                    Ok(())
+                });
+            }
+            tasks.finish("first", Duration::from_secs(20)).await;
+            assert_eq!(ended.load(Ordering::Relaxed), 1);
+            // Nobody waits for what has ended.
+            tasks.finish("first", Duration::from_secs(20)).await;
+            tasks.drain(Duration::from_secs(20)).await.unwrap();
+            assert_eq!(ended.load(Ordering::Relaxed), 2);
         });
     }
 

@@ -7,6 +7,7 @@
 //! - [`dice`]: seeded chance; [`held`]: what a node holds, told by runtime and kernel.
 //! - [`site`]: an edge site of `scripts/edge-site`: its own network, containerd and folders.
 //! - [`stock`]: a site with a stock kubelet.
+//! - [`replica`]: replicas of cloudcore beside the first; [`balancer`]: leads edges to those that are ready.
 //! - [`process`]: cloudcore and edgecore as child processes that die with the test.
 //! - [`node`]: a site with an agent joined to the cluster.
 //! - [`relay`]: a way to the runtime on which the agent can be killed at any of its calls.
@@ -14,6 +15,7 @@
 //! - [`wait`]: waiting on conditions, never on time.
 
 pub mod api;
+pub mod balancer;
 pub mod bystander;
 pub mod cluster;
 pub mod dice;
@@ -23,6 +25,7 @@ pub mod own;
 pub mod pods;
 pub mod process;
 pub mod relay;
+pub mod replica;
 pub mod site;
 pub mod stock;
 pub mod strangers;

@@ -5,9 +5,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use kube::Client;
 use serde_json::Value;
+use tokio::process::Command;
 
 use crate::cluster::{Cluster, unique};
-use crate::process::{script, script_now};
+use crate::process::{output, script, script_now};
 use crate::site::Site;
 use crate::{pods, wait};
 
@@ -54,6 +55,17 @@ impl EdgeNode {
     ) -> Result<Self> {
         let name = format!("e{}", unique());
         let site = Site::up_behind_nat(&name, cluster.name()).await?;
+        let node = Self { name, site, cluster: cluster.clone() };
+        node.start_agent_with(&[("HOLDFAST_CLOUDCORE", address)]).await?;
+        node.until_ready(client).await?;
+
+        Ok(node)
+    }
+
+    /// As [`EdgeNode::join`], of a cloudcore at another address than the cluster's first replica.
+    pub async fn join_at(address: &str, cluster: &Cluster, client: &Client) -> Result<Self> {
+        let name = format!("e{}", unique());
+        let site = Site::up(&name, cluster.name()).await?;
         let node = Self { name, site, cluster: cluster.clone() };
         node.start_agent_with(&[("HOLDFAST_CLOUDCORE", address)]).await?;
         node.until_ready(client).await?;
@@ -132,6 +144,14 @@ impl EdgeNode {
         wait::until(&format!("{data:?} in {}", file.display()), limit, read, |found| found == data)
             .await
             .map(drop)
+    }
+
+    /// Runs a program in the network of the node's site.
+    pub async fn in_site(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", self.site.fact("NETNS")?]).args(args);
+
+        output(command).await
     }
 
     async fn agent(&self, verb: &str) -> Result<()> {

@@ -2,6 +2,7 @@
 //! nobody else did meanwhile. It holds the generation of the session and those of the resume tickets that are valid.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -22,6 +23,8 @@ const SINCE: &str = "holdfast.dev/ticket-since";
 const REVOKED: &str = "holdfast.dev/revoked";
 /// The hash of the key that the node last joined with.
 const KEY: &str = "holdfast.dev/joined-key";
+/// Where the replica with the session takes what others pass on to it.
+const PEER: &str = "holdfast.dev/peer";
 /// Label of every session record.
 pub(crate) const LABEL: &str = "holdfast.dev/session";
 
@@ -110,6 +113,7 @@ async fn write(
     let annotations = lease.metadata.annotations.get_or_insert_default();
     annotations.insert(SHOWN.to_owned(), record.shown.to_string());
     annotations.insert(SINCE.to_owned(), record.since.to_string());
+    annotations.insert(PEER.to_owned(), shared.peer.to_string());
     if let Some(key) = key {
         annotations.insert(KEY.to_owned(), key.as_str().to_owned());
     }
@@ -135,6 +139,11 @@ async fn write(
 /// Whether the annotations of a session record say that the node's identity counts no more.
 pub(crate) fn is_revoked(annotations: &serde_json::Value) -> bool {
     annotations[REVOKED] == "true"
+}
+
+/// Where the replica that a record names takes what others pass on to it; `None` if it is too old to say.
+pub(super) fn peer_of(lease: &Lease) -> Option<SocketAddr> {
+    lease.metadata.annotations.as_ref()?.get(PEER)?.parse().ok()
 }
 
 /// The record that a Lease holds.

@@ -14,8 +14,8 @@ use proto::wire::{Refusal, RefuseCode};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{LABEL, read};
-use super::{Command, SessionHandle, Shared};
+use super::admission::{LABEL, peer_of, read};
+use super::{Command, Holder, SessionHandle, Shared};
 use crate::telemetry;
 
 /// Records of one page: some hundred KiB.
@@ -120,7 +120,13 @@ async fn follow(shared: &Shared, client: &Client) -> Result<(), kube::Error> {
 /// Takes what a record says.
 pub(super) async fn take(shared: &Shared, lease: &Lease) {
     let (Some(node), Some(record)) = (node_of(lease), named(lease)) else { return };
-    shared.sessions.note(&node, record.replica != shared.replica);
+    let elsewhere = (record.replica != shared.replica).then(|| Holder {
+        replica: record.replica.clone(),
+        generation: record.generation,
+        peer: peer_of(lease),
+        over: CancellationToken::new(),
+    });
+    shared.sessions.note(&node, elsewhere);
     let Some(session) = shared.sessions.get(&node) else { return };
     if let Some(refusal) = verdict(session.generation(), &shared.replica, &record) {
         cut(&session, refusal).await;
@@ -130,7 +136,7 @@ pub(super) async fn take(shared: &Shared, lease: &Lease) {
 /// A record was deleted: the node is to join again.
 async fn forget(shared: &Shared, lease: &Lease) {
     let (Some(node), Some(record)) = (node_of(lease), named(lease)) else { return };
-    shared.sessions.note(&node, false);
+    shared.sessions.note(&node, None);
     let Some(session) = shared.sessions.get(&node) else { return };
     if record.generation >= session.generation() {
         let reason = "the record of the node's sessions was deleted; join it by token".to_owned();

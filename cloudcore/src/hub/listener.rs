@@ -17,8 +17,8 @@ use tokio::time::{interval, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
 use super::routes::{self, Asker};
+use super::{Shared, drain};
 use crate::crowd::{Crowd, Place, Source};
 use crate::pki::{self, PkiError};
 
@@ -96,7 +96,7 @@ pub async fn run(
                 Ok((socket, peer)) => {
                     let place = crowd.enter(Source::of(peer.ip()));
                     let (acceptor, shared) = (acceptor.clone(), Arc::clone(&shared));
-                    connections.spawn(serve(socket, peer, acceptor, shared, place));
+                    connections.spawn(serve(socket, peer, acceptor, shared, place, stop.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -106,9 +106,9 @@ pub async fn run(
             },
         }
     }
-    for session in shared.sessions.all() {
-        session.drain("cloudcore stops", Duration::from_secs(1)).await;
-    }
+    // From now on nodes find others.
+    drop(listener);
+    drain::run(&shared.sessions).await;
     while connections.join_next().await.is_some() {}
 
     Ok(())
@@ -127,6 +127,7 @@ async fn serve(
     acceptor: TlsAcceptor,
     shared: Arc<Shared>,
     place: Place,
+    stop: CancellationToken,
 ) {
     let proven = tokio::select! {
         proven = timeout(UNPROVEN_MAX, prove(socket, peer, acceptor, &shared)) => proven,
@@ -134,6 +135,7 @@ async fn serve(
             tracing::debug!(%peer, "a connection made room for others");
             return;
         }
+        () = stop.cancelled() => return,
     };
     drop(place);
     match proven {

@@ -55,6 +55,7 @@ struct Hub {
     connected: mpsc::Receiver<Connected>,
     shared: Arc<Shared>,
     api: Api,
+    stop: CancellationToken,
     _tasks: JoinSet<()>,
 }
 
@@ -74,17 +75,18 @@ impl Hub {
             client: api.client.clone(),
             namespace: "holdfast".to_owned(),
             replica: "test".to_owned(),
+            peer: "192.0.2.1:10002".parse().unwrap(),
             evidence,
             sessions: Sessions::default(),
             joins: Rate::default(),
             metrics: Metrics::default(),
             connected: sender,
         });
-        let mut tasks = JoinSet::new();
-        let served = Arc::clone(&shared);
-        tasks.spawn(async move { run(listener, served, CancellationToken::new()).await.unwrap() });
+        let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
+        let (served, stopped) = (Arc::clone(&shared), stop.clone());
+        tasks.spawn(async move { run(listener, served, stopped).await.unwrap() });
 
-        Self { address, authority, connected, shared, api, _tasks: tasks }
+        Self { address, authority, connected, shared, api, stop, _tasks: tasks }
     }
 
     async fn dial(&self, who: Option<&Who>) -> std::io::Result<TlsStream<TcpStream>> {
@@ -96,17 +98,16 @@ impl Hub {
         address: &str,
         who: Option<&Who>,
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        let mut roots = RootCertStore::empty();
-        roots.add(der(self.authority.ca_pem())).unwrap();
+        let roots = roots_of(&self.authority);
         let provider = Arc::new(crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots);
         let config = match who {
-            Some(Who { certificate, key }) => {
-                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-                config.with_client_auth_cert(vec![der(certificate)], key).unwrap()
+            Some(who) => {
+                let (chain, key) = who.chain_and_key();
+                config.with_client_auth_cert(chain, key).unwrap()
             }
             None => config.with_no_client_auth(),
         };
@@ -179,12 +180,27 @@ impl Hub {
 }
 
 /// Certificate and key of a node, PEM.
-struct Who {
+pub(crate) struct Who {
     certificate: String,
     key: String,
 }
 
-fn node_of(authority: &Authority, node: &str) -> Who {
+impl Who {
+    pub(crate) fn chain_and_key(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap();
+
+        (vec![der(&self.certificate)], key)
+    }
+}
+
+pub(crate) fn roots_of(authority: &Authority) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(der(authority.ca_pem())).unwrap();
+
+    roots
+}
+
+pub(crate) fn node_of(authority: &Authority, node: &str) -> Who {
     let (csr, key) = request_of("system:nodes", &format!("system:node:{node}"));
     let request = NodeRequest::parse(&NodeName::new(node).unwrap(), &csr).unwrap();
     let certificate = authority.sign(request).unwrap();
@@ -528,9 +544,32 @@ fn a_session_that_the_record_names_no_more_is_fenced_and_ended() {
             fencing::take(&hub.shared, &record(next, replica, is_revoked)).await;
             assert!(!session.is_current());
             assert_eq!(link.refused().await, code);
-            let is_elsewhere = hub.shared.sessions.is_elsewhere(session.node());
-            assert_eq!(is_elsewhere, replica == "other");
+            let found = hub.shared.sessions.find(session.node());
+            let holder =
+                if let Whereabouts::Elsewhere(holder) = found { Some(holder) } else { None };
+            let expected = (replica == "other").then_some("other");
+            assert_eq!(holder.map(|holder| holder.replica).as_deref(), expected);
         }
+    });
+}
+
+#[test]
+fn who_stops_takes_no_more_nodes_and_sends_its_own_elsewhere() {
+    block_on(async {
+        let hub = Hub::start().await;
+        hub.keep_record(false);
+        let mut link = hub.link(&hub.node("edge-1"), "edge-1", None).await;
+        link.welcomed().await;
+        hub.stop.cancel();
+        let told = loop {
+            match link.next().await {
+                Some(Frame::Bye(bye)) => break bye,
+                Some(_) => {}
+                None => panic!("the link ended without a word"),
+            }
+        };
+        assert!(!told.retry_after.is_zero() && told.reason == "cloudcore stops", "{told:?}");
+        assert!(hub.dial(None).await.is_err());
     });
 }
 

@@ -10,15 +10,22 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use proto::ids::NodeName;
 use proto::wire::StreamKind;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
 
+use super::Shared;
 use super::access::{Ask, Caller};
-use super::{Absence, Shared, Whose};
-use crate::hub::SessionHandle;
+use crate::hub::{Holder, SessionHandle, Whereabouts};
 use crate::telemetry;
 
-type Answer = Response<Either<Incoming, Full<Bytes>>>;
+pub(super) type Answer = Response<Either<Incoming, Full<Bytes>>>;
+
+/// Which node another replica asks for.
+const NODE: HeaderName = HeaderName::from_static("x-holdfast-node");
 
 /// Paths whose second and third part are namespace and name of a pod.
 const POD_PATHS: [&str; 5] = ["containerLogs", "exec", "attach", "portForward", "run"];
@@ -49,16 +56,12 @@ pub(super) fn busy(node: &NodeName) -> Answer {
 
 pub(super) async fn answer(
     shared: &Shared,
-    whose: &Whose,
+    node: &NodeName,
     caller: &Caller,
     request: Request<Incoming>,
 ) -> Answer {
-    let session = match whose {
-        Whose::Connected(session) => session,
-        Whose::Away(absence) => return away(absence),
-    };
-    let (node, path) = (session.node(), request.uri().path().to_owned());
-    let ask = Ask { caller, node, method: request.method(), path: &path };
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let ask = Ask { caller, node, method: &method, path: &path };
     match shared.kept.is_allowed(&shared.client, ask).await {
         Ok(true) => {}
         Ok(false) => {
@@ -72,22 +75,97 @@ pub(super) async fn answer(
             return refuse(StatusCode::INTERNAL_SERVER_ERROR, &text);
         }
     }
-    if let Some((namespace, name)) = pod_of(&path)
-        && !has_pod(shared, session, namespace, name)
+
+    match shared.sessions.find(node) {
+        Whereabouts::Here(session) => to_node(shared, &session, request).await,
+        Whereabouts::Elsewhere(holder) => to_peer(shared, node, &holder, request).await,
+        Whereabouts::Nowhere { since } => away(shared, node, since),
+    }
+}
+
+/// What another replica passes on, whose caller has proved there that it may.
+pub(super) async fn answer_peer(shared: &Shared, request: Request<Incoming>) -> Answer {
+    let node = request.headers().get(&NODE).and_then(|value| value.to_str().ok());
+    let Some(node) = node.and_then(|node| NodeName::new(node).ok()) else {
+        return refuse(StatusCode::BAD_REQUEST, "no node is named");
+    };
+    match shared.sessions.find(&node) {
+        Whereabouts::Here(session) => to_node(shared, &session, request).await,
+        // Who asked has not heard of it yet. A request is passed on once.
+        Whereabouts::Elsewhere(Holder { replica, .. }) => {
+            let text = format!("the link of node {node} has just moved to {replica}, ask again");
+            refuse(StatusCode::BAD_GATEWAY, &text)
+        }
+        Whereabouts::Nowhere { since } => away(shared, &node, since),
+    }
+}
+
+async fn to_node(shared: &Shared, session: &SessionHandle, request: Request<Incoming>) -> Answer {
+    let node = session.node();
+    if let Some((namespace, name)) = pod_of(request.uri().path())
+        && !has_pod(shared, node, namespace, name)
     {
         let text = format!("pod {namespace}/{name} is not on node {node}");
         return refuse(StatusCode::NOT_FOUND, &text);
     }
+    let stream = match session.open_stream(StreamKind::KUBELET_API).await {
+        Ok(stream) => stream,
+        Err(error) => return refuse(StatusCode::BAD_GATEWAY, &telemetry::chain(&error)),
+    };
+    let way = Way { stream, headers: HeaderMap::new(), over: CancellationToken::new() };
 
-    match pass_on(session, request).await {
-        Ok(answer) => answer,
-        Err(reason) => refuse(StatusCode::BAD_GATEWAY, &reason),
-    }
+    pass_on(way, request).await.unwrap_or_else(|error| {
+        let text = format!("the stream to node {node} broke: {}", telemetry::chain(&error));
+        refuse(StatusCode::BAD_GATEWAY, &text)
+    })
+}
+
+async fn to_peer(
+    shared: &Shared,
+    node: &NodeName,
+    holder: &Holder,
+    request: Request<Incoming>,
+) -> Answer {
+    let failed = |error: &dyn std::error::Error| {
+        let (replica, error) = (&holder.replica, telemetry::chain(error));
+        tracing::info!(%node, replica, error, "a caller of the kubelet API cannot be passed on");
+        let text = format!(
+            "node {node} may be away, replica {replica}, which had its link last, does not answer: {error}"
+        );
+        closing(refuse(StatusCode::BAD_GATEWAY, &text))
+    };
+    let stream = match shared.peers.dial(holder.peer).await {
+        Ok(stream) => stream,
+        Err(error) => return failed(&error),
+    };
+    let headers =
+        HeaderValue::from_str(node.as_str()).map(|name| HeaderMap::from_iter([(NODE, name)]));
+    let way = Way { stream, headers: headers.unwrap_or_default(), over: holder.over.clone() };
+
+    pass_on(way, request).await.unwrap_or_else(|error| failed(&error))
 }
 
 /// The API server shows its users what is said beside this status, and not beside 503.
-fn away(absence: &Absence) -> Answer {
-    closing(refuse(StatusCode::BAD_GATEWAY, &absence.to_string()))
+fn away(shared: &Shared, node: &NodeName, since: Option<Timestamp>) -> Answer {
+    let since = since.or_else(|| not_ready_since(&shared.cluster.index().node(node)?.bytes));
+
+    closing(refuse(StatusCode::BAD_GATEWAY, &absence(node, since)))
+}
+
+fn absence(node: &NodeName, since: Option<Timestamp>) -> String {
+    let since = since.map(|since| format!(" since {since:.0}")).unwrap_or_default();
+
+    format!("node {node} is away{since}, its agent has no link to cloudcore")
+}
+
+/// Since when a Node is not Ready, if it is not.
+fn not_ready_since(node: &[u8]) -> Option<Timestamp> {
+    let node: Value = serde_json::from_slice(node).ok()?;
+    let conditions = node["status"]["conditions"].as_array()?;
+    let ready = conditions.iter().find(|condition| condition["type"] == "Ready")?;
+    let since = ready["lastTransitionTime"].as_str().filter(|_| ready["status"] != "True");
+
+    since?.parse().ok()
 }
 
 fn closing(mut answer: Answer) -> Answer {
@@ -96,11 +174,13 @@ fn closing(mut answer: Answer) -> Answer {
     answer
 }
 
-/// What proves or names the caller stays here: the node needs to trust nobody but this replica.
-fn names_caller(name: &HeaderName) -> bool {
+/// What proves or names the caller stays here: the node needs to trust nobody but this replica. So does what
+/// replicas say to each other.
+fn stays(name: &HeaderName) -> bool {
     *name == AUTHORIZATION
         || *name == PROXY_AUTHORIZATION
         || *name == COOKIE
+        || *name == NODE
         || name.as_str().starts_with("x-remote-")
         || name.as_str().starts_with("impersonate-")
 }
@@ -127,55 +207,64 @@ fn pod_of(path: &str) -> Option<(&str, &str)> {
 }
 
 /// API servers pool connections, and a port may have been another node's.
-fn has_pod(shared: &Shared, session: &SessionHandle, namespace: &str, name: &str) -> bool {
+fn has_pod(shared: &Shared, node: &NodeName, namespace: &str, name: &str) -> bool {
     let index = shared.cluster.index();
-    let uids = index.pods_on(session.node());
+    let uids = index.pods_on(node);
 
     uids.iter()
         .filter_map(|uid| index.pod(uid))
         .any(|pod| pod.namespace == namespace && pod.name == name)
 }
 
-async fn pass_on(
-    session: &SessionHandle,
-    mut request: Request<Incoming>,
-) -> Result<Answer, String> {
-    let stream = session
-        .open_stream(StreamKind::KUBELET_API)
-        .await
-        .map_err(|error| telemetry::chain(&error))?;
-    let broken = |error: hyper::Error| format!("the stream to the node broke: {error}");
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+/// Where a request goes on.
+struct Way<S> {
+    stream: S,
+    /// What is said beside what the caller says.
+    headers: HeaderMap,
+    /// Cancelled when nothing good comes from there any more.
+    over: CancellationToken,
+}
+
+async fn pass_on<S>(way: Way<S>, mut request: Request<Incoming>) -> Result<Answer, hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let Way { stream, headers, over } = way;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let is_upgrade = request.headers().contains_key(UPGRADE);
     let caller_side = is_upgrade.then(|| hyper::upgrade::on(&mut request));
-    let (parts, body) = request.into_parts();
-    let mut onward = Request::builder().method(parts.method).uri(parts.uri);
-    for (name, value) in &parts.headers {
-        if !names_caller(name) {
-            onward = onward.header(name, value);
-        }
+    let (mut parts, body) = request.into_parts();
+    let staying: Vec<_> = parts.headers.keys().filter(|name| stays(name)).cloned().collect();
+    for name in staying {
+        parts.headers.remove(name);
     }
-    let onward = onward.body(body).map_err(|error| error.to_string())?;
+    parts.headers.extend(headers);
+    let mut onward = Request::new(body);
+    *onward.method_mut() = parts.method;
+    *onward.uri_mut() = parts.uri;
+    *onward.headers_mut() = parts.headers;
     // The connection lives until the answer has been read; it ends with its stream.
-    #[expect(clippy::disallowed_methods, reason = "bounded by the streams of the link")]
+    let ended = over.clone();
+    #[expect(clippy::disallowed_methods, reason = "bounded by the connections of callers")]
     tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
+        if let Some(Err(error)) = ended.run_until_cancelled(connection.with_upgrades()).await {
             tracing::debug!(%error, "a stream to a node ended");
         }
     });
-    let mut answer = sender.send_request(onward).await.map_err(broken)?;
+    let mut answer = sender.send_request(onward).await?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         answer.headers_mut().remove(CONNECTION);
         return Ok(answer.map(Either::Left));
     }
     let node_side = hyper::upgrade::on(&mut answer);
     if let Some(caller_side) = caller_side {
-        #[expect(clippy::disallowed_methods, reason = "bounded by the streams of the link")]
+        #[expect(clippy::disallowed_methods, reason = "bounded by the connections of callers")]
         tokio::spawn(async move {
             if let (Ok(caller), Ok(node)) = (caller_side.await, node_side.await) {
                 let (mut caller, mut node) = (TokioIo::new(caller), TokioIo::new(node));
+                let both = tokio::io::copy_bidirectional(&mut caller, &mut node);
                 // Either side may end it.
-                drop(tokio::io::copy_bidirectional(&mut caller, &mut node).await);
+                drop(over.run_until_cancelled(both).await);
             }
         });
     }
@@ -186,6 +275,8 @@ async fn pass_on(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -198,16 +289,20 @@ mod tests {
 
     #[test]
     fn who_asks_for_a_node_that_is_away_is_told_since_when() {
-        let mut absence = Absence {
-            node: NodeName::new("edge-1").unwrap(),
-            since: Some("2026-01-02T03:04:05.678Z".parse().unwrap()),
+        let node = NodeName::new("edge-1").unwrap();
+        let is_away = |status: &str| {
+            let since = "2026-01-02T03:04:05Z";
+            let ready = json!({ "type": "Ready", "status": status, "lastTransitionTime": since });
+            let node = json!({ "status": { "conditions": [{ "type": "Other" }, ready] } });
+            not_ready_since(node.to_string().as_bytes())
         };
-        assert_eq!(away(&absence).status(), StatusCode::BAD_GATEWAY);
+        let since = is_away("Unknown");
         let expected = "node edge-1 is away since 2026-01-02T03:04:05Z, its agent has no link to \
                         cloudcore";
-        assert_eq!(absence.to_string(), expected);
-        absence.since = None;
-        assert!(absence.to_string().starts_with("node edge-1 is away, "), "{absence}");
+        assert_eq!(absence(&node, since), expected);
+        // The node controller has not noticed yet.
+        assert_eq!(is_away("True"), None);
+        assert!(absence(&node, None).starts_with("node edge-1 is away, "));
     }
 
     #[test]
@@ -217,11 +312,12 @@ mod tests {
             ("impersonate-user", true),
             ("x-remote-group", true),
             ("cookie", true),
+            ("x-holdfast-node", true),
             ("x-stream-protocol-version", false),
             ("upgrade", false),
             ("sec-websocket-protocol", false),
         ] {
-            assert_eq!(names_caller(&HeaderName::from_static(name)), stays, "{name}");
+            assert_eq!(self::stays(&HeaderName::from_static(name)), stays, "{name}");
         }
     }
 }

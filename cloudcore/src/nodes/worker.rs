@@ -22,9 +22,8 @@ use super::mirrors::Mirrors;
 use super::object::{self, Facing};
 use super::{Shared, extended, lease, news, port, tokens};
 use crate::hub::{Connected, SessionEvent, SessionHandle};
-use crate::kubelet_api::Whose;
 use crate::pods::{self, PodPath};
-use crate::{clock, events, kubelet_api, telemetry};
+use crate::{clock, events, telemetry};
 
 /// The node status is written again this often even if nothing changed (kubelet:
 /// `nodeStatusReportFrequency`).
@@ -57,17 +56,14 @@ struct Worker {
     pods_heard: std::time::Instant,
     /// Writes under way: answers to reports.
     writes: JoinSet<()>,
-    /// Port of the node's kubelet API, served as long as this worker lives.
-    port: Option<u16>,
-    serving: JoinSet<()>,
     /// Follows up what the edge was taken to; no longer than this worker lives.
     learning: JoinSet<()>,
     /// Held by the edge, not wanted, and not yet known to be gone: asked for again.
     unwanted: BTreeMap<ObjectKey, Version>,
 }
 
-/// Works for a session until it is lost, and says whose it was.
-pub(super) async fn run(shared: Arc<Shared>, connected: Connected) -> NodeName {
+/// Works for a session until it is lost.
+pub(super) async fn run(shared: Arc<Shared>, connected: Connected) {
     let Connected { session, hello, events } = connected;
     let node = session.node().clone();
     let waker = shared.cluster.serve(&node);
@@ -85,18 +81,13 @@ pub(super) async fn run(shared: Arc<Shared>, connected: Connected) -> NodeName {
         waits: 0,
         pods_heard: clock::now(),
         writes: JoinSet::new(),
-        port: None,
-        serving: JoinSet::new(),
         learning: JoinSet::new(),
         unwanted: BTreeMap::new(),
         shared,
         session,
         node,
     };
-    let node = worker.node.clone();
     worker.run(hello.held.high_water, events, waker).await;
-
-    node
 }
 
 impl Worker {
@@ -137,8 +128,6 @@ impl Worker {
                 }
             }
         }
-        // First: from now on others answer at this port.
-        self.serving.shutdown().await;
         self.pods.finish().await;
         while self.writes.join_next().await.is_some() {}
     }
@@ -203,8 +192,8 @@ impl Worker {
     }
 
     /// Whether the API server has a Node that says of its readiness what was written last: the node
-    /// controller overwrites it, and a Node may be deleted; and whether what others have put on the node
-    /// may be used.
+    /// controller overwrites it, and a Node may be deleted; whether what others have put on the node may be
+    /// used; and whether it says where the kubelet API is: another node may have got the same port.
     fn is_node_as_reported(&self) -> bool {
         let ready = |status: &Value| news::condition(status, news::READY)["status"].clone();
         let is_stuck = self.health.as_ref().is_some_and(|health| !object::is_responsive(health));
@@ -212,8 +201,12 @@ impl Worker {
         let current = self.shared.cluster.index().node(&self.node).cloned();
         let current = current.and_then(|node| serde_json::from_slice::<Value>(&node.bytes).ok());
 
+        let port = self.shared.ports.get(&self.node);
+
         current.is_some_and(|node| {
-            ready(&node["status"]) == ready(&report["status"]) && extended::is_allocatable(&node)
+            ready(&node["status"]) == ready(&report["status"])
+                && extended::is_allocatable(&node)
+                && port.is_some_and(|port| port::is_told(&node, port))
         })
     }
 
@@ -328,32 +321,19 @@ impl Worker {
         index.node(&self.node).map(|node| node.version.uid.to_string()).unwrap_or_default()
     }
 
-    /// Opens the node's kubelet API once.
-    async fn open_port(&mut self) -> Option<u16> {
-        if self.port.is_none() {
-            let address = self.shared.advertise_address;
-            let (port, listener) = port::open(&self.shared.cluster, &self.node, address).await?;
-            let (api, session) = (Arc::clone(&self.shared.kubelet_api), self.session.clone());
-            self.serving.spawn(kubelet_api::run(api, Whose::Connected(session), listener));
-            self.port = Some(port);
-        }
-
-        self.port
-    }
-
     /// Writes Node object, status and Lease.
     async fn write_node(&mut self) -> Outcome {
         let Some(report) = self.node_report.clone() else { return Outcome::Done };
         if !self.session.is_current() {
             return Outcome::Retry { reason: "a newer session writes for this node".to_owned() };
         }
-        let Some(port) = self.open_port().await else {
+        let Some(port) = self.shared.ports.open(&self.node) else {
             return Outcome::Retry { reason: "no port for the kubelet API is free".to_owned() };
         };
         let (client, node) = (&self.shared.client, &self.node);
         let now = clock::timestamp();
         let facing = Facing {
-            address: self.shared.advertise_address,
+            address: self.shared.ports.address(),
             port,
             node_ip: &self.node_ip,
             health: self.health,

@@ -122,7 +122,8 @@ async fn cloudcore_names_what_it_cannot_have() -> Result<()> {
     let port = taken.local_addr()?.to_string();
     let config = |kubeconfig: &str, listen: &str| {
         let text = format!(
-            "kubeconfig: {kubeconfig}\nadvertiseAddress: 192.0.2.1\nlisten: {listen}\nreplica: bad\n"
+            "kubeconfig: {kubeconfig}\nadvertiseAddress: 192.0.2.1\nlisten: {listen}\nreplica: bad\n\
+             statusListen: 127.0.0.1:0\n"
         );
         folder.file("cloudcore.yaml", &text)
     };

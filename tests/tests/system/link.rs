@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use system_tests::cluster::{Cluster, unique};
 use system_tests::node::EdgeNode;
 use system_tests::pods::{self, Incarnation};
-use system_tests::process::{output, script, script_now};
+use system_tests::process::script;
+use system_tests::replica::Replica;
 use system_tests::{api, wait};
 use tokio::time::Instant;
 
@@ -142,19 +143,11 @@ async fn a_path_that_swallows_packets_is_noticed_and_used_again() -> Result<()> 
     Ok(())
 }
 
-/// Runs a program in the network of the node's site.
-async fn in_site(node: &EdgeNode, args: &[&str]) -> Result<String> {
-    let mut command = tokio::process::Command::new("ip");
-    command.args(["netns", "exec", node.site().fact("NETNS")?]).args(args);
-
-    output(command).await
-}
-
 /// Drops every packet that the node sends from now on over the connection it has to cloudcore.
 async fn silence(cluster: &Cluster, node: &EdgeNode) -> Result<()> {
     let cloudcore = script("dev-cloudcore", &["address", "--name", cluster.name()], &[]).await?;
     let established = ["ss", "-Htn", "state", "established", "dst", cloudcore.trim()];
-    let listed = in_site(node, &established).await?;
+    let listed = node.in_site(&established).await?;
     let ports: Vec<&str> = listed
         .lines()
         .filter_map(|line| Some(line.split_whitespace().nth(2)?.rsplit_once(':')?.1))
@@ -163,42 +156,7 @@ async fn silence(cluster: &Cluster, node: &EdgeNode) -> Result<()> {
     let rule = ["iptables", "-w", "-t", "mangle", "-A", "OUTPUT", "-p", "tcp", "--sport"];
     let rule: Vec<&str> = rule.into_iter().chain([ports[0], "-j", "DROP"]).collect();
 
-    in_site(node, &rule).await.map(drop)
-}
-
-/// Another replica of cloudcore beside the first. It ends when dropped.
-struct Replica<'a>(&'a Cluster);
-
-impl<'a> Replica<'a> {
-    const NUMBER: &'static str = "2";
-
-    async fn up(cluster: &'a Cluster) -> Result<Self> {
-        let replica = Self(cluster);
-        script("dev-cloudcore", &replica.args("up"), &[]).await?;
-
-        Ok(replica)
-    }
-
-    fn args<'b>(&'b self, verb: &'b str) -> [&'b str; 5] {
-        [verb, "--name", self.0.name(), "--replica", Self::NUMBER]
-    }
-
-    /// Leads new connections of the node here, as a balancer would.
-    async fn attract(&self, node: &EdgeNode) -> Result<()> {
-        let first = script("dev-cloudcore", &["address", "--name", self.0.name()], &[]).await?;
-        let here = script("dev-cloudcore", &self.args("address"), &[]).await?;
-        let (address, port) = first.trim().rsplit_once(':').context("an address has a port")?;
-        let rule = ["iptables", "-w", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", address];
-        let to = ["--dport", port, "-j", "DNAT", "--to-destination", here.trim()];
-
-        in_site(node, &[&rule[..], &to[..]].concat()).await.map(drop)
-    }
-}
-
-impl Drop for Replica<'_> {
-    fn drop(&mut self) {
-        script_now("dev-cloudcore", &self.args("down"));
-    }
+    node.in_site(&rule).await.map(drop)
 }
 
 /// Invariant 12: a node moves to another replica while the first still believes in its session.
@@ -212,7 +170,7 @@ async fn a_replica_stops_writing_for_a_node_that_has_moved_on() -> Result<()> {
     cluster.apply(&[pods::sleeper(&name, node.name())]).await?;
     let before = cluster.until(&client, &path, "Ready", LIMIT, pods::is_ready).await?;
     let old = generation(&cluster, &client, &node).await?;
-    let second = Replica::up(&cluster).await?;
+    let second = Replica::up(&cluster, 2).await?;
 
     silence(&cluster, &node).await?;
     second.attract(&node).await?;
@@ -221,7 +179,7 @@ async fn a_replica_stops_writing_for_a_node_that_has_moved_on() -> Result<()> {
     let moved = |lease: &Value| lease["spec"]["leaseTransitions"].as_u64() > Some(old);
     let lease = cluster.until(&client, &record(&node), "a new session", LIMIT, moved).await?;
     let since = Instant::now();
-    ensure!(lease["spec"]["holderIdentity"] == "dev-2", "it did not move: {lease}");
+    ensure!(lease["spec"]["holderIdentity"] == second.name(), "it did not move: {lease}");
     let seen = wait::until(
         "the end of the session at the first replica",
         LIMIT,

@@ -29,6 +29,7 @@ mod node_tools;
 mod power;
 mod probes;
 mod rbac;
+mod replicas;
 mod resize;
 mod runtime;
 mod sample;
