@@ -27,6 +27,11 @@ impl Samples {
         self.at(99)
     }
 
+    /// All took at most this, seconds.
+    pub(crate) fn max(&self) -> f64 {
+        self.at(100)
+    }
+
     /// How many.
     pub(crate) fn count(&self) -> usize {
         self.0.len()

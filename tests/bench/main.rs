@@ -1,4 +1,4 @@
-//! `scripts/bench`: what Holdfast takes; [`streams`] with [`updates`] is of its own, the rest is `pods`:
+//! `scripts/bench`: what Holdfast takes; [`streams`] with [`updates`] and [`fleet`] are of their own, the rest is `pods`:
 //! Holdfast against its container runtime driven directly, in one run.
 //!
 //! [`floor`] asks the runtime itself for what a pod needs; [`ours`] asks the API server for pods.
@@ -6,6 +6,7 @@
 //! and [`quiet`] look at a node that has nothing to do, [`report`] prints.
 
 mod figures;
+mod fleet;
 mod floor;
 mod memory;
 mod ours;
@@ -40,6 +41,8 @@ enum Bench {
     Pods(Options),
     /// Streams: what many of them do to deliveries, how soon volumes show a change, how fast a file is copied.
     Streams(streams::Options),
+    /// Many nodes behind several replicas, of which one is lost.
+    Fleet(fleet::Options),
 }
 
 #[derive(Debug, clap::Args)]
@@ -72,6 +75,7 @@ async fn main() -> Result<()> {
     match Bench::parse() {
         Bench::Pods(options) => report::print(&measure(&options).await?, options.json),
         Bench::Streams(options) => streams::run(&options).await?,
+        Bench::Fleet(options) => fleet::run(&options).await?,
     }
 
     Ok(())
