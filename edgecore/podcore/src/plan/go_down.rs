@@ -37,7 +37,9 @@ pub(super) fn grace(pod: &PodView, observed: &Observed, memory: &Memory) -> Opti
 /// Stops a pod that is not over, within the grace that it has been given already.
 pub(super) fn go_down(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
     for container in observed.containers.iter().filter(|c| c.may_run()) {
-        plan.memory.container(&container.name).interrupted = Some(container.attempt);
+        let interrupted = &mut plan.memory.container(&container.name).interrupted;
+        // Of an earlier instance that still runs the stop would not be known as one of the newest.
+        *interrupted = (*interrupted).max(Some(container.attempt));
     }
     if stop_containers(pod, observed, now, plan) {
         return;

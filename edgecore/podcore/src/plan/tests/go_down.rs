@@ -1,6 +1,8 @@
 //! The node goes down.
 
 use super::*;
+use crate::observed::{ContainerState, ContainerView};
+use crate::plan::plan;
 use crate::sim::{World, check};
 
 #[test]
@@ -74,4 +76,23 @@ fn a_pod_that_had_completed_has_not_failed() {
         world.settle();
         assert_eq!(world.step("status"), "Succeeded a=Completed(0)#0", "{policy}");
     }
+}
+
+/// As after a crash of the runtime, which does not know any more what became of it.
+#[test]
+fn an_earlier_instance_that_may_run_does_not_call_off_a_stop() {
+    let mut world = World::new(&one("Always"));
+    world.settle();
+    let later = ContainerView {
+        id: "later".to_owned(),
+        attempt: 3,
+        state: ContainerState::Created,
+        ..world.observed.containers[0].clone()
+    };
+    world.observed.containers.push(later);
+    world.memory.container("a").interrupted = Some(3);
+    let first = plan(&world.pod, &world.memory, &world.observed, world.now);
+    assert!(first.memory.transient.stopping.is_some());
+    let again = plan(&world.pod, &first.memory, &world.observed, world.now);
+    assert_eq!(again.memory, first.memory);
 }
