@@ -16,6 +16,9 @@ const LEASE_RENEW_SECONDS_MAX: u64 = 30;
 /// A load balancer that needs longer to notice is none.
 const DRAIN_SECONDS_MAX: u64 = 300;
 
+/// A node renews its certificate at two thirds, and needs a few tries on a bad day.
+const NODE_CERTIFICATE_SECONDS_MIN: u64 = 30;
+
 /// Why a config file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -70,6 +73,8 @@ struct File {
     node_lease_renew_seconds: u64,
     #[serde(default = "defaults::drain")]
     drain_seconds: u64,
+    #[serde(default = "defaults::node_certificate")]
+    node_certificate_seconds: u64,
     #[serde(default = "defaults::log_level")]
     log_level: String,
 }
@@ -119,6 +124,9 @@ mod defaults {
     pub(super) fn drain() -> u64 {
         10
     }
+    pub(super) fn node_certificate() -> u64 {
+        30 * 24 * 60 * 60
+    }
     pub(super) fn log_level() -> String {
         "info".to_owned()
     }
@@ -147,6 +155,8 @@ pub struct Config {
     pub node_lease_renewal: Duration,
     /// From the signal to stop until edges are sent elsewhere.
     pub drain: Duration,
+    /// How long a node's certificate lives.
+    pub node_certificate_life: Duration,
     /// What is logged.
     pub log_level: LevelFilter,
 }
@@ -203,6 +213,12 @@ fn check(file: File) -> Result<Config, Vec<String>> {
             file.drain_seconds
         ));
     }
+    if file.node_certificate_seconds < NODE_CERTIFICATE_SECONDS_MIN {
+        problems.push(format!(
+            "nodeCertificateSeconds: {} is less than {NODE_CERTIFICATE_SECONDS_MIN}",
+            file.node_certificate_seconds
+        ));
+    }
     if file.namespace.is_empty() {
         problems.push("namespace: must not be empty".to_owned());
     }
@@ -230,6 +246,7 @@ fn check(file: File) -> Result<Config, Vec<String>> {
         default_toleration_seconds: file.default_toleration_seconds,
         node_lease_renewal: Duration::from_secs(file.node_lease_renew_seconds),
         drain: Duration::from_secs(file.drain_seconds),
+        node_certificate_life: Duration::from_secs(file.node_certificate_seconds),
         log_level,
     })
 }

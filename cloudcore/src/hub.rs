@@ -2,15 +2,18 @@
 //!
 //! [`listener`] accepts and bounds what has not proved itself; [`routes`] answers and turns a proven
 //! node's request into a WebSocket; [`joining`] lets machines in; [`admission`] decides which session
-//! of a node is the current one and records it; [`session`] runs the link. What the rest of
+//! of a node is the current one and records it; [`alarm`] tells of those that were refused; [`renewal`] gives
+//! nodes their next certificates; [`session`] runs the link. What the rest of
 //! cloudcore sees is [`Connected`], [`SessionEvent`], [`SessionHandle`] and [`Sessions`].
 
 mod admission;
+mod alarm;
 mod drain;
 mod fencing;
 mod joining;
 mod listener;
 mod rate;
+mod renewal;
 mod routes;
 mod session;
 mod sessions;
@@ -34,13 +37,14 @@ use tokio::sync::{mpsc, oneshot};
 use tunnel::TunnelStream;
 
 pub(crate) use self::admission::{LABEL as RECORD_LABEL, is_revoked};
+pub use self::alarm::Alarms;
 pub use self::fencing::run as fence;
 pub use self::listener::{HubError, bind, run};
 pub use self::rate::Rate;
 pub use self::sessions::{Holder, Sessions, Whereabouts};
 use crate::evidence::Evidence;
 use crate::metrics::Metrics;
-use crate::pki::Authority;
+use crate::pki::Current;
 
 /// Inputs waiting for a session's loop. A worker that is faster than its link waits here, and
 /// delays no other node.
@@ -49,7 +53,7 @@ const COMMANDS_MAX: usize = 64;
 /// What every connection needs.
 pub struct Shared {
     /// Signs and proves.
-    pub authority: Arc<Authority>,
+    pub authority: Current,
     /// For tokens and session records.
     pub client: Client,
     /// Where those are kept.
@@ -66,6 +70,12 @@ pub struct Shared {
     pub joins: Rate,
     /// Counts what edges do.
     pub metrics: Metrics,
+    /// Of requests for certificates in the place of expired ones.
+    pub renewals: Rate,
+    /// How long a node's certificate lives.
+    pub node_life: Duration,
+    /// What people were told of refused sessions.
+    pub alarms: Alarms,
     /// To the workers of the nodes.
     pub connected: mpsc::Sender<Connected>,
 }

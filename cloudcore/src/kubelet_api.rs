@@ -36,7 +36,7 @@ use crate::cluster::Cluster;
 use crate::crowd::{Crowd, Place, Source};
 use crate::hub::Sessions;
 use crate::metrics::Metrics;
-use crate::pki::Authority;
+use crate::pki::Current;
 use crate::telemetry;
 
 /// Lowest port given to a node.
@@ -60,7 +60,7 @@ const BACKLOG: u32 = 1_024;
 /// What every port needs.
 pub struct Shared {
     /// Signs the serving certificate.
-    pub authority: Arc<Authority>,
+    pub authority: Current,
     /// For reviews of tokens and access.
     pub client: Client,
     /// Tells which pods a node has.

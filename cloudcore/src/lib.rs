@@ -51,8 +51,9 @@ use crate::cluster::Cluster;
 pub use crate::config::Config;
 use crate::crowd::Crowd;
 use crate::evidence::{Doubt, Evidence};
-use crate::hub::{HubError, Sessions};
+use crate::hub::{Connected, HubError, Sessions};
 use crate::leader::{Candidate, Leadership};
+use crate::metrics::Metrics;
 use crate::pki::PkiError;
 use crate::registration::Registrations;
 use crate::startup::Prepared;
@@ -175,6 +176,31 @@ fn check_address(address: IpAddr) -> Result<(), CloudError> {
     tried.map(drop).map_err(|source| CloudError::Advertise(address, source))
 }
 
+fn hub_of(
+    config: &Config,
+    authority: &pki::Current,
+    evidence: &Evidence,
+    client: &Client,
+    metrics: &Metrics,
+    connected: mpsc::Sender<Connected>,
+) -> Arc<hub::Shared> {
+    Arc::new(hub::Shared {
+        authority: authority.clone(),
+        client: client.clone(),
+        namespace: config.namespace.clone(),
+        replica: config.replica.clone(),
+        peer: SocketAddr::new(config.advertise_address, config.peer_listen.port()),
+        evidence: evidence.clone(),
+        sessions: Sessions::default(),
+        joins: hub::Rate::default(),
+        renewals: hub::Rate::default(),
+        node_life: config.node_certificate_life,
+        alarms: hub::Alarms::default(),
+        metrics: metrics.clone(),
+        connected,
+    })
+}
+
 /// A running cloudcore.
 #[derive(Debug)]
 pub struct Cloud {
@@ -205,20 +231,10 @@ impl Cloud {
         check_address(config.advertise_address)?;
         let peers = kubelet_api::bind(config.peer_listen)
             .map_err(|source| CloudError::Peers(config.peer_listen, source))?;
+        let authority = pki::Current::new(authority);
         let (connected, sessions) = mpsc::channel(CONNECTED_MAX);
         let metrics = self.status.metrics().clone();
-        let hub = Arc::new(hub::Shared {
-            authority: Arc::clone(&authority),
-            client: writes.clone(),
-            namespace: config.namespace.clone(),
-            replica: config.replica.clone(),
-            peer: SocketAddr::new(config.advertise_address, config.peer_listen.port()),
-            evidence: evidence.clone(),
-            sessions: Sessions::default(),
-            joins: hub::Rate::default(),
-            metrics: metrics.clone(),
-            connected,
-        });
+        let hub = hub_of(config, &authority, &evidence, &writes, &metrics, connected);
         let cluster = Cluster::new(evidence.epoch());
         let registrations = Registrations::default();
         let kubelet_api = Arc::new(kubelet_api::Shared {
@@ -226,8 +242,8 @@ impl Cloud {
             cluster: cluster.clone(),
             address: config.advertise_address,
             sessions: hub.sessions.clone(),
-            peers: kubelet_api::Peers::new(Arc::clone(&authority), config.replica.clone()),
-            authority,
+            peers: kubelet_api::Peers::new(authority.clone(), config.replica.clone()),
+            authority: authority.clone(),
             kept: kubelet_api::Kept::default(),
             crowd: Crowd::default(),
             metrics,
@@ -242,6 +258,9 @@ impl Cloud {
             lease_renewal: config.node_lease_renewal,
         });
         self.status.serves(cluster.clone(), hub.sessions.clone());
+        let (reread, reader) = (authority, writes.clone());
+        let namespace = config.namespace.clone();
+        self.spawn("authority", |stop| pki::reread(reread, reader, namespace, stop));
         self.watch(cluster.clone(), evidence.clone(), watches.clone(), writes.clone());
         self.lead(config, cluster, evidence, writes, (hub.sessions.clone(), registrations));
         self.spawn("nodes", |stop| nodes::run(nodes, sessions, stop));

@@ -2,8 +2,11 @@
 //!
 //! Its key is in a Secret of cloudcore's namespace, made once by whichever replica comes first.
 
+mod current;
 pub mod peers;
 pub mod token;
+
+pub use self::current::{Current, reread};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,16 +17,23 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use proto::admission::TicketKey;
+use proto::codec::AUTHORITIES_MAX;
 use proto::ids::NodeName;
 use proto::object::hex;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, DnValue,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKey, PublicKeyData as _,
+    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DnType,
+    DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKey,
+    PublicKeyData as _,
 };
+use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::RootCertStore;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{
+    CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime,
+};
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 
 /// The name in cloudcore's certificate; edges ask for it whatever address they dial, so that a
 /// change of address needs no new certificate.
@@ -37,8 +47,6 @@ const CA_KEY: &str = "ca.key";
 const CLUSTER: &str = "holdfast.dev/cluster-uid";
 
 const CA_LIFE: Duration = Duration::from_hours(24 * 3650);
-/// Node certificates; renewed at two thirds.
-pub const NODE_LIFE: Duration = Duration::from_hours(24 * 30);
 /// Made anew at every start of cloudcore and every month.
 const SERVER_LIFE: Duration = Duration::from_hours(24 * 365);
 /// Clocks of edges are not exact.
@@ -107,7 +115,8 @@ pub enum PkiError {
 /// Certificate and key of the authority.
 pub struct Authority {
     ca_pem: String,
-    ca_der: CertificateDer<'static>,
+    /// What signs, and then whatever else nodes are believed by.
+    ca_der: Vec<CertificateDer<'static>>,
     issuer: Issuer<'static, KeyPair>,
     tickets: TicketKey,
 }
@@ -206,17 +215,33 @@ impl Authority {
             )
             .as_ref(),
         );
-        let (_, block) = x509_parser::pem::parse_x509_pem(ca_pem.as_bytes())
-            .map_err(|_| PkiError::Content(CA_CERT))?;
+        let ca_der: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(ca_pem.as_bytes()).collect();
+        let ca_der = ca_der.map_err(|_| PkiError::Content(CA_CERT))?;
+        let first = ca_der.first().ok_or(PkiError::Content(CA_CERT))?;
+        let is_of_key = subject_key(first).is_some_and(|of| of == key.public_key_raw());
+        if !is_of_key || ca_der.len() > AUTHORITIES_MAX {
+            return Err(PkiError::Content(CA_CERT));
+        }
         let issuer =
-            Issuer::from_ca_cert_pem(&ca_pem, key).map_err(|_| PkiError::Content(CA_CERT))?;
+            Issuer::from_ca_cert_der(first, key).map_err(|_| PkiError::Content(CA_CERT))?;
 
-        Ok(Self { ca_pem, ca_der: CertificateDer::from(block.contents), issuer, tickets })
+        Ok(Self { ca_pem, ca_der, issuer, tickets })
     }
 
-    /// The authority's certificate.
+    /// The certificates that nodes are to believe, DER.
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.ca_der
+    }
+
+    /// The same, PEM.
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let key = |of: &Self| of.issuer.key().serialize_der();
+
+        self.ca_der == other.ca_der && key(self) == key(other)
     }
 
     /// What resume tickets are signed with.
@@ -225,32 +250,56 @@ impl Authority {
     }
 
     /// Signs the request of a node that has proved who it is. Only its key is taken from the
-    /// request; name, usages and life are ours.
-    pub fn sign(&self, request: NodeRequest) -> Result<String, PkiError> {
+    /// request; name, usages and life are ours. The node renews it at two thirds.
+    pub fn sign(&self, request: NodeRequest, life: Duration) -> Result<Certificate, PkiError> {
         let NodeRequest { node, public_key } = request;
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::OrganizationName, NODES_GROUP);
         params.distinguished_name.push(DnType::CommonName, format!("{NODE_PREFIX}{node}"));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        valid_for(&mut params, NODE_LIFE);
+        valid_for(&mut params, life);
         let signed = CertificateSigningRequestParams { params, public_key }
             .signed_by(&self.issuer)
             .map_err(|source| PkiError::Make { what: format!("node {node}"), source })?;
 
-        Ok(signed.pem())
+        Ok(signed)
+    }
+
+    /// Whose a certificate is that was good once, whether or not it has expired.
+    pub fn once_signed(&self, certificate: &CertificateDer<'_>) -> Result<Holder, PkiError> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(tls)?;
+        let until = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
+        // At its last moment.
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(until));
+        self.client_verifier()?.verify_client_cert(certificate, &[], time).map_err(tls)?;
+
+        holder_of(certificate)
+            .ok_or_else(|| tls(rustls::Error::General("it names no node".to_owned())))
+    }
+
+    fn roots(&self) -> Result<Arc<RootCertStore>, PkiError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in &self.ca_der {
+            roots.add(certificate.clone()).map_err(tls)?;
+        }
+
+        Ok(Arc::new(roots))
+    }
+
+    fn client_verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, PkiError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+
+        WebPkiClientVerifier::builder_with_provider(self.roots()?, provider)
+            .allow_unauthenticated()
+            .build()
+            .map_err(tls)
     }
 
     /// TLS for the port that edges dial: they may show a certificate, and routes ask for it.
     pub fn link_tls(&self) -> Result<rustls::ServerConfig, PkiError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(self.ca_der.clone()).map_err(tls)?;
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-                .allow_unauthenticated()
-                .build()
-                .map_err(tls)?;
+        let verifier = self.client_verifier()?;
         let (chain, key) = self.serving(vec![SERVER_NAME.to_owned()])?;
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -259,6 +308,9 @@ impl Authority {
             .with_single_cert(chain, key)
             .map_err(tls)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // A session that is resumed would count by the certificate that its first one showed.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
 
         Ok(config)
     }
@@ -276,10 +328,16 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         valid_for(&mut params, SERVER_LIFE);
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
-        let chain = vec![certificate.der().clone(), self.ca_der.clone()];
+        let chain = [certificate.der(), &self.ca_der[0]].map(CertificateDer::clone).into();
 
         Ok((chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
     }
+}
+
+fn subject_key(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+
+    Some(parsed.public_key().subject_public_key.data.to_vec())
 }
 
 fn cluster_of(secret: &Secret) -> Option<String> {
@@ -299,7 +357,8 @@ fn tls(error: impl std::error::Error + Send + Sync + 'static) -> PkiError {
 
 fn valid_for(params: &mut CertificateParams, life: Duration) {
     let now = crate::clock::system_time();
-    params.not_before = (now - CLOCK_SKEW).into();
+    // The edge renews at two thirds of all of it: a short life must not begin long ago.
+    params.not_before = (now - CLOCK_SKEW.min(life / 10)).into();
     params.not_after = (now + life).into();
 }
 
@@ -308,6 +367,11 @@ fn valid_for(params: &mut CertificateParams, life: Duration) {
 pub struct KeyHash(String);
 
 impl KeyHash {
+    /// Of the bits of a public key, as they are in a certificate.
+    pub(crate) fn of(public_key: &[u8]) -> Self {
+        Self(hex(ring::digest::digest(&ring::digest::SHA256, public_key).as_ref()))
+    }
+
     /// 64 hex digits.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -324,9 +388,20 @@ pub struct NodeRequest {
 impl NodeRequest {
     /// Checks what a node sent, PEM.
     pub fn parse(node: &NodeName, csr_pem: &str) -> Result<Self, PkiError> {
+        Self::check(node, CertificateSigningRequestParams::from_pem(csr_pem))
+    }
+
+    /// Checks what a node sent, DER.
+    pub fn parse_der(node: &NodeName, csr: &[u8]) -> Result<Self, PkiError> {
+        Self::check(node, CertificateSigningRequestParams::from_der(&csr.into()))
+    }
+
+    fn check(
+        node: &NodeName,
+        request: Result<CertificateSigningRequestParams, rcgen::Error>,
+    ) -> Result<Self, PkiError> {
         let refused = |reason: String| PkiError::Request { node: node.clone(), reason };
-        let request = CertificateSigningRequestParams::from_pem(csr_pem)
-            .map_err(|error| refused(error.to_string()))?;
+        let request = request.map_err(|error| refused(error.to_string()))?;
         let subject = &request.params.distinguished_name;
         let common_name = format!("{NODE_PREFIX}{node}");
         let is_of_node = text_of(subject.get(&DnType::CommonName)) == Some(&common_name)
@@ -340,9 +415,7 @@ impl NodeRequest {
 
     /// Of its public key.
     pub fn key_hash(&self) -> KeyHash {
-        let der = self.public_key.der_bytes();
-
-        KeyHash(hex(ring::digest::digest(&ring::digest::SHA256, der).as_ref()))
+        KeyHash::of(self.public_key.der_bytes())
     }
 }
 
@@ -355,13 +428,34 @@ fn text_of(value: Option<&DnValue>) -> Option<&str> {
     if let DnValue::Utf8String(text) = value { Some(text) } else { None }
 }
 
-/// The node that a verified client certificate names.
-pub fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeName> {
+/// Who has shown a certificate of this authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The node that it names.
+    pub node: NodeName,
+    /// Of its public key.
+    pub key: KeyHash,
+    public_key: Vec<u8>,
+}
+
+impl Holder {
+    /// Whether this is a signature of the message by the holder's key, which is of the kind that nodes make.
+    pub fn has_signed(&self, message: &[u8], signature: &[u8]) -> bool {
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &self.public_key)
+            .verify(message, signature)
+            .is_ok()
+    }
+}
+
+/// Whose a verified client certificate is.
+pub fn holder_of(certificate: &CertificateDer<'_>) -> Option<Holder> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let subject = parsed.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?;
     let group = subject.iter_organization().next()?.as_str().ok()?;
     let node = name.strip_prefix(NODE_PREFIX).filter(|_| group == NODES_GROUP)?;
+    let public_key = parsed.public_key().subject_public_key.data.to_vec();
+    let key = KeyHash::of(&public_key);
 
-    NodeName::new(node).ok()
+    Some(Holder { node: NodeName::new(node).ok()?, key, public_key })
 }

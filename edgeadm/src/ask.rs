@@ -7,12 +7,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use edgecore::link::dial::{self, DialError, SERVER_NAME};
-use http::header::{CONTENT_TYPE, HOST};
-use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_util::rt::TokioIo;
+use edgecore::link::dial::{self, DialError};
+use edgecore::link::post::{PostError, post};
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -26,9 +23,6 @@ const CONNECT_MAX: Duration = Duration::from_secs(15);
 
 /// From the request to the answer: cloudcore asks the API server twice meanwhile.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
-
-/// Two certificates have 2 KiB.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// What is asked.
 #[derive(Serialize)]
@@ -150,41 +144,15 @@ fn is_other_authority(error: &io::Error) -> bool {
 impl Connection {
     /// Asks to join.
     pub async fn join(self, request: &JoinRequest<'_>) -> Result<Joined, AskError> {
-        let address = self.address.clone();
-        match timeout(ANSWER_MAX, self.ask(request)).await {
-            Ok(answer) => answer,
-            Err(_elapsed) => Err(AskError::Silent { address, after: ANSWER_MAX }),
-        }
-    }
-
-    async fn ask(self, request: &JoinRequest<'_>) -> Result<Joined, AskError> {
         let Self { address, stream } = self;
-        let broken = |source| AskError::Broken { address: address.clone(), source };
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        let body = serde_json::to_vec(request).expect("strings are always JSON");
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri("/v1/join")
-            .header(HOST, SERVER_NAME)
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))
-            .expect("the parts are constant");
-        let exchange = async {
-            let answer = sender.send_request(request).await.map_err(broken)?;
-            let status = answer.status();
-            let unclear = || AskError::Answer { address: address.clone(), status };
-            let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|_| unclear())?.to_bytes();
-
-            read(status, &body).ok_or_else(unclear)?
-        };
-        let mut exchange = std::pin::pin!(exchange);
-        let mut connection = std::pin::pin!(connection);
-        tokio::select! {
-            answer = &mut exchange => answer,
-            // When the connection is done, what was received is still to be had.
-            _ = &mut connection => exchange.await,
+        let body = serde_json::to_vec(request).expect("strings are always JSON").into();
+        match post(stream, "/v1/join", "application/json", body, ANSWER_MAX).await {
+            Ok((status, body)) => {
+                read(status, &body).unwrap_or(Err(AskError::Answer { address, status }))
+            }
+            Err(PostError::Silent(after)) => Err(AskError::Silent { address, after }),
+            Err(PostError::Broken(source)) => Err(AskError::Broken { address, source }),
+            Err(PostError::Answer(status)) => Err(AskError::Answer { address, status }),
         }
     }
 }

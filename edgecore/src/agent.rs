@@ -132,10 +132,12 @@ impl Agent {
         let (accepted, streams) = mpsc::channel(ACCEPTED_MAX);
         start_serving(&config, &local, streams, &mut tasks);
         let node = config.node.clone();
+        let identity_dir = config.identity_dir.clone();
         let parts = move |identity| LinkParts {
             node,
             address: config.cloudcore.to_string(),
             identity,
+            identity_dir,
             seed: seed(),
             boot_id: local.boot_id,
             deliveries: local.deliveries,

@@ -3,6 +3,9 @@
 
 pub mod addresses;
 pub mod dial;
+pub mod expired;
+pub mod post;
+mod renewal;
 pub mod shell;
 mod ticket;
 

@@ -5,7 +5,8 @@
 //! the new ticket, and a replica may answer after the edge has gone to another. Showing one of
 //! those ends all others. So a stolen key without a ticket is refused, and of two holders of one
 //! ticket the second to move on is refused, and both are seen. A node is admitted without a ticket
-//! from joining until it first shows one.
+//! from joining until it first shows one or says that it holds one ([`Record::confirm`]), which an
+//! edge does as soon as its ticket is durable.
 //!
 //! The hub keeps the [`Record`] in the node's Lease and replaces it only if nobody else did. That
 //! Lease goes back in time when the API server is restored from a backup, so tickets prove by
@@ -113,6 +114,14 @@ impl Record {
         Self { generation, shown: 0, since: generation, revoked: false }
     }
 
+    /// The record after the node said that it holds the ticket of session `generation`; `None` if it stays
+    /// as it is. Only the first ticket after joining needs that: every later one is proven by being shown.
+    pub fn confirm(&self, generation: u64) -> Option<Self> {
+        let is_first = self.generation == generation && self.shown == 0;
+
+        is_first.then_some(Self { shown: generation, since: generation, ..*self })
+    }
+
     /// Whether a node that shows this (zero: no ticket) is the one that was admitted last.
     fn accepts(&self, shown: u64) -> bool {
         shown == self.shown || shown > self.since
@@ -211,8 +220,10 @@ mod tests {
         Restore,
         /// Takes the record away.
         Wipe,
+        /// The session of the n-th admission says that it holds its ticket.
+        Hold(usize),
     }
-    use Step::{Backup, Forge, Restore, Show, Wipe};
+    use Step::{Backup, Forge, Hold, Restore, Show, Wipe};
 
     fn check(steps: &[Step], expected: &[Result<u64, RefuseCode>]) {
         let mut record = Some(Record::joined(None));
@@ -231,6 +242,11 @@ mod tests {
                 }
                 Wipe => {
                     record = None;
+                    continue;
+                }
+                Hold(n) => {
+                    let generation = key().verify(&node(), given[*n].as_ref().unwrap()).unwrap();
+                    record = record.map(|kept| kept.confirm(generation).unwrap_or(kept));
                     continue;
                 }
             };
@@ -269,6 +285,25 @@ mod tests {
             &[Show(0), Show(1), Show(1), Show(3), Show(1), Show(2)],
             &[Ok(1), Ok(2), Ok(3), Ok(4), STALE, STALE],
         );
+    }
+
+    #[test]
+    fn having_no_ticket_is_not_enough_once_the_node_holds_one() {
+        // The node's first session is up, and its key is used elsewhere.
+        check(&[Show(0), Hold(1), Show(0), Show(1)], &[Ok(1), STALE, Ok(2)]);
+        // The answer to the second Hello is lost, or comes late.
+        check(&[Show(0), Hold(1), Show(1), Show(1), Show(2)], &[Ok(1), Ok(2), Ok(3), Ok(4)]);
+        // Somebody was faster than the node's disk: the node comes back with its ticket, and wins.
+        check(
+            &[Show(0), Show(0), Hold(1), Show(1), Show(2), Show(0)],
+            &[Ok(1), Ok(2), Ok(3), STALE, STALE],
+        );
+        // Said late, or again, it changes nothing.
+        check(
+            &[Show(0), Hold(1), Show(1), Show(2), Hold(1), Show(3)],
+            &[Ok(1), Ok(2), Ok(3), Ok(4)],
+        );
+        check(&[Show(0), Show(1), Hold(1), Hold(2), Show(1)], &[Ok(1), Ok(2), Ok(3)]);
     }
 
     #[test]

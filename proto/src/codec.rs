@@ -30,6 +30,12 @@ pub const REASON_LEN_MAX: usize = 1024;
 /// Longest agent version, address, boot id or token source.
 pub const TEXT_LEN_MAX: usize = 128;
 
+/// Longest certificate or request for one: ours have 600 bytes, an RSA authority's 1.5 KiB.
+pub const CERTIFICATE_BYTES_MAX: usize = 8 * 1024;
+
+/// Authorities at once: one, or two while the one takes over from the other, with room.
+pub const AUTHORITIES_MAX: usize = 4;
+
 /// Room for keys, versions and tags around a payload.
 const ENVELOPE_BYTES_MAX: usize = 8 * 1024;
 

@@ -8,6 +8,7 @@
 //! - [`digest`]: an order-independent summary of a set of objects.
 //! - [`static_pod`]: what both ends know of pods that come from files of a node.
 //! - [`admission`]: which session of a node is the current one.
+//! - [`renewal`]: how a node whose certificate has expired gets another.
 //! - [`resource`]: which resources are Kubernetes' own.
 
 pub mod admission;
@@ -18,6 +19,7 @@ pub mod ids;
 pub mod object;
 pub mod outbox;
 pub mod payload;
+pub mod renewal;
 pub mod resource;
 pub mod session;
 pub mod static_pod;

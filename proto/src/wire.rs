@@ -31,6 +31,17 @@ pub enum Frame {
     Pong(Beat),
     /// Both: the sender closes in good order.
     Bye(Bye),
+    /// Up: the ticket of this session's Welcome is durable.
+    TicketHeld,
+    /// Up: a certificate for another key is wanted.
+    CertificateWanted {
+        /// PKCS #10, signed with that key.
+        csr: Bytes,
+    },
+    /// Down: here it is.
+    CertificateIssued(Issued),
+    /// Down: not now.
+    CertificateRefused(CertificateRefusal),
     /// Down: the object exists in this state.
     Put {
         /// Number to acknowledge.
@@ -91,6 +102,13 @@ pub enum Frame {
         payload: Payload,
         /// See [`Report::done`].
         done: bool,
+    },
+    /// Up: a report of a kind that this build does not know, as a newer edge sends it.
+    UnknownReport {
+        /// Number to answer.
+        seq: Seq,
+        /// As on the wire.
+        kind: u32,
     },
     /// Down: the report is with the API server.
     ReportAck {
@@ -160,6 +178,10 @@ impl Frame {
             Self::Ping(_) => "Ping",
             Self::Pong(_) => "Pong",
             Self::Bye(_) => "Bye",
+            Self::TicketHeld => "TicketHeld",
+            Self::CertificateWanted { .. } => "CertificateWanted",
+            Self::CertificateIssued(_) => "CertificateIssued",
+            Self::CertificateRefused(_) => "CertificateRefused",
             Self::Put { .. } => "Put",
             Self::Delete { .. } => "Delete",
             Self::Ack { .. } => "Ack",
@@ -167,7 +189,7 @@ impl Frame {
             Self::ListHeld { .. } => "ListHeld",
             Self::Held { .. } => "Held",
             Self::Synced => "Synced",
-            Self::Report { .. } => "Report",
+            Self::Report { .. } | Self::UnknownReport { .. } => "Report",
             Self::ReportAck { .. } => "ReportAck",
             Self::ReportNack { .. } => "ReportNack",
             Self::Event { .. } => "Event",
@@ -199,6 +221,27 @@ pub struct Hello {
     pub boot_id: String,
     /// The highest kind that it takes, as on the wire; 0 if it does not say: [`crate::ids::KINDS_UNSAID`].
     pub kinds: u32,
+    /// What it can do.
+    pub features: Features,
+}
+
+/// What a build can do that the first release could not, a bit each. What a peer has not said it can do is
+/// not asked of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features(pub u64);
+
+impl Features {
+    /// The edge says when it holds its ticket; the cloud takes that ([`Frame::TicketHeld`]).
+    pub const TICKET_HELD: Self = Self(1);
+    /// Certificates are renewed over the link ([`Frame::CertificateWanted`]).
+    pub const CERTIFICATES: Self = Self(1 << 1);
+    /// Those of this build.
+    pub const OURS: Self = Self(Self::TICKET_HELD.0 | Self::CERTIFICATES.0);
+
+    /// Whether all of `wanted` are among them.
+    pub fn has(self, wanted: Self) -> bool {
+        self.0 & wanted.0 == wanted.0
+    }
 }
 
 /// How the cloud admits a session.
@@ -212,6 +255,8 @@ pub struct Welcome {
     pub epoch: u64,
     /// Cloud's clock, milliseconds since 1970.
     pub server_time_ms: i64,
+    /// What the cloud can do.
+    pub features: Features,
 }
 
 /// Why a session is refused.
@@ -292,6 +337,24 @@ pub struct Bye {
     /// For people.
     pub reason: String,
     /// When to dial again; zero means soon. Whole seconds on the wire.
+    pub retry_after: Duration,
+}
+
+/// A certificate for the key of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// DER.
+    pub certificate: Bytes,
+    /// DER: what cloudcore's certificates are signed with, now or soon; none if that is as before.
+    pub authorities: Vec<Bytes>,
+}
+
+/// Why there is no certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateRefusal {
+    /// For people.
+    pub reason: String,
+    /// When to ask again; zero leaves it to the edge. Whole seconds on the wire.
     pub retry_after: Duration,
 }
 

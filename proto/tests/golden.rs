@@ -18,7 +18,8 @@ use proto::ids::{Kind, NodeName, ObjectKey, Uid};
 use proto::object::{ContentHash, Point, Version};
 use proto::payload::{Encoding, Payload};
 use proto::wire::{
-    Beat, Bye, Frame, Health, Hello, Refusal, RefuseCode, ReportKey, StreamId, StreamKind, Welcome,
+    Beat, Bye, CertificateRefusal, Features, Frame, Health, Hello, Issued, Refusal, RefuseCode,
+    ReportKey, StreamId, StreamKind, Welcome,
 };
 
 fn folder() -> PathBuf {
@@ -62,8 +63,10 @@ fn control() -> Vec<(&'static str, Frame)> {
         node_ip: "192.168.7.20".to_owned(),
         boot_id: "0f9a8f5e-53c5-4b0e-8f63-0d4f3a2c1b00".to_owned(),
         kinds: 0,
+        features: Features::default(),
     };
     let kinds = Hello { kinds: 9, ..hello.clone() };
+    let features = Hello { kinds: 9, features: Features(3), ..hello.clone() };
     let joined = Hello { held: Summary::default(), ticket: None, ..hello.clone() };
     let (epoch, server_time_ms) = (2, 1_787_000_000_123);
     let health = Health { pod_loop_age_ms: 15, runtime_age_ms: 2100, runtime_ok: true };
@@ -72,14 +75,22 @@ fn control() -> Vec<(&'static str, Frame)> {
         Frame::Refuse(Refusal { code, reason: "join it by token".to_owned(), retry_after })
     };
 
+    let welcome = Welcome {
+        generation: 41,
+        ticket: ticket(),
+        epoch,
+        server_time_ms,
+        features: Features::default(),
+    };
+    let able = Welcome { features: Features(3), ..welcome.clone() };
+
     vec![
         ("hello", Frame::Hello(hello)),
         ("hello-joined", Frame::Hello(joined)),
         ("hello-kinds", Frame::Hello(kinds)),
-        (
-            "welcome",
-            Frame::Welcome(Welcome { generation: 41, ticket: ticket(), epoch, server_time_ms }),
-        ),
+        ("hello-features", Frame::Hello(features)),
+        ("welcome", Frame::Welcome(welcome)),
+        ("welcome-features", Frame::Welcome(able)),
         ("refuse-bad-protocol", refusal(RefuseCode::BadProtocol)),
         ("refuse-unknown-node", refusal(RefuseCode::UnknownNode)),
         ("refuse-stale-ticket", refusal(RefuseCode::StaleTicket)),
@@ -93,6 +104,23 @@ fn control() -> Vec<(&'static str, Frame)> {
         (
             "bye",
             Frame::Bye(Bye { reason: "upgrade".to_owned(), retry_after: Duration::from_secs(5) }),
+        ),
+    ]
+}
+
+fn identity() -> Vec<(&'static str, Frame)> {
+    let der = |text: &'static str| Bytes::from_static(text.as_bytes());
+    let issued = |authorities| Issued { certificate: der("certificate"), authorities };
+    let (reason, retry_after) = ("the session is over".to_owned(), Duration::from_secs(30));
+
+    vec![
+        ("ticket-held", Frame::TicketHeld),
+        ("certificate-wanted", Frame::CertificateWanted { csr: der("request") }),
+        ("certificate-issued", Frame::CertificateIssued(issued(vec![]))),
+        ("certificate-issued-two", Frame::CertificateIssued(issued(vec![der("old"), der("new")]))),
+        (
+            "certificate-refused",
+            Frame::CertificateRefused(CertificateRefusal { reason, retry_after }),
         ),
     ]
 }
@@ -152,6 +180,7 @@ fn status() -> Vec<(&'static str, Frame)> {
         ("report-node", report(ReportKey::NodeStatus, plain("{}"), false)),
         ("report-token", report(token, plain("{}"), false)),
         ("report-static-pods", report(ReportKey::StaticPods, plain(r#"[{"kind":"Pod"}]"#), false)),
+        ("report-unknown", Frame::UnknownReport { seq: 5, kind: 99 }),
         ("report-ack", Frame::ReportAck { seq: 5 }),
         ("report-retry", Frame::ReportNack { seq: 5, reason: reason.clone(), retry: true }),
         ("report-refused", Frame::ReportNack { seq: 5, reason, retry: false }),
@@ -187,7 +216,7 @@ fn unhex(text: &str) -> Bytes {
 
 #[test]
 fn every_frame_of_version_1_is_read_and_written_as_ever() {
-    let frames = [control(), desired(), status(), streams()].concat();
+    let frames = [control(), identity(), desired(), status(), streams()].concat();
     let write = std::env::var_os("HOLDFAST_WRITE_GOLDEN").is_some();
     let mut seen = BTreeSet::new();
     for (name, frame) in frames {

@@ -28,12 +28,17 @@ pub struct Replica {
 impl Replica {
     /// The one that every cluster has.
     pub async fn first(cluster: &Cluster) -> Result<Self> {
-        Self::new(cluster, None).start().await
+        Self::new(cluster, None).start(&[]).await
     }
 
     /// Starts replica `number` beside the first; it takes edges when this returns.
     pub async fn up(cluster: &Cluster, number: u8) -> Result<Self> {
-        Self::new(cluster, Some(number.to_string())).start().await
+        Self::up_with(cluster, number, &[]).await
+    }
+
+    /// As [`Replica::up`], with environment variables for `scripts/dev-cloudcore`.
+    pub async fn up_with(cluster: &Cluster, number: u8, env: &[(&str, &str)]) -> Result<Self> {
+        Self::new(cluster, Some(number.to_string())).start(env).await
     }
 
     fn new(cluster: &Cluster, number: Option<String>) -> Self {
@@ -42,8 +47,8 @@ impl Replica {
         Self { cluster, number, link: String::new(), probes: String::new() }
     }
 
-    async fn start(mut self) -> Result<Self> {
-        self.call("up").await?;
+    async fn start(mut self, env: &[(&str, &str)]) -> Result<Self> {
+        script("dev-cloudcore", &self.args("up"), &[env, &[DRAIN]].concat()).await?;
         self.call("address").await?.trim().clone_into(&mut self.link);
         self.call("probes").await?.trim().clone_into(&mut self.probes);
 

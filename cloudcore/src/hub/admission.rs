@@ -1,5 +1,8 @@
 //! The record of a node's sessions: one Lease of cloudcore's namespace a node, replaced only if
-//! nobody else did meanwhile. It holds the generation of the session and those of the resume tickets that are valid.
+//! nobody else did meanwhile. It holds the generation of the session, those of the resume tickets that are
+//! valid, and which keys are the node's ([`keys`]).
+
+mod keys;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,12 +11,13 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::Api;
 use kube::api::PostParams;
-use proto::admission::{Decision, NONCE_LEN, Record, decide};
+use proto::admission::{Decision, NONCE_LEN, Record, Ticket, decide};
 use proto::ids::NodeName;
 use proto::session::Admission;
 use proto::wire::{Hello, Refusal, RefuseCode};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
+use self::keys::Keys;
 use super::Shared;
 use crate::clock;
 use crate::pki::KeyHash;
@@ -21,8 +25,6 @@ use crate::pki::KeyHash;
 const SHOWN: &str = "holdfast.dev/ticket-shown";
 const SINCE: &str = "holdfast.dev/ticket-since";
 const REVOKED: &str = "holdfast.dev/revoked";
-/// The hash of the key that the node last joined with.
-const KEY: &str = "holdfast.dev/joined-key";
 /// Where the replica with the session takes what others pass on to it.
 const PEER: &str = "holdfast.dev/peer";
 /// Label of every session record.
@@ -34,19 +36,34 @@ const CONFLICTS_MAX: u32 = 5;
 /// When the record cannot be read or written, the edge asks again.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// Decides about a Hello and records the decision.
-pub(super) async fn admit(shared: &Shared, hello: &Hello) -> Result<Admission, Refusal> {
-    let leases: Api<Lease> = Api::namespaced(shared.client.clone(), &shared.namespace);
+/// A node with another key than the one that has joined is not helped by asking again.
+const OTHER_KEY_RETRY_AFTER: std::time::Duration = std::time::Duration::from_mins(1);
+
+/// Decides about a Hello, said over a connection with this key, and records the decision.
+pub(super) async fn admit(
+    shared: &Shared,
+    hello: &Hello,
+    key: &KeyHash,
+) -> Result<Admission, Refusal> {
+    let leases = leases(shared);
     for _ in 0..CONFLICTS_MAX {
         let kept = leases.get_opt(hello.node.as_str()).await.map_err(not_ready)?;
         let record = kept.as_ref().and_then(read);
-        let key = shared.authority.tickets();
+        let mut keys = kept.as_ref().map(Keys::of).unwrap_or_default();
+        let authority = shared.authority.now();
+        let tickets = authority.tickets();
         let ticket = hello.ticket.as_ref();
-        let (record, ticket) = match decide(record.as_ref(), &hello.node, ticket, key, nonce()?) {
+        let (record, ticket) = match decide(record.as_ref(), &hello.node, ticket, tickets, nonce()?)
+        {
             Decision::Admit { record, ticket } => (record, ticket),
             Decision::Refuse(refusal) => return Err(refusal),
         };
-        match write(shared, &leases, &hello.node, kept, &record, None).await {
+        // Without a ticket the key alone says which machine it is.
+        if hello.ticket.is_none() && keys.are_of_another(key) {
+            return Err(other_key());
+        }
+        keys.connected(key);
+        match write(shared, &leases, &hello.node, kept, &record, &keys).await {
             Ok(()) => {
                 return Ok(Admission {
                     generation: record.generation,
@@ -60,7 +77,7 @@ pub(super) async fn admit(shared: &Shared, hello: &Hello) -> Result<Admission, R
         }
     }
 
-    Err(refusal(format!("the session record of {} is changed too often", hello.node)))
+    Err(too_often(&hello.node))
 }
 
 /// Records that the machine with this key has joined as `node` by token. Sessions of another
@@ -70,11 +87,11 @@ pub(super) async fn joined(
     node: &NodeName,
     key: &KeyHash,
 ) -> Result<(), kube::Error> {
-    let leases: Api<Lease> = Api::namespaced(shared.client.clone(), &shared.namespace);
+    let leases = leases(shared);
     let kept = leases.get_opt(node.as_str()).await?;
     let record = Record::joined(kept.as_ref().and_then(read).as_ref());
 
-    write(shared, &leases, node, kept, &record, Some(key)).await
+    write(shared, &leases, node, kept, &record, &Keys::joined(key)).await
 }
 
 /// Whether another machine than that with this key has joined as `node`.
@@ -83,19 +100,108 @@ pub(super) async fn is_of_another(
     node: &NodeName,
     key: &KeyHash,
 ) -> Result<bool, kube::Error> {
-    let leases: Api<Lease> = Api::namespaced(shared.client.clone(), &shared.namespace);
-    let Some(kept) = leases.get_opt(node.as_str()).await? else { return Ok(false) };
-    let known = kept.metadata.annotations.as_ref().and_then(|all| all.get(KEY));
+    let Some(kept) = leases(shared).get_opt(node.as_str()).await? else { return Ok(false) };
+    let keys = Keys::of(&kept);
 
-    Ok(known.is_none_or(|known| known != key.as_str()))
+    // A record without keys is of a time when nobody wrote them.
+    Ok(keys.is_empty() || keys.are_of_another(key))
 }
 
-/// Whether a node with a good certificate may have another.
-pub(super) async fn may_renew(shared: &Shared, node: &NodeName) -> Result<bool, kube::Error> {
-    let leases: Api<Lease> = Api::namespaced(shared.client.clone(), &shared.namespace);
-    let kept = leases.get_opt(node.as_str()).await?;
+/// Records that the node of session `generation` holds the ticket of that session. A record that names
+/// another session stays as it is.
+pub(super) async fn confirm(
+    shared: &Shared,
+    node: &NodeName,
+    generation: u64,
+) -> Result<(), kube::Error> {
+    let confirm = |lease: &mut Lease| {
+        let confirmed = read(lease).and_then(|record| record.confirm(generation));
+        confirmed.is_some_and(|record| {
+            annotate(lease, &record);
+            true
+        })
+    };
 
-    Ok(kept.as_ref().and_then(read).is_some_and(|record| !record.revoked))
+    amend(shared, node, confirm).await.map(drop)
+}
+
+/// Records that the node of session `generation`, which connected with `current`, may connect with `next`
+/// from now on. False if that is not the node's session any more.
+pub(super) async fn give_key(
+    shared: &Shared,
+    node: &NodeName,
+    generation: u64,
+    current: &KeyHash,
+    next: &KeyHash,
+) -> Result<bool, kube::Error> {
+    let give = |lease: &mut Lease| {
+        let record = read(lease);
+        let is_theirs = record.is_some_and(|r| !r.revoked && r.generation == generation);
+        if is_theirs {
+            Keys::given(current, next).write(lease);
+        }
+        is_theirs
+    };
+
+    amend(shared, node, give).await
+}
+
+/// As [`give_key`], for a node that has no session and shows its ticket, which stays good: as in a session, who
+/// has that is the node, whichever of its keys it has last stored.
+pub(super) async fn give_key_by_ticket(
+    shared: &Shared,
+    node: &NodeName,
+    ticket: &Ticket,
+    current: &KeyHash,
+    next: &KeyHash,
+) -> Result<(), Refusal> {
+    let leases = leases(shared);
+    for _ in 0..CONFLICTS_MAX {
+        let kept = leases.get_opt(node.as_str()).await.map_err(not_ready)?;
+        let record = kept.as_ref().and_then(read);
+        let authority = shared.authority.now();
+        let tickets = authority.tickets();
+        match decide(record.as_ref(), node, Some(ticket), tickets, nonce()?) {
+            Decision::Admit { .. } => {}
+            Decision::Refuse(refusal) => return Err(refusal),
+        }
+        // A restored API server may not know the node: its first session makes the record.
+        let Some(mut lease) = kept else { return Ok(()) };
+        Keys::given(current, next).write(&mut lease);
+        match leases.replace(node.as_str(), &PostParams::default(), &lease).await {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(not_ready(error)),
+        }
+    }
+
+    Err(too_often(node))
+}
+
+/// Changes the record of a node; whether `change` did.
+async fn amend(
+    shared: &Shared,
+    node: &NodeName,
+    change: impl Fn(&mut Lease) -> bool,
+) -> Result<bool, kube::Error> {
+    let leases = leases(shared);
+    let mut conflicts = 0;
+    loop {
+        let Some(mut lease) = leases.get_opt(node.as_str()).await? else { return Ok(false) };
+        if !change(&mut lease) {
+            return Ok(false);
+        }
+        match leases.replace(node.as_str(), &PostParams::default(), &lease).await {
+            Err(kube::Error::Api(status)) if status.code == 409 && conflicts < CONFLICTS_MAX => {
+                conflicts += 1;
+            }
+            done => return done.map(|_| true),
+        }
+    }
+}
+
+fn leases(shared: &Shared) -> Api<Lease> {
+    Api::namespaced(shared.client.clone(), &shared.namespace)
 }
 
 async fn write(
@@ -104,24 +210,16 @@ async fn write(
     node: &NodeName,
     kept: Option<Lease>,
     record: &Record,
-    key: Option<&KeyHash>,
+    keys: &Keys,
 ) -> Result<(), kube::Error> {
     let exists = kept.is_some();
     let mut lease = kept.unwrap_or_default();
     lease.metadata.name = Some(node.to_string());
     lease.metadata.labels.get_or_insert_default().insert(LABEL.to_owned(), "true".to_owned());
+    annotate(&mut lease, record);
+    keys.write(&mut lease);
     let annotations = lease.metadata.annotations.get_or_insert_default();
-    annotations.insert(SHOWN.to_owned(), record.shown.to_string());
-    annotations.insert(SINCE.to_owned(), record.since.to_string());
     annotations.insert(PEER.to_owned(), shared.peer.to_string());
-    if let Some(key) = key {
-        annotations.insert(KEY.to_owned(), key.as_str().to_owned());
-    }
-    if record.revoked {
-        annotations.insert(REVOKED.to_owned(), "true".to_owned());
-    } else {
-        annotations.remove(REVOKED);
-    }
     lease.spec = Some(LeaseSpec {
         holder_identity: Some(shared.replica.clone()),
         lease_transitions: Some(i32::try_from(record.generation).unwrap_or(i32::MAX)),
@@ -133,6 +231,17 @@ async fn write(
         leases.replace(node.as_str(), &params, &lease).await.map(drop)
     } else {
         leases.create(&params, &lease).await.map(drop)
+    }
+}
+
+fn annotate(lease: &mut Lease, record: &Record) {
+    let annotations = lease.metadata.annotations.get_or_insert_default();
+    annotations.insert(SHOWN.to_owned(), record.shown.to_string());
+    annotations.insert(SINCE.to_owned(), record.since.to_string());
+    if record.revoked {
+        annotations.insert(REVOKED.to_owned(), "true".to_owned());
+    } else {
+        annotations.remove(REVOKED);
     }
 }
 
@@ -168,6 +277,18 @@ fn nonce() -> Result<[u8; NONCE_LEN], Refusal> {
         .map_err(|_| refusal("the operating system gives no random bytes".to_owned()))?;
 
     Ok(nonce)
+}
+
+fn too_often(node: &NodeName) -> Refusal {
+    refusal(format!("the session record of {node} is changed too often"))
+}
+
+fn other_key() -> Refusal {
+    Refusal {
+        code: RefuseCode::StaleTicket,
+        reason: "another machine has joined as this node since; join it by token".to_owned(),
+        retry_after: OTHER_KEY_RETRY_AFTER,
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "used as an error mapper")]

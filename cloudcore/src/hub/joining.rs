@@ -125,7 +125,10 @@ pub(super) async fn join(shared: &Shared, body: &[u8]) -> Result<String, JoinErr
     shown.spend(client, namespace, &key).await.map_err(JoinError::Token)?;
     admission::joined(shared, &node, &key).await.map_err(record("write"))?;
 
-    shared.authority.sign(request).map_err(JoinError::Request)
+    let certificate =
+        shared.authority.now().sign(request, shared.node_life).map_err(JoinError::Request)?;
+
+    Ok(certificate.pem())
 }
 
 /// The name may be that of a node which is not ours.

@@ -9,21 +9,26 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use proto::ids::NodeName;
+use proto::renewal::{EXPORTER_LABEL, EXPORTER_LEN};
 use socket2::SockRef;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::routes::{self, Asker};
+use super::routes::{self, Peer};
 use super::{Shared, drain};
 use crate::crowd::{Crowd, Place, Source};
-use crate::pki::{self, PkiError};
+use crate::pki::{self, Holder, PkiError};
 
 /// From accept to the end of TLS: three round trips of a bad mobile link.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// How long a peer that was refused may take to hear it, and how much of what it says is passed over.
+const LET_HEAR_MAX: Duration = Duration::from_secs(2);
+const UNREAD_BYTES_MAX: usize = 64 * 1024;
 
 /// From TLS to the whole head of a request.
 const HEAD_MAX: Duration = Duration::from_secs(10);
@@ -85,6 +90,7 @@ pub async fn run(
     let mut acceptor = acceptor_of(&shared)?;
     let mut certificate_old = interval(CERTIFICATE_AGE_MAX);
     certificate_old.tick().await;
+    let mut authority = shared.authority.changes();
     let crowd = Crowd::default();
     let mut connections = JoinSet::new();
     loop {
@@ -92,6 +98,7 @@ pub async fn run(
             () = stop.cancelled() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             _ = certificate_old.tick() => acceptor = acceptor_of(&shared)?,
+            Ok(()) = authority.changed() => acceptor = acceptor_of(&shared)?,
             accepted = listener.accept() => match accepted {
                 Ok((socket, peer)) => {
                     let place = crowd.enter(Source::of(peer.ip()));
@@ -115,9 +122,25 @@ pub async fn run(
 }
 
 fn acceptor_of(shared: &Shared) -> Result<TlsAcceptor, HubError> {
-    let tls = shared.authority.link_tls().map_err(HubError::Tls)?;
+    let tls = shared.authority.now().link_tls().map_err(HubError::Tls)?;
 
     Ok(TlsAcceptor::from(Arc::new(tls)))
+}
+
+/// Waits until a peer that was refused has gone. It has been told why, and would not hear it if what it has sent
+/// meanwhile were left unread: the kernel then resets the connection.
+async fn let_hear(mut socket: TcpStream) {
+    let mut unread = [0; 1024];
+    let heard = async {
+        socket.shutdown().await?;
+        for _ in 0..UNREAD_BYTES_MAX / unread.len() {
+            if socket.read(&mut unread).await? == 0 {
+                break;
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    drop(timeout(LET_HEAR_MAX, heard).await);
 }
 
 /// A connection until its end, or until somebody else needs its place more.
@@ -139,7 +162,7 @@ async fn serve(
     };
     drop(place);
     match proven {
-        Ok(Some((upgrade, node))) => routes::link(upgrade, node, peer, shared).await,
+        Ok(Some((upgrade, holder))) => routes::link(upgrade, holder, peer, shared).await,
         Ok(None) => {}
         Err(_elapsed) => tracing::info!(%peer, "a connection is no link after a minute"),
     }
@@ -151,7 +174,7 @@ async fn prove(
     peer: SocketAddr,
     acceptor: TlsAcceptor,
     shared: &Arc<Shared>,
-) -> Option<(OnUpgrade, NodeName)> {
+) -> Option<(OnUpgrade, Holder)> {
     // Frames are small and each matters now; the session, not the kernel, decides which is next.
     let prepared = socket
         .set_nodelay(true)
@@ -159,14 +182,16 @@ async fn prove(
     if let Err(error) = prepared {
         tracing::debug!(%peer, %error, "cannot set socket options");
     }
-    let stream = match timeout(HANDSHAKE_MAX, acceptor.accept(socket)).await {
+    let accepted = timeout(HANDSHAKE_MAX, acceptor.accept(socket).into_fallible()).await;
+    let stream = match accepted {
         Ok(Ok(stream)) => {
             shared.metrics.handshake("Done");
             stream
         }
-        Ok(Err(error)) => {
+        Ok(Err((error, socket))) => {
             shared.metrics.handshake("Failed");
             tracing::info!(%peer, %error, "TLS with a peer failed");
+            let_hear(socket).await;
             return None;
         }
         Err(_elapsed) => {
@@ -175,12 +200,15 @@ async fn prove(
             return None;
         }
     };
-    let certificates = stream.get_ref().1.peer_certificates();
-    let node = certificates.and_then(|chain| chain.first()).and_then(pki::node_of);
-    let asker = Asker { node: node.clone(), source: Source::of(peer.ip()) };
+    let exported = [0; EXPORTER_LEN];
+    let tls = stream.get_ref().1;
+    let exporter = tls.export_keying_material(exported, EXPORTER_LABEL, None).ok()?;
+    let certificates = tls.peer_certificates();
+    let holder = certificates.and_then(|chain| chain.first()).and_then(pki::holder_of);
     let upgraded = Arc::new(std::sync::Mutex::new(None));
+    let who = Peer { holder: holder.clone(), exporter, address: peer };
     let service = service_fn(|request| {
-        routes::answer(request, asker.clone(), Arc::clone(shared), Arc::clone(&upgraded))
+        routes::answer(request, who.clone(), Arc::clone(shared), Arc::clone(&upgraded))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -194,5 +222,5 @@ async fn prove(
     }
     let upgrade = upgraded.lock().ok().and_then(|mut slot| slot.take());
 
-    upgrade.zip(node)
+    upgrade.zip(holder)
 }

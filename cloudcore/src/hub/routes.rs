@@ -13,15 +13,16 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use proto::ids::NodeName;
-use serde::Deserialize;
+use proto::codec;
+use proto::renewal::{Exporter, PATH as RENEWAL_PATH, RENEWAL_BYTES_MAX};
+use proto::wire::{CertificateRefusal, Frame};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::joining::{self, JoinError};
-use super::{Shared, admission, session};
+use super::{Shared, renewal, session};
 use crate::crowd::Source;
-use crate::pki::NodeRequest;
+use crate::pki::Holder;
 use crate::{clock, telemetry};
 
 /// A token, a name and a certificate request have 2 KiB.
@@ -30,19 +31,20 @@ const BODY_BYTES_MAX: usize = 16 * 1024;
 /// From the head to the end of the body: a bad mobile link. Slower ones give their place back.
 const BODY_MAX: Duration = Duration::from_secs(10);
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RenewRequest {
-    csr: String,
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    /// By its certificate, if it has shown one.
+    pub(super) holder: Option<Holder>,
+    /// What only the two ends of this connection know.
+    pub(super) exporter: Exporter,
+    pub(super) address: SocketAddr,
 }
 
-/// Who asks.
-#[derive(Clone, Debug)]
-pub(super) struct Asker {
-    /// Proven by its certificate.
-    pub node: Option<NodeName>,
-    /// From where.
-    pub source: Source,
+impl Peer {
+    fn source(&self) -> Source {
+        Source::of(self.address.ip())
+    }
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -50,15 +52,15 @@ type Upgrades = Arc<Mutex<Option<OnUpgrade>>>;
 
 pub(super) async fn answer(
     request: Request<Incoming>,
-    Asker { node, source }: Asker,
+    peer: Peer,
     shared: Arc<Shared>,
     upgraded: Upgrades,
 ) -> Result<Answer, Infallible> {
     Ok(match (request.method(), request.uri().path()) {
         (&Method::GET, "/healthz") => text(StatusCode::OK, "ok"),
-        (&Method::POST, "/v1/join") => join(request, source, &shared).await,
-        (&Method::POST, "/v1/renew") => renew(request, node, &shared).await,
-        (&Method::GET, "/v1/link") if node.is_none() => text(
+        (&Method::POST, "/v1/join") => join(request, &peer, &shared).await,
+        (&Method::POST, RENEWAL_PATH) => renew(request, &peer, &shared).await,
+        (&Method::GET, "/v1/link") if peer.holder.is_none() => text(
             StatusCode::UNAUTHORIZED,
             "the link needs the certificate of a node; join it by token: edgeadm join",
         ),
@@ -85,8 +87,8 @@ fn refuse(status: StatusCode, reason: &str, error: &str) -> Answer {
     json(status, &serde_json::json!({ "reason": reason, "error": error }))
 }
 
-async fn body_of(request: Request<Incoming>) -> Result<Bytes, String> {
-    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
+async fn body_of(request: Request<Incoming>, max: usize) -> Result<Bytes, String> {
+    let body = Limited::new(request.into_body(), max).collect();
     match timeout(BODY_MAX, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) => Err(format!("the body cannot be read: {error}")),
@@ -94,18 +96,20 @@ async fn body_of(request: Request<Incoming>) -> Result<Bytes, String> {
     }
 }
 
-async fn join(request: Request<Incoming>, source: Source, shared: &Shared) -> Answer {
+async fn join(request: Request<Incoming>, peer: &Peer, shared: &Shared) -> Answer {
     let joined = async {
-        if !shared.joins.try_take(source, clock::now()) {
+        if !shared.joins.try_take(peer.source(), clock::now()) {
             return Err(JoinError::Busy);
         }
-        let body = body_of(request).await.map_err(JoinError::Body)?;
+        let body = body_of(request, BODY_BYTES_MAX).await.map_err(JoinError::Body)?;
         joining::join(shared, &body).await
     };
     match joined.await {
         Ok(certificate) => {
             shared.metrics.join(None);
-            certified(shared, &certificate)
+            let authority = shared.authority.now();
+            let ca = authority.ca_pem();
+            json(StatusCode::OK, &serde_json::json!({ "certificate": certificate, "ca": ca }))
         }
         Err(error) => {
             shared.metrics.join(Some(error.reason()));
@@ -116,47 +120,32 @@ async fn join(request: Request<Incoming>, source: Source, shared: &Shared) -> An
     }
 }
 
-fn certified(shared: &Shared, certificate: &str) -> Answer {
-    let ca = shared.authority.ca_pem();
+/// Gives a node whose certificate has expired another.
+async fn renew(request: Request<Incoming>, peer: &Peer, shared: &Shared) -> Answer {
+    let renewed = async {
+        if !shared.renewals.try_take(peer.source(), clock::now()) {
+            return Err(renewal::Refused::Busy);
+        }
+        let body = body_of(request, RENEWAL_BYTES_MAX).await.map_err(renewal::Refused::Body)?;
+        renewal::after_expiry(shared, &peer.exporter, &body).await
+    };
+    let (status, frame) = match renewed.await {
+        Ok(issued) => (StatusCode::OK, Frame::CertificateIssued(issued)),
+        Err(refused) => {
+            let reason = telemetry::chain(&refused);
+            tracing::warn!(peer = %peer.address, reason, "a node with an expired certificate was refused another");
+            if let renewal::Refused::Node { node, refusal } = &refused {
+                let address = peer.address.ip();
+                shared.alarms.raise(&shared.client, node, refusal, address).await;
+            }
+            let (status, retry_after) = refused.answer();
+            (status, Frame::CertificateRefused(CertificateRefusal { reason, retry_after }))
+        }
+    };
+    let mut answer = Response::new(Full::new(codec::encode(&frame)));
+    *answer.status_mut() = status;
 
-    json(StatusCode::OK, &serde_json::json!({ "certificate": certificate, "ca": ca }))
-}
-
-/// Gives a node that proves itself a certificate of the same name. That alone opens no link: the
-/// resume ticket must be right, too.
-async fn renew(request: Request<Incoming>, node: Option<NodeName>, shared: &Shared) -> Answer {
-    let bad = |error: &str| refuse(StatusCode::BAD_REQUEST, "BadRequest", error);
-    let Some(node) = node else {
-        let error = "renewing needs the certificate of a node; join it by token: edgeadm join";
-        return refuse(StatusCode::UNAUTHORIZED, "NoCertificate", error);
-    };
-    let body = match body_of(request).await {
-        Ok(body) => body,
-        Err(error) => return bad(&error),
-    };
-    let asked: RenewRequest = match serde_json::from_slice(&body) {
-        Ok(asked) => asked,
-        Err(error) => return bad(&format!("the body is not understood: {error}")),
-    };
-    match admission::may_renew(shared, &node).await {
-        Ok(true) => {}
-        Ok(false) => {
-            let error = "the node has not joined or was revoked; join it by token: edgeadm join";
-            return refuse(StatusCode::FORBIDDEN, "Revoked", error);
-        }
-        Err(error) => {
-            let error = format!("the session record cannot be read: {}", telemetry::chain(&error));
-            return refuse(StatusCode::SERVICE_UNAVAILABLE, "NotReady", &error);
-        }
-    }
-    let signed = NodeRequest::parse(&node, &asked.csr).and_then(|new| shared.authority.sign(new));
-    match signed {
-        Ok(certificate) => {
-            tracing::info!(%node, "a node renewed its certificate");
-            certified(shared, &certificate)
-        }
-        Err(error) => bad(&telemetry::chain(&error)),
-    }
+    answer
 }
 
 /// The server's half of the WebSocket handshake (RFC 6455, section 4.2).
@@ -185,12 +174,14 @@ fn upgrade(mut request: Request<Incoming>, upgraded: &Upgrades) -> Answer {
 
 pub(super) async fn link(
     upgrade: OnUpgrade,
-    node: NodeName,
+    holder: Holder,
     peer: SocketAddr,
     shared: Arc<Shared>,
 ) {
     match upgrade.await {
-        Ok(stream) => session::run(stream, node, peer, shared).await,
-        Err(error) => tracing::info!(%node, %peer, %error, "the upgrade to a link failed"),
+        Ok(stream) => session::run(stream, holder, peer, shared).await,
+        Err(error) => {
+            tracing::info!(node = %holder.node, %peer, %error, "the upgrade to a link failed");
+        }
     }
 }

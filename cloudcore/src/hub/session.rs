@@ -7,24 +7,29 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
+use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{Sink as _, SinkExt as _, StreamExt as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use proto::codec::{self, FRAME_BYTES_MAX};
-use proto::ids::NodeName;
 use proto::session::{CloudInput, CloudOutput, CloudSession, FAREWELL_MAX};
-use proto::wire::{Hello, Refusal, RefuseCode};
+use proto::wire::{CertificateRefusal, Features, Hello, Issued, Refusal, RefuseCode};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use tunnel::Tunnels;
 
-use super::{COMMANDS_MAX, Command, Connected, SessionEvent, SessionHandle, Shared, admission};
+use super::{
+    COMMANDS_MAX, Command, Connected, SessionEvent, SessionHandle, Shared, admission, renewal,
+};
+use crate::pki::Holder;
 
 use crate::{clock, telemetry};
 
@@ -34,7 +39,7 @@ const READ_BUFFER_BYTES: usize = 4 * 1024;
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Runs a link until it ends.
-pub(super) async fn run(stream: Upgraded, node: NodeName, peer: SocketAddr, shared: Arc<Shared>) {
+pub(super) async fn run(stream: Upgraded, holder: Holder, peer: SocketAddr, shared: Arc<Shared>) {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
@@ -46,13 +51,17 @@ pub(super) async fn run(stream: Upgraded, node: NodeName, peer: SocketAddr, shar
     let (inputs, commands) = mpsc::channel(COMMANDS_MAX);
     let link = Link {
         session: CloudSession::new(seed(), clock::now()),
-        node,
+        holder,
         peer,
         shared,
         inputs,
         tunnels: Tunnels::default(),
         worker: None,
+        refused: None,
         waiting: VecDeque::new(),
+        asked: JoinSet::new(),
+        confirms: false,
+        asked_at: None,
     };
     link.run(sink, stream, commands).await;
 }
@@ -67,7 +76,8 @@ fn seed() -> u64 {
 
 struct Link {
     session: CloudSession,
-    node: NodeName,
+    /// By its certificate.
+    holder: Holder,
     peer: SocketAddr,
     shared: Arc<Shared>,
     inputs: mpsc::Sender<Command>,
@@ -77,6 +87,20 @@ struct Link {
     /// Said by the session and not yet taken by the worker. Bounded by what the session allows to
     /// be unanswered, and by what a node may hold.
     waiting: VecDeque<SessionEvent>,
+    /// What it was refused for, instead.
+    refused: Option<Refusal>,
+    /// What the API server is asked for the node meanwhile: one of each kind.
+    asked: JoinSet<Done>,
+    /// The node has said that it holds its ticket.
+    confirms: bool,
+    /// When it last asked for a certificate.
+    asked_at: Option<Instant>,
+}
+
+/// What was asked.
+enum Done {
+    Confirmed,
+    Certificate(Result<Issued, CertificateRefusal>),
 }
 
 impl Link {
@@ -116,6 +140,11 @@ impl Link {
                     }
                 }
                 Some(command) = commands.recv() => self.command(command),
+                Some(done) = self.asked.join_next(), if !self.asked.is_empty() => {
+                    if let Ok(Done::Certificate(answer)) = done {
+                        self.session.handle(CloudInput::Certificate(answer), clock::now());
+                    }
+                }
                 () = self.tunnels.changed() => {
                     for input in self.tunnels.take_inputs() {
                         self.session.handle(CloudInput::Stream(input), clock::now());
@@ -134,9 +163,14 @@ impl Link {
         };
         // Its worker may be answering: it must not wait for who waits for it.
         drop(commands);
+        let (shared, holder, peer) = (Arc::clone(&self.shared), self.holder.clone(), self.peer);
+        let refused = self.refused.take();
         self.end(reason).await;
         // The last frame tells the edge why. Without it a refusal would look like a broken path.
         drop(timeout(FAREWELL_MAX, sink.flush()).await);
+        if let Some(refusal) = refused {
+            shared.alarms.raise(&shared.client, &holder.node, &refusal, peer.ip()).await;
+        }
     }
 
     /// Takes a message from the socket; the reason if the link ended.
@@ -171,9 +205,17 @@ impl Link {
                     self.admit(hello).await;
                     continue;
                 }
+                CloudOutput::TicketHeld => {
+                    self.confirm();
+                    continue;
+                }
+                CloudOutput::CertificateWanted { csr } => {
+                    self.certify(csr);
+                    continue;
+                }
                 CloudOutput::Close(reason) => return Some(telemetry::chain(&reason)),
                 CloudOutput::Nacked { key, reason } => {
-                    tracing::warn!(node = %self.node, %key, reason, "the edge cannot store an object");
+                    tracing::warn!(node = %self.holder.node, %key, reason, "the edge cannot store an object");
                     continue;
                 }
                 CloudOutput::Stream(output) => {
@@ -198,10 +240,11 @@ impl Link {
     }
 
     async fn admit(&mut self, hello: Hello) {
-        let answer = if hello.node == self.node {
-            admission::admit(&self.shared, &hello).await
+        let Holder { node, key, .. } = &self.holder;
+        let answer = if hello.node == *node {
+            admission::admit(&self.shared, &hello, key).await
         } else {
-            let reason = format!("the certificate is of {}, not of {}", self.node, hello.node);
+            let reason = format!("the certificate is of {node}, not of {}", hello.node);
             let retry_after = std::time::Duration::from_mins(1);
             Err(Refusal { code: RefuseCode::UnknownNode, reason, retry_after })
         };
@@ -211,7 +254,7 @@ impl Link {
             Ok(admission) => {
                 let (events, receiver) = mpsc::channel(COMMANDS_MAX);
                 let session = SessionHandle {
-                    node: self.node.clone(),
+                    node: node.clone(),
                     generation: admission.generation,
                     current: Arc::new(AtomicBool::new(true)),
                     inputs: self.inputs.clone(),
@@ -223,7 +266,10 @@ impl Link {
                     // The old loop may be stuck on a dead path: it is fenced whether or not it reads.
                     drop(before.inputs.try_send(Command::Input(CloudInput::Refused(refusal))));
                 }
-                tracing::info!(node = %self.node, peer = %self.peer, generation = admission.generation, "a session began");
+                tracing::info!(%node, peer = %self.peer, generation = admission.generation, "a session began");
+                if hello.ticket.is_none() && !hello.features.has(Features::TICKET_HELD) {
+                    tracing::warn!(%node, "the agent is too old to say that it holds its ticket: until it connects again, a copy of its key is as good as it");
+                }
                 let connected = Connected { session: session.clone(), hello, events: receiver };
                 self.worker = Some((session, events));
                 drop(self.shared.connected.send(connected).await);
@@ -231,11 +277,39 @@ impl Link {
             }
             Err(refusal) => {
                 let code = refusal.code.as_str();
-                tracing::warn!(node = %self.node, peer = %self.peer, code, reason = refusal.reason, "a session was refused");
+                tracing::warn!(%node, peer = %self.peer, code, reason = refusal.reason, "a session was refused");
+                self.refused = Some(refusal.clone());
                 CloudInput::Refused(refusal)
             }
         };
         self.session.handle(input, clock::now());
+    }
+
+    /// The node holds its ticket.
+    fn confirm(&mut self) {
+        let Some((session, _)) = self.worker.as_ref().filter(|_| !self.confirms) else { return };
+        self.confirms = true;
+        let (shared, session) = (Arc::clone(&self.shared), session.clone());
+        self.asked.spawn(async move {
+            renewal::confirm(&shared, &session).await;
+            Done::Confirmed
+        });
+    }
+
+    /// The node wants a certificate for another key. The session lets it ask for one at a time.
+    fn certify(&mut self, csr: Bytes) {
+        let Some((session, _)) = &self.worker else { return };
+        let now = clock::now();
+        if renewal::is_early(self.asked_at, now) {
+            let answer = CloudInput::Certificate(Err(renewal::too_early()));
+            return self.session.handle(answer, now);
+        }
+        self.asked_at = Some(now);
+        let (shared, session) = (Arc::clone(&self.shared), session.clone());
+        let key = self.holder.key.clone();
+        self.asked.spawn(async move {
+            Done::Certificate(renewal::over_link(&shared, &session, &key, &csr).await)
+        });
     }
 
     fn command(&mut self, command: Command) {
@@ -252,11 +326,11 @@ impl Link {
     async fn end(mut self, reason: String) {
         self.tunnels.lose("the link to the node is down");
         let Some((session, events)) = self.worker else {
-            tracing::info!(node = %self.node, peer = %self.peer, reason, "a connection ended before it was a session");
+            tracing::info!(node = %self.holder.node, peer = %self.peer, reason, "a connection ended before it was a session");
             return;
         };
         self.shared.sessions.remove(&session);
-        tracing::info!(node = %self.node, generation = session.generation, reason, "a session ended");
+        tracing::info!(node = %self.holder.node, generation = session.generation, reason, "a session ended");
         for event in self.waiting {
             if events.send(event).await.is_err() {
                 return;

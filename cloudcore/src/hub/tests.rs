@@ -1,6 +1,7 @@
 //! The hub over loopback TLS, with a small API server behind it.
 
 pub(crate) mod api;
+mod identity;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use proto::admission::Ticket;
 use proto::codec;
 use proto::digest::Summary;
-use proto::wire::{Frame, RefuseCode, Welcome};
+use proto::wire::{Features, Frame, RefuseCode, Welcome};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::crowd::CROWD_MAX;
-use crate::pki::{NodeRequest, SERVER_NAME};
+use crate::pki::{Authority, NodeRequest, SERVER_NAME};
 use api::Api;
 
 /// Longest wait for anything: more than the hub gives a handshake.
@@ -48,6 +49,8 @@ fn block_on(test: impl Future<Output = ()>) {
 }
 
 const CLUSTER: &str = "c-1";
+
+const NODE_LIFE: Duration = Duration::from_hours(24);
 
 struct Hub {
     address: SocketAddr,
@@ -71,7 +74,7 @@ impl Hub {
         let address = listener.local_addr().unwrap();
         let (sender, connected) = mpsc::channel(4);
         let shared = Arc::new(Shared {
-            authority: Arc::clone(&authority),
+            authority: Current::new(Arc::clone(&authority)),
             client: api.client.clone(),
             namespace: "holdfast".to_owned(),
             replica: "test".to_owned(),
@@ -80,6 +83,9 @@ impl Hub {
             sessions: Sessions::default(),
             joins: Rate::default(),
             metrics: Metrics::default(),
+            renewals: Rate::default(),
+            node_life: NODE_LIFE,
+            alarms: Alarms::default(),
             connected: sender,
         });
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
@@ -168,6 +174,7 @@ impl Hub {
             node_ip: String::new(),
             boot_id: String::new(),
             kinds: 0,
+            features: Features::OURS,
         }))
         .await;
 
@@ -203,7 +210,7 @@ pub(crate) fn roots_of(authority: &Authority) -> RootCertStore {
 pub(crate) fn node_of(authority: &Authority, node: &str) -> Who {
     let (csr, key) = request_of("system:nodes", &format!("system:node:{node}"));
     let request = NodeRequest::parse(&NodeName::new(node).unwrap(), &csr).unwrap();
-    let certificate = authority.sign(request).unwrap();
+    let certificate = authority.sign(request, NODE_LIFE).unwrap().pem();
 
     Who { certificate, key }
 }
@@ -428,29 +435,6 @@ fn a_name_is_given_away_only_by_a_token_for_it() {
             let answer = hub.join_as(name, &token, &request(name)).await;
             assert!(answer.contains(&format!("\"{expected}\"")), "{name} {bound}: {answer}");
         }
-    });
-}
-
-#[test]
-fn certificates_are_renewed_for_nodes_that_prove_themselves() {
-    block_on(async {
-        let hub = Hub::start().await;
-        let who = hub.node("edge-1");
-        let body = |node: &str| {
-            let csr = request_of("system:nodes", &format!("system:node:{node}")).0;
-            json!({ "csr": csr }).to_string()
-        };
-        let check = async |who: Option<&Who>, node: &str, expected: &str| {
-            let answer = hub.post(who, "/v1/renew", &body(node)).await;
-            assert!(answer.contains(&format!("\"{expected}\"")), "{expected}: {answer}");
-        };
-        check(Some(&who), "edge-1", "Revoked").await;
-        hub.keep_record(false);
-        check(None, "edge-1", "NoCertificate").await;
-        check(Some(&who), "edge-2", "BadRequest").await;
-        check(Some(&who), "edge-1", "certificate").await;
-        hub.keep_record(true);
-        check(Some(&who), "edge-1", "Revoked").await;
     });
 }
 

@@ -92,7 +92,7 @@ pub(super) fn server_tls(
             .build()
             .map_err(tls)?;
     let names = vec![shared.address.to_string()];
-    let (chain, key) = shared.authority.serving(names).map_err(AccessError::Serving)?;
+    let (chain, key) = shared.authority.now().serving(names).map_err(AccessError::Serving)?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(tls)?

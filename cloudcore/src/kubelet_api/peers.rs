@@ -26,7 +26,7 @@ use super::{HANDSHAKE_MAX, HEAD_BYTES_MAX, Shared, forward};
 use crate::clock;
 use crate::crowd::{Crowd, Place, Source};
 use crate::pki::peers::{PEER_NAME, PeerTls, is_replica};
-use crate::pki::{Authority, PkiError};
+use crate::pki::{Current, PkiError};
 
 /// Replicas are near each other: one that does not answer within this has died or hangs.
 const DIAL_MAX: Duration = Duration::from_secs(3);
@@ -56,14 +56,14 @@ pub(super) enum PeerError {
 
 /// The way to other replicas, and what proves this one to them.
 pub struct Peers {
-    authority: Arc<Authority>,
+    authority: Current,
     replica: String,
     tls: Mutex<Option<(PeerTls, Instant)>>,
 }
 
 impl Peers {
     /// That of the replica of this name.
-    pub fn new(authority: Arc<Authority>, replica: String) -> Self {
+    pub fn new(authority: Current, replica: String) -> Self {
         Self { authority, replica, tls: Mutex::default() }
     }
 
@@ -95,7 +95,7 @@ impl Peers {
         if let Some((tls, _)) = kept.as_ref().filter(|(_, made)| is_fresh(made)) {
             return Ok(tls.clone());
         }
-        let tls = self.authority.peer_tls(&self.replica)?;
+        let tls = self.authority.now().peer_tls(&self.replica)?;
         *kept = Some((tls.clone(), now));
 
         Ok(tls)
@@ -192,6 +192,7 @@ mod tests {
     use crate::hub::tests::{node_of, roots_of};
     use crate::kubelet_api::Kept;
     use crate::metrics::Metrics;
+    use crate::pki::Authority;
 
     struct Replica {
         shared: Arc<Shared>,
@@ -203,13 +204,13 @@ mod tests {
     async fn replica() -> Replica {
         let api = Api::start().await;
         let authority = Authority::load_or_create(api.client.clone(), "holdfast", "c-1").await;
-        let authority = Arc::new(authority.unwrap());
+        let authority = Current::new(Arc::new(authority.unwrap()));
         let shared = Arc::new(Shared {
             client: api.client.clone(),
             cluster: Cluster::new(1),
             address: "127.0.0.1".parse().unwrap(),
             sessions: Sessions::default(),
-            peers: Peers::new(Arc::clone(&authority), "a".to_owned()),
+            peers: Peers::new(authority.clone(), "a".to_owned()),
             authority,
             kept: Kept::default(),
             crowd: Crowd::default(),
@@ -268,7 +269,7 @@ mod tests {
             assert!(matches!(error, PeerError::TooOld));
 
             // A node has a certificate of the same authority.
-            let authority = &ours.shared.authority;
+            let authority = &ours.shared.authority.now();
             let (chain, key) = node_of(authority, "edge-1").chain_and_key();
             let config =
                 ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))

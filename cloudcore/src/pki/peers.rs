@@ -7,7 +7,7 @@ use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsag
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{
-    ClientConfig, RootCertStore, ServerConfig, crypto::ring::default_provider, version::TLS13,
+    ClientConfig, ServerConfig, crypto::ring::default_provider, version::TLS13,
 };
 
 use super::{Authority, PkiError, SERVER_LIFE, tls, valid_for};
@@ -32,9 +32,7 @@ impl Authority {
     pub fn peer_tls(&self, replica: &str) -> Result<PeerTls, PkiError> {
         let (chain, key) = self.peer_certificate(replica)?;
         let provider = Arc::new(default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(self.ca_der.clone()).map_err(tls)?;
-        let roots = Arc::new(roots);
+        let roots = self.roots()?;
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
                 .build()
@@ -69,7 +67,7 @@ impl Authority {
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         valid_for(&mut params, SERVER_LIFE);
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
-        let chain = vec![certificate.der().clone(), self.ca_der.clone()];
+        let chain = [certificate.der(), &self.ca_der[0]].map(CertificateDer::clone).into();
 
         Ok((chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
     }

@@ -1,5 +1,6 @@
 //! Joining over loopback, with authorities made here.
 
+use edgecore::link::dial::SERVER_NAME;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use ring::rand::SystemRandom;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -37,8 +37,14 @@ impl Told {
 /// Reads the identity, and says what is to be expected of it.
 pub(super) fn load(dir: &Path) -> Result<Identity, IdentityError> {
     let identity = identity::load(dir, clock::since_1970())?;
-    if let Some(problem) = &identity.problem {
-        tracing::warn!(%problem, "cloudcore will not take the certificate; join this node anew");
+    match &identity.problem {
+        Some(_) if identity.has_expired() => {
+            tracing::warn!("the certificate has expired; it is renewed when cloudcore is in reach");
+        }
+        Some(problem) => {
+            tracing::warn!(%problem, "cloudcore will not take the certificate; join this node anew");
+        }
+        None => {}
     }
 
     Ok(identity)

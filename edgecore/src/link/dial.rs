@@ -26,6 +26,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 
+use super::expired::RenewalError;
 use crate::blocking::resolve;
 
 /// The name in cloudcore's certificate, whatever its address.
@@ -87,6 +88,18 @@ pub enum DialError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// The certificate had expired.
+    #[error("the certificate of this node had expired, and it has another now")]
+    Renewed,
+    /// The certificate has expired.
+    #[error("the certificate of this node has expired, and cloudcore at {address} gave no other")]
+    Expired {
+        /// HOST:PORT.
+        address: String,
+        /// Why not.
+        #[source]
+        source: Box<RenewalError>,
     },
     /// The peer speaks TLS but gives no link: a certificate that has expired or is unknown to it
     /// shows here, for in TLS 1.3 the client is done before the server has looked at it.

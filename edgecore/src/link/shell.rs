@@ -1,6 +1,7 @@
 //! The shell of the link: moves bytes between the socket and the session, and what the session says
 //! between it and the rest of the agent. Every decision is the session's.
 
+mod identity;
 #[cfg(test)]
 mod tests;
 
@@ -8,8 +9,6 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::{FutureExt as _, Sink as _, SinkExt as _, StreamExt as _};
 use proto::codec;
@@ -28,11 +27,13 @@ use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use tokio_util::sync::CancellationToken;
 use tunnel::{TunnelStream, Tunnels};
 
-use super::dial::{self, Connection, DialError};
+use self::identity::{Caller, Dialed};
+use super::dial::Connection;
+use super::renewal::Renewal;
 use super::{Delivery, HIGH_WATER_SETTING, LinkState, StoreRefusal, Upstream, ticket};
 use crate::clock;
 use crate::desired::Desired;
-use crate::identity::Identity;
+use crate::identity::{Identity, IdentityError};
 use crate::telemetry::chain;
 
 /// Streams opened by the cloud and not yet taken; the session bounds how many there are.
@@ -51,6 +52,8 @@ pub struct LinkParts {
     pub address: String,
     /// Key and certificate.
     pub identity: Identity,
+    /// Where they are.
+    pub identity_dir: PathBuf,
     /// Spreads retries of many nodes.
     pub seed: u64,
     /// Changes with every boot.
@@ -83,7 +86,12 @@ struct Shell {
     parts: LinkParts,
     session: EdgeSession,
     connection: Option<Connection>,
-    dialing: JoinSet<Result<Connection, (DialError, Option<Duration>)>>,
+    dialing: JoinSet<Dialed>,
+    renewal: Renewal,
+    /// A certificate on its way to the disk: at most one.
+    keeping: JoinSet<Result<Identity, IdentityError>>,
+    /// What was last said of an identity that cannot be read.
+    told_unread: String,
     tunnels: Tunnels,
     high_water: HighWater,
     storing: Option<(BatchId, HighWater, oneshot::Receiver<Stored>)>,
@@ -102,13 +110,16 @@ pub async fn run(parts: LinkParts, stop: CancellationToken) {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         node_ip: first(&parts.addresses),
         boot_id: parts.boot_id.clone(),
-        ticket: ticket::held(&parts.settings, &parts.state_dir, &parts.identity.fingerprint),
+        ticket: ticket::held(&parts.settings, &parts.state_dir, &parts.identity.join_id),
     };
     let high_water = setting(HIGH_WATER_SETTING).and_then(|b| HighWater::from_bytes(&b));
     let mut shell = Shell {
         session: EdgeSession::new(who, parts.seed, clock::instant()),
         connection: None,
         dialing: JoinSet::new(),
+        renewal: Renewal::new(parts.seed, clock::instant()),
+        keeping: JoinSet::new(),
+        told_unread: String::new(),
         tunnels: Tunnels::default(),
         high_water: high_water.unwrap_or_default(),
         storing: None,
@@ -169,6 +180,7 @@ impl Shell {
     /// Waits for whatever happens next; `None` if it is only time that passed.
     async fn next(&mut self) -> Option<EdgeInput> {
         let timeout = self.session.poll_timeout();
+        let renewal = self.renewal.look_at().filter(|_| self.session.renews());
         tokio::select! {
             happened = socket(&mut self.connection) => match happened {
                 Io::Flushed => None,
@@ -180,6 +192,14 @@ impl Shell {
             },
             Some(dialed) = self.dialing.join_next(), if !self.dialing.is_empty() => {
                 Some(self.dialed(dialed.ok()?))
+            }
+            Some(kept) = self.keeping.join_next(), if !self.keeping.is_empty() => {
+                self.kept(kept.ok()?);
+                None
+            }
+            () = sleep_until(renewal.unwrap_or_else(clock::instant).into()), if renewal.is_some() => {
+                self.renew();
+                None
             }
             stored = answer(&mut self.storing) => Some(self.stored(stored)),
             stored = ticket_answer(&mut self.ticket) => {
@@ -251,8 +271,11 @@ impl Shell {
         None
     }
 
-    fn dialed(&mut self, dialed: Result<Connection, (DialError, Option<Duration>)>) -> EdgeInput {
-        match dialed {
+    fn dialed(&mut self, dialed: Dialed) -> EdgeInput {
+        if let Some(found) = dialed.identity {
+            self.found(found);
+        }
+        match dialed.connection {
             Ok(connection) => {
                 self.connection = Some(connection);
                 EdgeInput::Connected
@@ -284,9 +307,14 @@ impl Shell {
                 EdgeOutput::Dial => {
                     self.dialing.abort_all();
                     self.dialing = JoinSet::new();
-                    let address = self.parts.address.clone();
-                    let tls = Arc::clone(&self.parts.identity.tls);
-                    self.dialing.spawn(dial::dial(address, tls));
+                    let caller = Caller {
+                        node: self.parts.node.clone(),
+                        address: self.parts.address.clone(),
+                        identity: self.parts.identity.clone(),
+                        dir: self.parts.identity_dir.clone(),
+                        ticket: self.session.ticket().cloned(),
+                    };
+                    self.dialing.spawn(caller.dial());
                 }
                 EdgeOutput::AskHeld => {
                     let objects = self.parts.desired.held().into_iter().collect();
@@ -302,6 +330,7 @@ impl Shell {
                     drop(self.parts.deliveries.send(delivery).await);
                 }
                 EdgeOutput::Up(welcome) => self.up(&welcome),
+                EdgeOutput::Certificate(answer) => self.certificate(answer),
                 EdgeOutput::Synced => self.parts.link.send_modify(|state| {
                     if let LinkState::Up { synced, .. } = state {
                         *synced = true;
@@ -336,13 +365,14 @@ impl Shell {
         tracing::info!(generation = welcome.generation, "the link is up");
         self.say_all();
         self.told_down.clear();
+        self.renewal.up(welcome.server_time_ms, clock::instant());
         let (tell, told) = oneshot::channel();
-        let fingerprint = self.parts.identity.fingerprint.clone();
-        let writes = ticket::writes(&welcome.ticket, &fingerprint);
+        let join_id = self.parts.identity.join_id.clone();
+        let writes = ticket::writes(&welcome.ticket, &join_id);
         let (folder, spare) = (self.parts.state_dir.clone(), welcome.ticket.clone());
         // On the store's thread, where a file may be waited for.
         let done = Box::new(move |stored: Result<(), StoreError>| {
-            if let Err(error) = ticket::keep(&folder, &spare, &fingerprint) {
+            if let Err(error) = ticket::keep(&folder, &spare, &join_id) {
                 tracing::warn!(%error, "cannot keep a spare of the resume ticket");
             }
             // The shell may have gone on to another session.

@@ -13,44 +13,44 @@ use store::Write;
 /// The store's setting with the ticket.
 const SETTING: &str = "link.ticket";
 
-/// The store's setting with the fingerprint of the certificate that the ticket was given to. A node
-/// that has joined anew is a new one to the cloud, and must not show the ticket of the old one.
+/// The store's setting with the id of the join that the ticket belongs to. A node that has joined anew is a
+/// new one to the cloud, and must not show the ticket of the old one.
 const OWNER_SETTING: &str = "link.ticket-owner";
 
-/// The file with fingerprint and ticket, in the folder of the store.
+/// The file with the join's id and the ticket, in the folder of the store.
 const FILE: &str = "link.ticket";
 
-/// The ticket that was given to the certificate with this fingerprint.
+/// The ticket that was given to the node that joined then.
 pub(super) fn held(
     settings: &BTreeMap<String, Vec<u8>>,
     folder: &Path,
-    fingerprint: &[u8],
+    join_id: &[u8],
 ) -> Option<Ticket> {
-    let is_owner = settings.get(OWNER_SETTING).is_none_or(|owner| owner == fingerprint);
+    let is_owner = settings.get(OWNER_SETTING).is_none_or(|owner| owner == join_id);
     let stored = settings.get(SETTING).filter(|_| is_owner).cloned();
     let spare = || {
         let text = fs::read(folder.join(FILE)).ok()?;
-        text.strip_prefix(fingerprint).map(<[u8]>::to_vec)
+        text.strip_prefix(join_id).map(<[u8]>::to_vec)
     };
 
     stored.or_else(spare).and_then(Ticket::new)
 }
 
 /// What keeps it in the store.
-pub(super) fn writes(ticket: &Ticket, fingerprint: &[u8]) -> Vec<Write> {
-    let settings = [(SETTING, ticket.as_bytes().to_vec()), (OWNER_SETTING, fingerprint.to_owned())];
+pub(super) fn writes(ticket: &Ticket, join_id: &[u8]) -> Vec<Write> {
+    let settings = [(SETTING, ticket.as_bytes().to_vec()), (OWNER_SETTING, join_id.to_owned())];
     let write = |(name, value): (&str, _)| Write::Setting { name: name.to_owned(), value };
 
     settings.map(write).into()
 }
 
 /// Keeps it in the file.
-pub(super) fn keep(folder: &Path, ticket: &Ticket, fingerprint: &[u8]) -> io::Result<()> {
+pub(super) fn keep(folder: &Path, ticket: &Ticket, join_id: &[u8]) -> io::Result<()> {
     let path = folder.join(FILE);
     let new = path.with_extension("ticket.new");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(&[fingerprint, ticket.as_bytes()].concat())?;
+    file.write_all(&[join_id, ticket.as_bytes()].concat())?;
     file.sync_all()?;
     fs::rename(new, path)?;
 
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_outlives_its_store_and_is_of_one_certificate() {
+    fn a_ticket_outlives_its_store_and_is_of_one_join() {
         let folder = tempfile::tempdir().unwrap();
         let held = |settings: &_, owner: &[u8]| held(settings, folder.path(), owner);
         assert_eq!(held(&BTreeMap::new(), b"me"), None);

@@ -5,7 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::admission::Ticket;
-use crate::codec::{CodecError, EVENT_BYTES_MAX, TEXT_LEN_MAX, cut};
+use crate::codec::{
+    AUTHORITIES_MAX, CERTIFICATE_BYTES_MAX, CodecError, EVENT_BYTES_MAX, TEXT_LEN_MAX, cut,
+};
 use crate::digest::{Digest, HighWater, Summary};
 use crate::ids::{Kind, NodeName, ObjectKey, Uid};
 use crate::object::{ContentHash, Point, Version};
@@ -13,7 +15,8 @@ use crate::payload::{Encoding, Payload};
 use crate::pb::{self, frame::Body};
 use crate::stream::CHUNK_BYTES_MAX;
 use crate::wire::{
-    Beat, Bye, Frame, Health, Hello, Refusal, RefuseCode, ReportKey, StreamId, StreamKind, Welcome,
+    Beat, Bye, CertificateRefusal, Features, Frame, Health, Hello, Issued, Refusal, RefuseCode,
+    ReportKey, StreamId, StreamKind, Welcome,
 };
 
 /// Names the frame of a bad field.
@@ -98,6 +101,16 @@ pub(super) fn from_body(body: Body) -> Result<Frame, CodecError> {
             let retry_after = Duration::from_secs(retry_after_s.into());
             Frame::Bye(Bye { reason: cut(&reason), retry_after })
         }
+        Body::TicketHeld(pb::TicketHeld {}) => Frame::TicketHeld,
+        Body::CertificateWanted(pb::CertificateWanted { csr_der }) => {
+            let csr = In("CertificateWanted").bytes(csr_der, CERTIFICATE_BYTES_MAX)?;
+            Frame::CertificateWanted { csr }
+        }
+        Body::CertificateIssued(issued) => Frame::CertificateIssued(issued_from(issued)?),
+        Body::CertificateRefused(pb::CertificateRefused { reason, retry_after_s }) => {
+            let retry_after = Duration::from_secs(retry_after_s.into());
+            Frame::CertificateRefused(CertificateRefusal { reason: cut(&reason), retry_after })
+        }
         Body::Put(pb::Put { seq, key, version, payload }) => {
             let put = In("Put");
             let (key, version) = (put.key(key)?, put.version(version)?);
@@ -112,15 +125,12 @@ pub(super) fn from_body(body: Body) -> Result<Frame, CodecError> {
         Body::Nack(pb::Nack { seq, reason }) => Frame::Nack { seq, reason: cut(&reason) },
         Body::ListHeld(pb::ListHeld { request }) => Frame::ListHeld { request },
         Body::Held(pb::Held { request, entries, last }) => {
-            let entries = entries.into_iter().map(held_from).collect::<Result<_, _>>()?;
+            let known = entries.into_iter().filter(is_known);
+            let entries = known.map(held_from).collect::<Result<_, _>>()?;
             Frame::Held { request, entries, last }
         }
         Body::Synced(pb::Synced {}) => Frame::Synced,
-        Body::Report(pb::Report { seq, key, payload, done }) => {
-            let report = In("Report");
-            let (key, payload) = (report.report_key(key)?, report.payload(payload)?);
-            Frame::Report { seq, key, payload, done }
-        }
+        Body::Report(report) => report_from(report)?,
         Body::ReportAck(pb::ReportAck { seq }) => Frame::ReportAck { seq },
         Body::ReportNack(pb::ReportNack { seq, reason, retry }) => {
             Frame::ReportNack { seq, reason: cut(&reason), retry }
@@ -151,7 +161,8 @@ fn hello_from(hello: pb::Hello) -> Result<Hello, CodecError> {
     let digest = frame.some(held.digest.as_ref().try_into().ok(), "digest")?;
     let mut high_water = HighWater::default();
     for mark in held.high_water {
-        let kind = frame.some(Kind::from_wire(mark.kind), "high_water")?;
+        // A newer cloud has taken the edge further than this one can follow.
+        let Some(kind) = Kind::from_wire(mark.kind) else { continue };
         high_water.raise(kind, frame.point(mark.point)?);
     }
     let ticket = if hello.ticket.is_empty() {
@@ -169,14 +180,41 @@ fn hello_from(hello: pb::Hello) -> Result<Hello, CodecError> {
         node_ip: frame.text(hello.node_ip, "node_ip")?,
         boot_id: frame.text(hello.boot_id, "boot_id")?,
         kinds: hello.kinds,
+        features: Features(hello.features),
     })
 }
 
 fn welcome_from(welcome: pb::Welcome) -> Result<Welcome, CodecError> {
-    let pb::Welcome { generation, ticket, epoch, server_time_ms } = welcome;
+    let pb::Welcome { generation, ticket, epoch, server_time_ms, features } = welcome;
     let ticket = In("Welcome").some(Ticket::new(ticket), "ticket")?;
+    let features = Features(features);
 
-    Ok(Welcome { generation, ticket, epoch, server_time_ms })
+    Ok(Welcome { generation, ticket, epoch, server_time_ms, features })
+}
+
+fn issued_from(issued: pb::CertificateIssued) -> Result<Issued, CodecError> {
+    let frame = In("CertificateIssued");
+    let pb::CertificateIssued { certificate_der, ca_der } = issued;
+    let ca_der = frame.some((ca_der.len() <= AUTHORITIES_MAX).then_some(ca_der), "ca_der")?;
+    let authorities = ca_der.into_iter().map(|der| frame.bytes(der, CERTIFICATE_BYTES_MAX));
+
+    Ok(Issued {
+        certificate: frame.bytes(certificate_der, CERTIFICATE_BYTES_MAX)?,
+        authorities: authorities.collect::<Result<_, _>>()?,
+    })
+}
+
+/// A report of a kind that only a newer edge knows is to be answered, not to end the link.
+fn report_from(report: pb::Report) -> Result<Frame, CodecError> {
+    let frame = In("Report");
+    let pb::Report { seq, key, payload, done } = report;
+    let kind = key.as_ref().map_or(0, |key| key.kind);
+    if pb::ReportKind::try_from(kind).is_err() {
+        return Ok(Frame::UnknownReport { seq, kind: kind.cast_unsigned() });
+    }
+    let (key, payload) = (frame.report_key(key)?, frame.payload(payload)?);
+
+    Ok(Frame::Report { seq, key, payload, done })
 }
 
 fn refuse_from(refuse: &pb::Refuse) -> Result<Refusal, CodecError> {
@@ -187,6 +225,11 @@ fn refuse_from(refuse: &pb::Refuse) -> Result<Refusal, CodecError> {
         reason: cut(&refuse.reason),
         retry_after: Duration::from_secs(refuse.retry_after_s.into()),
     })
+}
+
+/// What a newer cloud has left is none of this one's business.
+fn is_known(entry: &pb::HeldEntry) -> bool {
+    entry.key.as_ref().is_none_or(|key| key.kind == 0 || Kind::from_wire(key.kind).is_some())
 }
 
 fn held_from(entry: pb::HeldEntry) -> Result<(ObjectKey, Version), CodecError> {

@@ -8,7 +8,9 @@ use crate::ids::{Kind, ObjectKey};
 use crate::object::{Point, Version};
 use crate::payload::{Encoding, Payload};
 use crate::pb::{self, frame::Body};
-use crate::wire::{Beat, Bye, Frame, Health, Hello, Refusal, ReportKey, Welcome};
+use crate::wire::{
+    Beat, Bye, CertificateRefusal, Frame, Health, Hello, Issued, Refusal, ReportKey, Seq, Welcome,
+};
 
 pub(super) fn body(frame: &Frame) -> Body {
     match frame {
@@ -24,6 +26,12 @@ pub(super) fn body(frame: &Frame) -> Body {
         Frame::Bye(Bye { reason, retry_after }) => {
             Body::Bye(pb::Bye { reason: cut(reason), retry_after_s: seconds(*retry_after) })
         }
+        Frame::TicketHeld => Body::TicketHeld(pb::TicketHeld {}),
+        Frame::CertificateWanted { csr } => {
+            Body::CertificateWanted(pb::CertificateWanted { csr_der: csr.clone() })
+        }
+        Frame::CertificateIssued(issued) => Body::CertificateIssued(issued.into()),
+        Frame::CertificateRefused(refusal) => Body::CertificateRefused(refusal.into()),
         Frame::Put { seq, key, version, payload } => Body::Put(pb::Put {
             seq: *seq,
             key: Some(key.into()),
@@ -50,6 +58,7 @@ pub(super) fn body(frame: &Frame) -> Body {
             payload: Some(payload.into()),
             done: *done,
         }),
+        Frame::UnknownReport { seq, kind } => Body::Report(unknown_report(*seq, *kind)),
         Frame::ReportAck { seq } => Body::ReportAck(pb::ReportAck { seq: *seq }),
         Frame::ReportNack { seq, reason, retry } => {
             Body::ReportNack(pb::ReportNack { seq: *seq, reason: cut(reason), retry: *retry })
@@ -71,6 +80,27 @@ pub(super) fn body(frame: &Frame) -> Body {
     }
 }
 
+fn unknown_report(seq: Seq, kind: u32) -> pb::Report {
+    let kind = kind.cast_signed();
+    let key = pb::ReportKey { kind, uid: String::new(), source: String::new() };
+
+    pb::Report { seq, key: Some(key), payload: None, done: false }
+}
+
+impl From<&Issued> for pb::CertificateIssued {
+    fn from(issued: &Issued) -> Self {
+        let Issued { certificate, authorities } = issued.clone();
+
+        Self { certificate_der: certificate, ca_der: authorities }
+    }
+}
+
+impl From<&CertificateRefusal> for pb::CertificateRefused {
+    fn from(refusal: &CertificateRefusal) -> Self {
+        Self { reason: cut(&refusal.reason), retry_after_s: seconds(refusal.retry_after) }
+    }
+}
+
 impl From<&Hello> for pb::Hello {
     fn from(hello: &Hello) -> Self {
         Self {
@@ -86,6 +116,7 @@ impl From<&Hello> for pb::Hello {
             node_ip: hello.node_ip.clone(),
             boot_id: hello.boot_id.clone(),
             kinds: hello.kinds,
+            features: hello.features.0,
         }
     }
 }
@@ -109,6 +140,7 @@ impl From<&Welcome> for pb::Welcome {
             ticket: welcome.ticket.as_bytes().clone(),
             epoch: welcome.epoch,
             server_time_ms: welcome.server_time_ms,
+            features: welcome.features.0,
         }
     }
 }

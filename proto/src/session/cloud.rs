@@ -16,7 +16,7 @@ use crate::session::liveness::{End, Liveness};
 use crate::session::sync::Sync;
 use crate::session::{CloseReason, FAREWELL_MAX, HANDSHAKE_MAX, ProtocolError};
 use crate::stream::{Streams, TooManyStreams};
-use crate::wire::{Bye, Frame, Outcome, Refusal, Seq, StreamId, StreamKind, Welcome};
+use crate::wire::{Bye, Features, Frame, Outcome, Refusal, Seq, StreamId, StreamKind, Welcome};
 
 pub use dialogue::{Admission, CloudInput, CloudOutput};
 
@@ -46,6 +46,8 @@ struct Up {
     liveness: Liveness,
     welcome: Option<Welcome>,
     synced_due: bool,
+    /// The answer to `CertificateWanted`.
+    certificate: Option<Frame>,
 }
 
 /// See [`crate::session`]. Lives as long as its connection.
@@ -64,6 +66,8 @@ pub struct CloudSession {
     /// Reports and events that the shell has yet to answer.
     unanswered: BTreeSet<(Subject, Seq)>,
     answers: VecDeque<Frame>,
+    /// The shell has yet to say what becomes of a request for a certificate, or the socket to take it.
+    signing: bool,
     streams: Streams,
     outputs: VecDeque<CloudOutput>,
     rng: Rng,
@@ -88,6 +92,7 @@ impl CloudSession {
             last_request: 0,
             unanswered: BTreeSet::new(),
             answers: VecDeque::new(),
+            signing: false,
             streams: Streams::default(),
             outputs: VecDeque::new(),
             rng: Rng::new(seed),
@@ -120,6 +125,13 @@ impl CloudSession {
             CloudInput::EventDone { seq } => {
                 if self.unanswered.remove(&(Subject::Event, seq)) {
                     self.answers.push_back(Frame::EventAck { seq });
+                }
+            }
+            CloudInput::Certificate(answer) => {
+                if let Phase::Up(up) = &mut self.phase {
+                    up.certificate = Some(
+                        answer.map_or_else(Frame::CertificateRefused, Frame::CertificateIssued),
+                    );
                 }
             }
             CloudInput::Stream(input) => self.streams.handle(input),
@@ -192,6 +204,10 @@ impl CloudSession {
                 if let Some((is_ping, beat)) = up.liveness.poll_send(None) {
                     return Some(if is_ping { Frame::Ping(beat) } else { Frame::Pong(beat) });
                 }
+                if let Some(answer) = up.certificate.take() {
+                    self.signing = false;
+                    return Some(answer);
+                }
                 if self.outbox.is_empty()
                     && let Some(request) = self.sync.poll_request()
                 {
@@ -232,8 +248,15 @@ impl CloudSession {
         let Admission { generation, ticket, epoch, server_time_ms } = admission;
         self.phase = Phase::Up(Box::new(Up {
             liveness: Liveness::new(End::Cloud, now),
-            welcome: Some(Welcome { generation, ticket, epoch, server_time_ms }),
+            welcome: Some(Welcome {
+                generation,
+                ticket,
+                epoch,
+                server_time_ms,
+                features: Features::OURS,
+            }),
             synced_due: false,
+            certificate: None,
         }));
     }
 

@@ -7,6 +7,8 @@ mod receive;
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use crate::admission::Ticket;
 use crate::backoff::Rng;
 use crate::codec::TEXT_LEN_MAX;
@@ -19,7 +21,7 @@ use crate::session::liveness::Liveness;
 use crate::session::reports::Reports;
 use crate::session::{CloseReason, DIAL_MAX, DownReason, HANDSHAKE_MAX, ProtocolError};
 use crate::stream::Streams;
-use crate::wire::{Bye, Frame, Health, Hello, Outcome, PROTOCOL_VERSION};
+use crate::wire::{Bye, Features, Frame, Health, Hello, Outcome, PROTOCOL_VERSION};
 
 pub use dialogue::{EdgeInput, EdgeOutput, Introduction};
 
@@ -50,6 +52,12 @@ enum Phase {
 struct Up {
     since: Instant,
     liveness: Liveness,
+    /// Of the cloud.
+    features: Features,
+    /// The cloud is to be told that the ticket is durable.
+    held_due: bool,
+    /// To be sent.
+    csr: Option<Bytes>,
 }
 
 /// See [`crate::session`]. Starts down and dials when first asked for the time.
@@ -123,9 +131,20 @@ impl EdgeSession {
             EdgeInput::TicketStored => {
                 if let Some(ticket) = self.fresh_ticket.take() {
                     self.who.ticket = Some(ticket);
+                    if let Phase::Up(up) = &mut self.phase {
+                        up.held_due = up.features.has(Features::TICKET_HELD);
+                    }
                 }
             }
             EdgeInput::TicketNotStored => self.fresh_ticket = None,
+            EdgeInput::TicketForgotten => self.who.ticket = None,
+            EdgeInput::CertificateWanted { csr } => {
+                if let Phase::Up(up) = &mut self.phase
+                    && up.features.has(Features::CERTIFICATES)
+                {
+                    up.csr = Some(csr);
+                }
+            }
             EdgeInput::Report(report) => self.reports.push(report),
             EdgeInput::Event(bytes) => self.events.push(bytes),
             EdgeInput::AddressChanged { node_ip } => self.address_changed(node_ip, now),
@@ -204,6 +223,12 @@ impl EdgeSession {
                 if let Some((is_ping, beat)) = up.liveness.poll_send(Some(self.health)) {
                     return Some(if is_ping { Frame::Ping(beat) } else { Frame::Pong(beat) });
                 }
+                if std::mem::take(&mut up.held_due) {
+                    return Some(Frame::TicketHeld);
+                }
+                if let Some(csr) = up.csr.take() {
+                    return Some(Frame::CertificateWanted { csr });
+                }
                 self.inbox
                     .poll_send()
                     .or_else(|| self.listing.poll_send())
@@ -223,6 +248,16 @@ impl EdgeSession {
     /// Whether frames flow.
     pub fn is_up(&self) -> bool {
         matches!(self.phase, Phase::Up(_))
+    }
+
+    /// Whether certificates are to be had over this link.
+    pub fn renews(&self) -> bool {
+        matches!(&self.phase, Phase::Up(up) if up.features.has(Features::CERTIFICATES))
+    }
+
+    /// The ticket that the next Hello will show.
+    pub fn ticket(&self) -> Option<&Ticket> {
+        self.who.ticket.as_ref()
     }
 
     /// Keys with a report that the cloud is not done with.
@@ -266,6 +301,7 @@ impl EdgeSession {
                     node_ip: self.who.node_ip.clone(),
                     boot_id: self.who.boot_id.clone(),
                     kinds: Kind::LAST as u32,
+                    features: Features::OURS,
                 }));
             }
             Phase::Up(_) => self.listing.answer(held),

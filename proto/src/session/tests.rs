@@ -3,6 +3,7 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one output among many")]
 
 mod edge;
+mod identity;
 mod link;
 mod protocol;
 mod streams;

@@ -116,7 +116,10 @@ impl Node {
             EdgeOutput::Up(_) => self.edge.handle(EdgeInput::TicketStored, now),
             EdgeOutput::Synced => self.in_sync = true,
             EdgeOutput::Down(reason) => panic!("edge {} is down: {reason}", self.index),
-            EdgeOutput::ReportDone { .. } | EdgeOutput::Stream(_) | EdgeOutput::Close(_) => {}
+            EdgeOutput::Certificate(_)
+            | EdgeOutput::ReportDone { .. }
+            | EdgeOutput::Stream(_)
+            | EdgeOutput::Close(_) => {}
         }
     }
 
@@ -162,7 +165,7 @@ impl Node {
                 let before = self.alive_at.replace(now).unwrap_or(now);
                 self.longest_silence = self.longest_silence.max(now - before);
             }
-            CloudOutput::InSync => {}
+            CloudOutput::TicketHeld | CloudOutput::InSync => {}
             other => panic!("unexpected for {}: {other:?}", self.index),
         }
     }

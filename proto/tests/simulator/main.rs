@@ -20,6 +20,7 @@ use std::panic;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use proto::admission::{Decision, decide};
 use world::World;
 
 /// Runs in CI, on two cores.
@@ -41,7 +42,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// One world, from the first fault to agreement.
-fn run(seed: u64, trace: bool) -> u64 {
+fn run(seed: u64, trace: bool) -> World {
     let mut world = World::new(seed, origin(), trace);
     world.run(FAULTS);
     world.calm_down();
@@ -61,18 +62,31 @@ fn run(seed: u64, trace: bool) -> u64 {
     // And it stays so.
     world.run(agreed + Duration::from_mins(1));
     assert_eq!(world.disagreement(), None);
+    assert_no_key_is_enough(&world);
 
-    world.frames
+    world
+}
+
+/// T12: once a node holds its ticket, its key alone opens nothing. A restored API server may have forgotten
+/// that it does.
+fn assert_no_key_is_enough(world: &World) {
+    for edge in world.edges.iter().filter(|edge| edge.ticket.is_some()) {
+        let record = world.api.state.records.get(&edge.index);
+        let thief = decide(record, &edge.name, None, &world.key, [0; 16]);
+        let is_refused = matches!(thief, Decision::Refuse(_));
+        assert!(is_refused || world.api.timeline > 0, "the key of {} is enough", edge.name);
+    }
 }
 
 #[test]
 fn a_world_of_faults_agrees_in_the_end() {
     if let Some(seed) = number("HOLDFAST_SEED") {
-        let frames = run(seed, true);
+        let frames = run(seed, true).frames;
         return println!("seed {seed}: {frames} frames");
     }
     let seeds = number("HOLDFAST_SEEDS").unwrap_or(SEEDS);
     let (next, frames) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (let_in, refused) = (AtomicU64::new(0), AtomicU64::new(0));
     let failed = std::thread::scope(|scope| {
         let work = || {
             loop {
@@ -80,11 +94,13 @@ fn a_world_of_faults_agrees_in_the_end() {
                 if seed >= seeds {
                     return None;
                 }
-                let Ok(count) = panic::catch_unwind(|| run(seed, false)) else {
+                let Ok(world) = panic::catch_unwind(|| run(seed, false)) else {
                     next.store(seeds, Ordering::Relaxed);
                     return Some(seed);
                 };
-                frames.fetch_add(count, Ordering::Relaxed);
+                frames.fetch_add(world.frames, Ordering::Relaxed);
+                let_in.fetch_add(world.thefts.0, Ordering::Relaxed);
+                refused.fetch_add(world.thefts.1, Ordering::Relaxed);
             }
         };
         let workers: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
@@ -94,6 +110,11 @@ fn a_world_of_faults_agrees_in_the_end() {
         failed.is_none(),
         "replay with HOLDFAST_SEED={} cargo test -p proto --test simulation a_world -- --nocapture",
         failed.unwrap_or_default()
+    );
+    let (let_in, refused) = (let_in.into_inner(), refused.into_inner());
+    assert!(
+        seeds < SEEDS || let_in.min(refused) > 0,
+        "thieves: {let_in} let in, {refused} refused"
     );
     println!("{seeds} seeds, {} frames", frames.into_inner());
 }

@@ -88,6 +88,11 @@ pub enum Event {
         conn: ConnId,
         hello: Box<Hello>,
     },
+    /// The record is to say that the edge of the session holds its ticket.
+    Confirm {
+        replica: usize,
+        conn: ConnId,
+    },
     /// A GET is answered.
     Got {
         replica: usize,
@@ -154,6 +159,8 @@ pub struct World {
     pub trace: bool,
     /// Frames that were delivered.
     pub frames: u64,
+    /// How often somebody with the key of a node and no ticket was let in, and was not.
+    pub thefts: (u64, u64),
 }
 
 impl World {
@@ -175,6 +182,7 @@ impl World {
             calm: false,
             trace,
             frames: 0,
+            thefts: (0, 0),
         };
         for edge in 0..nodes {
             for _ in 0..world.rng.below(4) {
@@ -252,6 +260,7 @@ impl World {
             Event::Watch { replica, life } => self.watch(replica, life),
             Event::List { replica, life } => self.list(replica, life),
             Event::Admit { replica, conn, hello } => self.admit(replica, conn, &hello),
+            Event::Confirm { replica, conn } => self.confirm(replica, conn),
             Event::Got { replica, conn, key, version } => self.got(replica, conn, key, version),
             Event::Write(write) => self.write(write),
             Event::Recorded { replica, conn, seq } => self.event_done(replica, conn, seq),

@@ -138,7 +138,9 @@ impl Running {
                     self.log(&reason);
                     self.tell(Told::Down).await;
                 }
-                EdgeOutput::ReportDone { .. } | EdgeOutput::Stream(_) => {}
+                EdgeOutput::Certificate(_)
+                | EdgeOutput::ReportDone { .. }
+                | EdgeOutput::Stream(_) => {}
                 EdgeOutput::Close(_) => {
                     self.socket = None;
                     self.dialing = JoinSet::new();

@@ -207,31 +207,6 @@ async fn a_replica_stops_writing_for_a_node_that_has_moved_on() -> Result<()> {
     cluster.until_gone(&client, &path, LIMIT).await
 }
 
-/// T12: a revoked node's live session ends within seconds, and it gets no other.
-#[tokio::test]
-async fn a_revoked_node_is_cut_off_while_it_is_connected() -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let client = cluster.client().await?;
-    let node = EdgeNode::join(&cluster, &client).await?;
-    let current = generation(&cluster, &client, &node).await?;
-
-    let revoked = json!({ "metadata": { "annotations": { "holdfast.dev/revoked": "true" } } });
-    api::merge(&client, &record(&node), &revoked).await?;
-    let since = Instant::now();
-    wait::until(
-        "the end of the session",
-        LIMIT,
-        async || log(&cluster).await,
-        |log| has_ended(log, node.name(), current),
-    )
-    .await?;
-    tell("a live session over after its revocation (at most 5 s)", since);
-    node.until_unknown(&client).await?;
-    ensure!(generation(&cluster, &client, &node).await? == current, "it has another session");
-
-    Ok(())
-}
-
 /// What cloudcore has logged.
 async fn log(cluster: &Cluster) -> Result<String> {
     script("dev-cloudcore", &["log", "--name", cluster.name()], &[]).await

@@ -18,6 +18,7 @@ mod evictions;
 mod granted;
 mod helm;
 mod hostile;
+mod identity;
 mod inside;
 mod killed;
 mod kubelet_api;

@@ -210,7 +210,8 @@ async fn collects(tool: &Tool<'_>, cluster: &Cluster) -> Result<()> {
 
     let mut secrets = vec![SECRET.to_owned()];
     for file in ["node.key", "node.pem"] {
-        let key = std::fs::read_to_string(state.join("holdfast").join(file)).unwrap_or_default();
+        let text = std::fs::read_to_string(state.join("holdfast").join(file)).unwrap_or_default();
+        let key = text.split("-----BEGIN CERTIFICATE").next().unwrap_or_default();
         secrets.extend(key.lines().filter(|line| line.len() > 20).map(str::to_owned));
     }
     ensure!(secrets.len() > 1, "the node has no key");

@@ -239,7 +239,7 @@ async fn test(
     let reset = machine.edgeadm(&["reset", "--force", "--config", &config]).await?;
     let said = String::from_utf8_lossy(&reset.stdout).into_owned();
     ensure!(reset.status.success() && said.contains("stopped edgecore.service"), "{reset:?}");
-    let gone = [PathBuf::from(&config), dir.join("node.crt"), dir.join("state/state.db")];
+    let gone = [PathBuf::from(&config), dir.join("node.pem"), dir.join("state/state.db")];
     ensure!(gone.iter().all(|path| !path.exists()), "{said}");
     let there = machine.command(&["test", "-e", unit])?.status().await?;
     ensure!(!there.success(), "the unit is there");

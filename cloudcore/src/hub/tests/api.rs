@@ -65,6 +65,22 @@ impl Api {
         self.put("/api/v1/namespaces/kube-system", json!({ "metadata": metadata }));
     }
 
+    /// The object there.
+    pub(crate) fn get(&self, path: &str) -> Option<Value> {
+        self.objects.lock().unwrap().get(path).cloned()
+    }
+
+    /// The objects whose paths begin with this.
+    pub(crate) fn under(&self, path: &str) -> Vec<Value> {
+        let objects = self.objects.lock().unwrap();
+
+        objects
+            .iter()
+            .filter(|(key, _)| key.starts_with(path))
+            .map(|(_, value)| value.clone())
+            .collect()
+    }
+
     pub(crate) fn has(&self, path: &str) -> bool {
         self.objects.lock().unwrap().contains_key(path)
     }

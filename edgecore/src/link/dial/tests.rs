@@ -1,6 +1,9 @@
 //! Dialing over loopback, with authorities made here.
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
+};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -34,8 +37,13 @@ impl Authority {
     }
 
     fn sign(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+        self.sign_until(name, 2200)
+    }
+
+    fn sign_until(&self, name: &str, year: i32) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         params.distinguished_name.push(DnType::CommonName, name);
 
         (params.signed_by(&key, &self.issuer).unwrap(), key)
@@ -43,22 +51,57 @@ impl Authority {
 
     /// What a node of this authority dials with.
     pub(crate) fn node(&self) -> identity::Identity {
-        let dir = tempfile::tempdir().unwrap();
-        let (certificate, key) = self.sign("edge-1");
-        identity::write(dir.path(), &self.pem, &certificate.pem(), &key.serialize_pem()).unwrap();
+        self.join(tempfile::tempdir().unwrap().path())
+    }
 
-        identity::load(dir.path(), clock::since_1970()).unwrap()
+    /// A node of this authority joins: its identity is in the folder.
+    pub(crate) fn join(&self, dir: &std::path::Path) -> identity::Identity {
+        self.join_until(dir, 2200)
+    }
+
+    /// The same, with a certificate that ends with the year before this.
+    pub(crate) fn join_until(&self, dir: &std::path::Path, year: i32) -> identity::Identity {
+        let (certificate, key) = self.sign_until("edge-1", year);
+        identity::write(dir, &self.pem, &certificate.pem(), &key.serialize_pem()).unwrap();
+
+        identity::load(dir, clock::since_1970()).unwrap()
+    }
+
+    /// The public key of a certificate: what follows the name of its curve.
+    pub(crate) fn key_of(certificate: &[u8]) -> Vec<u8> {
+        /// prime256v1, and the head of the bits of an uncompressed point.
+        const BEFORE: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00];
+        let at = certificate.windows(BEFORE.len()).position(|bytes| bytes == BEFORE).unwrap();
+
+        certificate[at + BEFORE.len()..][..65].to_vec()
+    }
+
+    /// The certificate for a request.
+    pub(crate) fn issue(&self, csr: &[u8]) -> bytes::Bytes {
+        let request = CertificateSigningRequestParams::from_der(&csr.into()).unwrap();
+        let certificate = request.signed_by(&self.issuer).unwrap();
+
+        bytes::Bytes::copy_from_slice(certificate.der())
     }
 
     /// What a cloudcore of this authority accepts with: only nodes of its own.
     pub(crate) fn server(&self, name: &str) -> TlsAcceptor {
+        self.server_with(name, false)
+    }
+
+    /// The same, but it takes those who show no certificate.
+    pub(crate) fn open_server(&self, name: &str) -> TlsAcceptor {
+        self.server_with(name, true)
+    }
+
+    fn server_with(&self, name: &str, is_open: bool) -> TlsAcceptor {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();
         let provider = Arc::new(default_provider());
         let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-                .build()
-                .unwrap();
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let verifier = if is_open { verifier.allow_unauthenticated() } else { verifier };
+        let verifier = verifier.build().unwrap();
         let (certificate, key) = self.sign(name);
         let key: PrivateKeyDer<'static> = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
         let config = ServerConfig::builder_with_provider(provider)

@@ -1,6 +1,7 @@
 //! The shell with a real socket, store and desired state, against a cloud that speaks by frames.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proto::admission::Ticket;
@@ -8,7 +9,7 @@ use proto::ids::{Kind, ObjectKey, Uid};
 use proto::object::{ContentHash, Version};
 use proto::payload::Payload;
 use proto::session::EVENTS_MAX;
-use proto::wire::{Frame, Health, Hello, Refusal, RefuseCode, StreamId, Welcome};
+use proto::wire::{Features, Frame, Health, Hello, Issued, Refusal, RefuseCode, StreamId, Welcome};
 use store::{Opened, Options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -56,9 +57,18 @@ impl Cloud {
     }
 
     async fn welcome(&mut self, generation: u64) -> Ticket {
+        self.welcome_with(generation, Features::default()).await
+    }
+
+    async fn welcome_with(&mut self, generation: u64, features: Features) -> Ticket {
         let ticket = Ticket::new(generation.to_be_bytes().to_vec()).unwrap();
-        let welcome =
-            Welcome { generation, ticket: ticket.clone(), epoch: 1, server_time_ms: 1_000 };
+        let welcome = Welcome {
+            generation,
+            ticket: ticket.clone(),
+            epoch: 1,
+            server_time_ms: 1_000,
+            features,
+        };
         self.send(&Frame::Welcome(welcome)).await;
 
         ticket
@@ -88,6 +98,7 @@ fn edge(address: SocketAddr, identity: Identity, dir: &std::path::Path) -> Edge 
         node: NodeName::new("edge-1").unwrap(),
         address: address.to_string(),
         identity,
+        identity_dir: dir.join("identity"),
         seed: 7,
         boot_id: "boot".to_owned(),
         deliveries,
@@ -193,6 +204,19 @@ fn a_link_stores_before_it_acknowledges_and_resumes_by_its_ticket() {
 }
 
 #[test]
+fn the_cloud_is_told_that_the_ticket_is_kept() {
+    block_on(async {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let edge = edge_of(&listener, &authority.node(), &dir);
+        let (mut cloud, _) = Cloud::accept(&listener, &authority.server(SERVER_NAME)).await;
+        cloud.welcome_with(1, Features::TICKET_HELD).await;
+        assert_eq!(next_but_beats(&mut cloud).await, Frame::TicketHeld);
+        edge.stop().await;
+    });
+}
+
+#[test]
 fn a_refusal_is_told_with_its_code() {
     block_on(async {
         let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
@@ -232,6 +256,80 @@ fn a_node_that_joined_anew_shows_no_ticket() {
         let edge = edge_of(&listener, &authority.node(), &dir);
         let (_, hello) = Cloud::accept(&listener, &acceptor).await;
         assert_eq!(hello.ticket, None);
+        edge.stop().await;
+    });
+}
+
+/// The certificate that the node has shown.
+fn shown(cloud: &Cloud) -> Vec<u8> {
+    cloud.0.get_ref().get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+#[test]
+fn who_joins_anew_is_another_at_the_next_dial() {
+    block_on(async {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let acceptor = authority.server(SERVER_NAME);
+        let identity_dir = dir.path().join("identity");
+        let mut edge = edge_of(&listener, &authority.join(&identity_dir), &dir);
+        let (mut cloud, _) = Cloud::accept(&listener, &acceptor).await;
+        cloud.welcome(1).await;
+        edge.is_up(1).await;
+        let before = shown(&cloud);
+        authority.join(&identity_dir);
+        drop(cloud);
+        let (cloud, hello) = Cloud::accept(&listener, &acceptor).await;
+        assert_eq!(hello.ticket, None);
+        assert_ne!(shown(&cloud), before);
+        // What cannot be read replaces nothing.
+        let after = shown(&cloud);
+        drop(cloud);
+        std::fs::write(identity_dir.join("node.pem"), "nonsense").unwrap();
+        let (cloud, _) = Cloud::accept(&listener, &acceptor).await;
+        assert_eq!(shown(&cloud), after);
+        edge.stop().await;
+    });
+}
+
+#[test]
+fn a_certificate_is_renewed_while_the_link_stays_and_the_ticket_stays_good() {
+    block_on(async {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let acceptor = authority.server(SERVER_NAME);
+        let identity_dir = dir.path().join("identity");
+        let identity = authority.join(&identity_dir);
+        let mut edge = edge_of(&listener, &identity, &dir);
+        let (mut cloud, _) = Cloud::accept(&listener, &acceptor).await;
+        let before = shown(&cloud);
+        let (_, until) = identity.validity.unwrap();
+        let welcome = Welcome {
+            generation: 1,
+            ticket: Ticket::new(b"first".to_vec()).unwrap(),
+            epoch: 1,
+            server_time_ms: i64::try_from(until.as_millis()).unwrap(),
+            features: Features::CERTIFICATES,
+        };
+        cloud.send(&Frame::Welcome(welcome.clone())).await;
+        edge.is_up(1).await;
+        let Frame::CertificateWanted { csr } = next_but_beats(&mut cloud).await else {
+            panic!("no certificate is asked for")
+        };
+        let issued = Issued { certificate: authority.issue(&csr), authorities: Vec::new() };
+        cloud.send(&Frame::CertificateIssued(issued.clone())).await;
+        soon("the new certificate", async {
+            while identity.reload(&identity_dir, clock::since_1970()).is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        assert!(matches!(*edge.link.borrow(), LinkState::Up { .. }), "the link was dropped");
+        drop(cloud);
+        let (cloud, hello) = Cloud::accept(&listener, &acceptor).await;
+        assert_eq!(hello.ticket, Some(welcome.ticket));
+        assert_eq!(shown(&cloud), issued.certificate);
+        assert_ne!(shown(&cloud), before);
         edge.stop().await;
     });
 }

@@ -12,7 +12,9 @@ use crate::object::{Object, Point, Version};
 use crate::outbox::Desired;
 use crate::session::CloseReason;
 use crate::stream::{StreamInput, StreamOutput};
-use crate::wire::{Frame, Health, Hello, Outcome, Refusal, Report, Seq};
+use crate::wire::{
+    CertificateRefusal, Frame, Health, Hello, Issued, Outcome, Refusal, Report, Seq,
+};
 
 /// A session that the hub has admitted and recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub enum CloudInput {
         /// Which.
         seq: Seq,
     },
+    /// Answer to `CertificateWanted`.
+    Certificate(Result<Issued, CertificateRefusal>),
     /// See [`StreamInput`]; streams are opened by [`crate::session::CloudSession::open_stream`].
     Stream(StreamInput),
     /// Say goodbye and close.
@@ -105,6 +109,13 @@ pub enum CloudOutput {
         seq: Seq,
         /// JSON of a core/v1 Event.
         bytes: Bytes,
+    },
+    /// The edge holds its ticket: from now on none without it may be admitted. Record it.
+    TicketHeld,
+    /// Answer `Certificate`. One at a time.
+    CertificateWanted {
+        /// PKCS #10, DER; not yet looked at.
+        csr: Bytes,
     },
     /// Held by the edge and not wanted: answer `Absent` or `StillWanted`.
     Unwanted {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use crate::codec::REPORT_BYTES_MAX;
 use crate::ids::KINDS_UNSAID;
 use crate::session::cloud::{CloudOutput, CloudSession, Phase, Subject};
@@ -85,6 +87,9 @@ impl CloudSession {
                 let report = Report { key, bytes, done };
                 self.outputs.push_back(CloudOutput::Report { seq, report });
             }
+            Frame::UnknownReport { seq, kind } => self.unknown_report(seq, kind)?,
+            Frame::TicketHeld => self.outputs.push_back(CloudOutput::TicketHeld),
+            Frame::CertificateWanted { csr } => self.certificate_wanted(csr)?,
             Frame::Event { seq, bytes } => {
                 self.unanswered(Subject::Event, seq, EVENTS_IN_FLIGHT_MAX)?;
                 self.outputs.push_back(CloudOutput::Event { seq, bytes });
@@ -106,6 +111,8 @@ impl CloudSession {
             | Frame::ReportAck { .. }
             | Frame::ReportNack { .. }
             | Frame::EventAck { .. }
+            | Frame::CertificateIssued(_)
+            | Frame::CertificateRefused(_)
             | Frame::StreamOpen { .. }) => {
                 return Err(ProtocolError::Unexpected {
                     frame: other.name(),
@@ -113,6 +120,24 @@ impl CloudSession {
                 });
             }
         }
+
+        Ok(())
+    }
+
+    fn unknown_report(&mut self, seq: Seq, kind: u32) -> Result<(), ProtocolError> {
+        self.unanswered(Subject::Report, seq, REPORTS_IN_FLIGHT_MAX)?;
+        self.unanswered.remove(&(Subject::Report, seq));
+        let reason = format!("this cloud knows no report of kind {kind}");
+        self.answers.push_back(Frame::ReportNack { seq, reason, retry: false });
+
+        Ok(())
+    }
+
+    fn certificate_wanted(&mut self, csr: Bytes) -> Result<(), ProtocolError> {
+        if std::mem::replace(&mut self.signing, true) {
+            return Err(ProtocolError::TooManyUnanswered);
+        }
+        self.outputs.push_back(CloudOutput::CertificateWanted { csr });
 
         Ok(())
     }
@@ -134,7 +159,9 @@ impl CloudSession {
 
     fn unanswered(&mut self, of: Subject, seq: Seq, max: usize) -> Result<(), ProtocolError> {
         let waiting = self.unanswered.range((of, Seq::MIN)..=(of, Seq::MAX)).count();
-        if waiting >= max || !self.unanswered.insert((of, seq)) {
+        // An edge that takes no answer may not ask for ever more.
+        let untaken = self.answers.len() >= REPORTS_IN_FLIGHT_MAX + EVENTS_IN_FLIGHT_MAX;
+        if untaken || waiting >= max || !self.unanswered.insert((of, seq)) {
             return Err(ProtocolError::TooManyUnanswered);
         }
 

@@ -11,7 +11,7 @@ use crate::ids::NodeName;
 use crate::object::Change;
 use crate::session::{BatchId, CloseReason, DownReason};
 use crate::stream::{StreamInput, StreamOutput};
-use crate::wire::{Frame, Health, Outcome, Report, ReportKey, Welcome};
+use crate::wire::{CertificateRefusal, Frame, Health, Issued, Outcome, Report, ReportKey, Welcome};
 
 /// Who this edge is.
 #[derive(Clone, Debug)]
@@ -69,6 +69,14 @@ pub enum EdgeInput {
     TicketStored,
     /// Answer to `Up`: it could not be stored; the one before stays in use.
     TicketNotStored,
+    /// The node has joined anew: the ticket is that of another. To be said before `Connected`.
+    TicketForgotten,
+    /// A certificate for another key is wanted: answered by `Certificate`, unless the link is lost before.
+    /// Ignored on a link whose cloud gives none, see [`super::EdgeSession::renews`].
+    CertificateWanted {
+        /// PKCS #10, DER.
+        csr: Bytes,
+    },
     /// Latest state of something.
     Report(Report),
     /// Something happened: JSON of a core/v1 Event.
@@ -107,6 +115,8 @@ pub enum EdgeOutput {
     },
     /// Admitted. Store the ticket; answer `TicketStored` or `TicketNotStored`.
     Up(Welcome),
+    /// Answer to `CertificateWanted`.
+    Certificate(Result<Issued, CertificateRefusal>),
     /// The edge holds exactly what the cloud wants.
     Synced,
     /// The link is down; the session dials again by itself. Comes after every failed dial.

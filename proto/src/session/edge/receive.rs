@@ -31,7 +31,9 @@ impl EdgeSession {
         match frame {
             Frame::Welcome(welcome) => {
                 let liveness = Liveness::new(End::Edge, now);
-                self.phase = Phase::Up(Up { since: now, liveness });
+                let features = welcome.features;
+                let up = Up { since: now, liveness, features, held_due: false, csr: None };
+                self.phase = Phase::Up(up);
                 self.fresh_ticket = Some(welcome.ticket.clone());
                 self.outputs.push_back(EdgeOutput::Up(welcome));
             }
@@ -48,6 +50,11 @@ impl EdgeSession {
             | Frame::Held { .. }
             | Frame::Synced
             | Frame::Report { .. }
+            | Frame::UnknownReport { .. }
+            | Frame::TicketHeld
+            | Frame::CertificateWanted { .. }
+            | Frame::CertificateIssued(_)
+            | Frame::CertificateRefused(_)
             | Frame::ReportAck { .. }
             | Frame::ReportNack { .. }
             | Frame::Event { .. }
@@ -92,6 +99,12 @@ impl EdgeSession {
                 self.outputs.push_back(EdgeOutput::AskHeld);
             }
             Frame::Synced => self.outputs.push_back(EdgeOutput::Synced),
+            Frame::CertificateIssued(issued) => {
+                self.outputs.push_back(EdgeOutput::Certificate(Ok(issued)));
+            }
+            Frame::CertificateRefused(refusal) => {
+                self.outputs.push_back(EdgeOutput::Certificate(Err(refusal)));
+            }
             Frame::ReportAck { seq } => self.report_done(seq, Outcome::Done, now),
             Frame::ReportNack { seq, reason, retry: true } => {
                 self.report_done(seq, Outcome::Retry { reason }, now);
@@ -114,6 +127,9 @@ impl EdgeSession {
             | Frame::Nack { .. }
             | Frame::Held { .. }
             | Frame::Report { .. }
+            | Frame::UnknownReport { .. }
+            | Frame::TicketHeld
+            | Frame::CertificateWanted { .. }
             | Frame::Event { .. }) => {
                 return Err(ProtocolError::Unexpected {
                     frame: other.name(),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::session::{CloseReason, DIAL_MAX, DownReason, EVENTS_MAX, ProtocolError};
-use crate::wire::{Bye, Outcome, Refusal, RefuseCode, Welcome};
+use crate::wire::{Bye, Features, Outcome, Refusal, RefuseCode, Welcome};
 
 fn delivered_report(pair: &Pair) -> Vec<String> {
     let text = |report: &Report| String::from_utf8(report.bytes.to_vec()).unwrap();
@@ -235,7 +235,13 @@ fn a_failed_batch_is_tried_one_by_one_and_only_the_culprit_is_refused() {
 
 #[test]
 fn frames_that_do_not_belong_close_the_link_by_name() {
-    let welcome = || Welcome { generation: 1, ticket: ticket(1), epoch: 1, server_time_ms: 0 };
+    let welcome = || Welcome {
+        generation: 1,
+        ticket: ticket(1),
+        epoch: 1,
+        server_time_ms: 0,
+        features: Features::default(),
+    };
     for frame in [
         Frame::Welcome(welcome()),
         Frame::Ack { seqs: vec![1] },

@@ -6,7 +6,7 @@ use crate::digest::{HELD_OBJECTS_MAX, Summary};
 use crate::payload::{Encoding, Payload};
 use crate::session::{CloseReason, REPORTS_IN_FLIGHT_MAX};
 use crate::stream::{STREAMS_MAX, WINDOW_BYTES};
-use crate::wire::{Hello, RefuseCode, StreamId, StreamKind};
+use crate::wire::{Features, Hello, RefuseCode, StreamId, StreamKind};
 
 fn hello(protocol: u32) -> Frame {
     hello_of(protocol, 0)
@@ -22,6 +22,7 @@ fn hello_of(protocol: u32, kinds: u32) -> Frame {
         node_ip: String::new(),
         boot_id: String::new(),
         kinds,
+        features: Features::default(),
     })
 }
 

@@ -85,6 +85,10 @@ impl World {
             CloudOutput::Event { seq, .. } => {
                 self.after_ms(1, 100, Event::Recorded { replica, conn, seq });
             }
+            CloudOutput::TicketHeld => {
+                self.after_ms(1, 300, Event::Confirm { replica, conn });
+            }
+            CloudOutput::CertificateWanted { .. } => panic!("no edge asks for a certificate"),
             CloudOutput::Unwanted { key, version } => {
                 self.after_ms(1, 300, Event::Got { replica, conn, key, version });
             }
@@ -189,6 +193,42 @@ impl World {
         self.check_evidence(replica, conn);
         self.pump_link(replica, conn);
         self.supersede(replica, Some((node, conn)));
+    }
+
+    /// Keeps that the edge of a session holds its ticket, sooner or later.
+    pub fn confirm(&mut self, replica: usize, conn: ConnId) {
+        let Some(link) = self.replicas[replica].links.get(&conn) else { return };
+        let (node, generation) = (link.node, link.generation);
+        if self.api.mode != Mode::Up {
+            return self.after_ms(500, 2000, Event::Confirm { replica, conn });
+        }
+        let record = self.api.state.records.get(&node);
+        if let Some(confirmed) = record.and_then(|record| record.confirm(generation)) {
+            self.say(|| format!("edge {node} is known to hold ticket {generation}"));
+            self.api.state.records.insert(node, confirmed);
+        }
+    }
+
+    /// Somebody has copied the key of a node, and not its store. It may get in before the node is known to
+    /// hold a ticket, and then keeps no ticket either; the node must come back all the same.
+    pub fn steal(&mut self, edge: usize) {
+        let replica = self.pick(self.replicas.len());
+        if self.api.mode != Mode::Up || !self.replicas[replica].alive {
+            return;
+        }
+        let record = self.api.state.records.get(&edge);
+        let has_shown = record.is_some_and(|record| record.shown > 0);
+        match decide(record, &self.edges[edge].name, None, &self.key, [0; 16]) {
+            Decision::Admit { record, .. } => {
+                assert!(!has_shown, "edge {edge} has shown a ticket, and none is enough");
+                self.say(|| format!("a thief has session {} of edge {edge}", record.generation));
+                self.api.state.records.insert(edge, record);
+                self.api.state.holders.insert(edge, (replica, self.replicas[replica].life));
+                self.supersede(replica, None);
+                self.thefts.0 += 1;
+            }
+            Decision::Refuse(_) => self.thefts.1 += 1,
+        }
     }
 
     /// Ends sessions that are not, or no longer, the one on record.

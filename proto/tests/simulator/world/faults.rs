@@ -87,7 +87,7 @@ impl World {
         self.after_ms(200, 12_000, Event::Fault);
         let edge = self.pick(self.edges.len());
         let replica = self.pick(self.replicas.len());
-        match self.rng.below(18) {
+        match self.rng.below(20) {
             0..=2 => self.block(edge),
             3 | 14..=16 => self.cut(edge),
             4 | 5 => self.crash_edge(edge),
@@ -116,6 +116,7 @@ impl World {
                 self.replicas[replica].watch_delay = Duration::from_millis(self.rng.below(20_000));
                 self.after_ms(500, 60_000, Event::Heal(Heal::Lag { replica }));
             }
+            18 | 19 => self.steal(edge),
             _ => {
                 let node_ip = format!("10.0.{}.1", self.rng.below(3));
                 self.say(|| format!("fault: the address of {edge} is now {node_ip}"));

@@ -126,6 +126,7 @@ impl World {
             EdgeOutput::ReportDone { key, outcome } => {
                 assert!(!matches!(outcome, Outcome::Refused { .. }), "{key:?} is refused");
             }
+            EdgeOutput::Certificate(_) => panic!("nobody asked for a certificate"),
             EdgeOutput::Stream(output) => panic!("nobody opened a stream: {output:?}"),
         }
     }
