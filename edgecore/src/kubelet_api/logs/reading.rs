@@ -199,10 +199,11 @@ async fn replaced(current: &Arc<File>, path: &Path) -> Option<File> {
     .await
 }
 
-/// Whether the container runs. While the runtime is away it is taken to.
+/// Whether the container runs. It is taken to while the runtime does not say: one that is away, or has too
+/// much to do to answer in time, has ended nothing.
 async fn runs(runtime: &Runtime, id: &str) -> bool {
     match runtime.container_status(id).await {
         Ok(status) => status.state() == ContainerState::ContainerRunning,
-        Err(error) => error.is_unavailable(),
+        Err(error) => !error.is_not_found(),
     }
 }
