@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-/// Connections at once: 10,000 nodes that come back find room in turns, and 20 KB each stay below 10 MB.
+/// Connections at once to a port for nodes or callers: 10,000 nodes that come back find room in turns, and 20 KB each stay below 10 MB.
 pub const CROWD_MAX: usize = 512;
 
 /// Bits of an IPv6 address that say whose it is: sites get a /64 or more.
@@ -31,17 +31,32 @@ impl Source {
 }
 
 /// The crowd before a port, or before several that share one; cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct Crowd(Arc<Mutex<Members>>);
+#[derive(Clone, Debug)]
+pub struct Crowd {
+    members: Arc<Mutex<Members>>,
+    len_max: usize,
+}
+
+impl Default for Crowd {
+    /// A crowd of [`CROWD_MAX`].
+    fn default() -> Self {
+        Self::of(CROWD_MAX)
+    }
+}
 
 impl Crowd {
+    /// A crowd of so many at most.
+    pub fn of(len_max: usize) -> Self {
+        Self { members: Arc::default(), len_max }
+    }
+
     /// Takes a connection in. If that is one too many, the oldest one loses its place among those of the
     /// source that has most.
     pub fn enter(&self, source: Source) -> Place {
         let left = CancellationToken::new();
         let mut members = self.lock();
         let number = members.add(source, left.clone());
-        if members.by_number.len() > CROWD_MAX
+        if members.by_number.len() > self.len_max
             && let Some(last) = members.remove_oldest_of_most()
         {
             last.cancel();
@@ -53,7 +68,7 @@ impl Crowd {
 
     fn lock(&self) -> MutexGuard<'_, Members> {
         // Whole after every statement but for counts, which only decide who goes.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,7 +4,6 @@
 //! thread that does everything else. `/readyz` is about this replica alone: once it has served it serves
 //! until it drains, so that an API server that is away takes no replica out of the Service.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -20,12 +19,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::cluster::Cluster;
+use crate::crowd::{Crowd, Place, Source};
 use crate::hub::Sessions;
 use crate::metrics::{Metrics, Now, Process};
 use crate::watch::KINDS;
@@ -34,7 +34,7 @@ use crate::watch::KINDS;
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
 /// Of a request; ours have 200.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
-/// When there are more, the oldest is let go: who holds connections keeps no probe out.
+/// When there are more, others make room: who holds connections keeps no probe out.
 const CONNECTIONS_MAX: usize = 64;
 
 /// Where a replica is in its life.
@@ -150,20 +150,15 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Answers until asked to stop.
 pub async fn run(listener: TcpListener, status: Status, stop: CancellationToken) {
-    let mut connections = JoinSet::new();
-    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    let (mut connections, crowd) = (JoinSet::new(), Crowd::of(CONNECTIONS_MAX));
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            Some(_) = connections.join_next(), if !connections.is_empty() => {
-                open.retain(|connection| !connection.is_finished());
-            }
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
-                Ok((socket, _)) => {
-                    if open.len() >= CONNECTIONS_MAX && let Some(oldest) = open.pop_front() {
-                        oldest.abort();
-                    }
-                    open.push_back(connections.spawn(serve(socket, status.clone())));
+                Ok((socket, peer)) => {
+                    let place = crowd.enter(Source::of(peer.ip()));
+                    connections.spawn(serve(socket, status.clone(), place));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a probe");
@@ -175,7 +170,7 @@ pub async fn run(listener: TcpListener, status: Status, stop: CancellationToken)
     }
 }
 
-async fn serve(socket: TcpStream, status: Status) {
+async fn serve(socket: TcpStream, status: Status, place: Place) {
     let service = service_fn(|request| {
         let answer = answer(&request, &status);
         async move { Ok::<_, Infallible>(answer) }
@@ -185,8 +180,11 @@ async fn serve(socket: TcpStream, status: Status) {
         .keep_alive(false)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(socket), service);
-    if let Ok(Err(error)) = timeout(CONNECTION_MAX, connection).await {
-        tracing::debug!(%error, "a probe failed");
+    tokio::select! {
+        ended = timeout(CONNECTION_MAX, connection) => if let Ok(Err(error)) = ended {
+            tracing::debug!(%error, "a probe failed");
+        },
+        () = place.lost() => tracing::debug!("a probe made room for others"),
     }
 }
 
