@@ -181,7 +181,8 @@ async fn certificates_rotate_under_a_link_and_one_that_expired_offline_is_renewe
     let (count, _) =
         wait::until("three renewals", LIMIT, || renewed(&node), |(count, _)| *count >= 3).await?;
     tell(&format!("{count} renewals"), since);
-    ensure!(generation(&cluster, &client, node.name()).await? == session, "another session");
+    let same = generation(&cluster, &client, node.name()).await? == session;
+    ensure!(same, "another session: {}\n{}", replica.call("log").await?, node.agent_log().await?);
     let told = follow.log().lines().count();
     let more = async || Ok(follow.log().lines().count());
     wait::until("more of the log", LIMIT, more, |lines| *lines > told).await?;

@@ -218,7 +218,7 @@ async fn a_log_that_grows_is_set_aside_compressed_and_followed_on() -> Result<()
     let go = node.site().path("KUBELET_ROOT")?.join(go);
     let dir = node.site().path("POD_LOGS")?.join(format!("default_{name}_{uid}/main"));
     let follow = cluster.kubectl_command(&["logs", "-f", "--tail=1", &name])?;
-    let follow = Daemon::start(follow, std::env::temp_dir().join(&name))?;
+    let mut follow = Daemon::start(follow, std::env::temp_dir().join(&name))?;
     wait::until("the first line", LIMIT, async || Ok(follow.log()), |log| !log.is_empty()).await?;
 
     // All but the newest of those set aside are compressed, and there are three with the one that grows.
@@ -238,7 +238,8 @@ async fn a_log_that_grows_is_set_aside_compressed_and_followed_on() -> Result<()
         newest = found.last().map(|(name, _)| name.clone()).unwrap_or_default();
         let said = format!("wrote {written}");
         let log = async || Ok(follow.log());
-        wait::until(&said, LIMIT, log, |log| log.lines().any(|line| line == said)).await?;
+        let told = wait::until(&said, LIMIT, log, |log| log.lines().any(|line| line == said)).await;
+        told.with_context(|| format!("kubectl runs: {}; {:?}", follow.is_running(), files(&dir)))?;
     }
     let found = files(&dir)?;
     let (compressed, size) =
