@@ -7,6 +7,7 @@
 //!
 //! The messages are in the crate `cri-api`.
 
+mod containerd;
 mod error;
 pub mod events;
 mod runtime;
@@ -32,7 +33,10 @@ mod grpc {
     pub(crate) mod runtime {
         include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
     }
-    pub(crate) mod containerd {
+    pub(crate) mod events {
         include!(concat!(env!("OUT_DIR"), "/containerd.services.events.v1.rs"));
+    }
+    pub(crate) mod tasks {
+        include!(concat!(env!("OUT_DIR"), "/containerd.services.tasks.v1.rs"));
     }
 }

@@ -8,6 +8,7 @@ mod images;
 mod sandboxes;
 mod stats;
 mod streams;
+mod tasks;
 
 use std::sync::Arc;
 use std::time::Duration;

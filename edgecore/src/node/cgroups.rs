@@ -284,23 +284,6 @@ impl Cgroups {
         names
     }
 
-    /// Processes in the cgroups directly below that of `parent` whose names hold `name`, each once.
-    pub fn pids_below(&self, parent: &str, name: &str) -> Vec<i32> {
-        let path = path_of(parent);
-        let mut found: Vec<i32> = Vec::new();
-        for child in self.children(parent).iter().filter(|child| child.contains(name)) {
-            for hierarchy in &self.hierarchies {
-                let file = hierarchy.mount.join(&path).join(child).join("cgroup.procs");
-                let listed = read_trimmed(file).unwrap_or_default();
-                found.extend(listed.lines().filter_map(|line| line.parse::<i32>().ok()));
-            }
-        }
-        found.sort_unstable();
-        found.dedup();
-
-        found
-    }
-
     fn limited(&self) -> impl Iterator<Item = &Hierarchy> {
         let unified = self.is_unified();
         let wanted = move |hierarchy: &&Hierarchy| {

@@ -142,7 +142,6 @@ impl Job {
             }
             Action::RemoveContainer { id } => {
                 let removed = self.context.runtime.remove_container(&id).await;
-                self.kill_unseen(&id, &removed).await;
                 self.forget(gone(id, removed)).await
             }
             Action::StopSandbox { id } => self.stop_sandbox(&id).await,
@@ -152,7 +151,6 @@ impl Job {
                     Ok(()) => runtime.remove_pod_sandbox(&id).await,
                     Err(error) => Err(error),
                 };
-                self.kill_unseen("", &removed).await;
                 self.forget(gone(id, removed)).await
             }
             Action::TearDownVolumes => self.tear_down().await,

@@ -81,6 +81,7 @@ async fn churn_with_cuts_and_kills_ends_with_exactly_what_the_api_server_says() 
 }
 
 /// Waits until the node holds what the API server says, and only that.
+#[expect(clippy::print_stderr, reason = "what a failed test needs is shown beside its verdict")]
 async fn agree(world: &World<'_>, what: &str) -> Result<()> {
     let differences = async || {
         let pods = world.bound().await?;
@@ -89,7 +90,11 @@ async fn agree(world: &World<'_>, what: &str) -> Result<()> {
         Ok(held.differences(&pods))
     };
 
-    wait::until(&format!("the node to hold {what}"), LIMIT, differences, Vec::is_empty)
-        .await
-        .map(drop)
+    let told = format!("the node to hold {what}");
+    let agreed = wait::until(&told, LIMIT, differences, Vec::is_empty).await;
+    if agreed.is_err() {
+        eprintln!("churn: the agent said:\n{}", world.node.agent_log().await?);
+    }
+
+    agreed.map(drop)
 }

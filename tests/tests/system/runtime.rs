@@ -60,6 +60,13 @@ impl World {
 
     /// Starts a container that runs `script`.
     async fn start(&self, name: &str, script: &str) -> Result<String> {
+        let id = self.create(name, script).await?;
+        self.runtime.start_container(&id).await?;
+
+        Ok(id)
+    }
+
+    async fn create(&self, name: &str, script: &str) -> Result<String> {
         let config = v1::ContainerConfig {
             metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
             image: Some(v1::ImageSpec { image: IMAGE.to_owned(), ..Default::default() }),
@@ -67,10 +74,19 @@ impl World {
             log_path: format!("{name}.log"),
             ..Default::default()
         };
-        let id = self.runtime.create_container(&self.sandbox, config, self.config.clone()).await?;
-        self.runtime.start_container(&id).await?;
 
-        Ok(id)
+        Ok(self.runtime.create_container(&self.sandbox, config, self.config.clone()).await?)
+    }
+
+    /// containerd's own client.
+    async fn ctr(&self, words: &[&str]) -> Result<String> {
+        let socket = self.site.fact("RUNTIME")?.trim_start_matches("unix://");
+        let before = ["ctr", "--address", socket, "--namespace", "k8s.io"];
+        let output = self.site.command(&[&before[..], words].concat()).output().await?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "ctr {words:?}: {told}");
+
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// Waits for `event`; others before it are of no interest.
@@ -164,6 +180,33 @@ async fn what_does_not_exist_is_not_found() -> Result<()> {
     world.runtime.remove_pod_sandbox(&world.sandbox).await?;
     // Harmless a second time.
     world.runtime.remove_pod_sandbox(&world.sandbox).await?;
+
+    Ok(())
+}
+
+/// What a start leaves whose caller went away in its midst: a task of a container that CRI takes for one that never
+/// started, and therefore does not remove.
+#[tokio::test]
+async fn a_task_that_the_runtime_has_lost_sight_of_is_ended() -> Result<()> {
+    let mut world = World::up().await?;
+    let sleeps = "while :; do sleep 1; done";
+    let (alone, inside) =
+        (world.create("alone", sleeps).await?, world.create("inside", sleeps).await?);
+    for id in [&alone, &inside] {
+        world.ctr(&["tasks", "start", "--detach", id]).await?;
+        world.until(&RuntimeEvent::Started { id: id.clone() }).await?;
+        let status = world.runtime.container_status(id).await?;
+        ensure!(status.state() == v1::ContainerState::ContainerCreated, "CRI sees it: {status:?}");
+    }
+
+    world.runtime.remove_container(&alone).await?;
+    world.runtime.stop_pod_sandbox(&world.sandbox).await?;
+    world.runtime.remove_pod_sandbox(&world.sandbox).await?;
+
+    let tasks = world.ctr(&["tasks", "list"]).await?;
+    ensure!(![alone, inside].iter().any(|id| tasks.contains(id)), "left: {tasks}");
+    let containers = world.runtime.list_containers(None).await?;
+    ensure!(containers.is_empty(), "left: {containers:?}");
 
     Ok(())
 }

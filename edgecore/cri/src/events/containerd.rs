@@ -7,15 +7,10 @@ use tokio::sync::mpsc;
 use tonic::{Request, Streaming};
 
 use super::{Ended, RuntimeEvent, Source, closed, lost, send};
-use crate::grpc::containerd::events_client::EventsClient;
-use crate::grpc::containerd::{Envelope, SubscribeRequest, TaskEvent, TaskExit};
+use crate::containerd::{NAMESPACE, in_namespace};
+use crate::grpc::events::events_client::EventsClient;
+use crate::grpc::events::{Envelope, SubscribeRequest, TaskEvent, TaskExit};
 use crate::runtime::Runtime;
-
-/// The containerd namespace in which its CRI plugin keeps everything.
-const NAMESPACE: &str = "k8s.io";
-
-/// Carries the namespace with a request.
-const NAMESPACE_HEADER: &str = "containerd-namespace";
 
 const TOPIC_START: &str = "/tasks/start";
 const TOPIC_EXIT: &str = "/tasks/exit";
@@ -25,13 +20,8 @@ fn request() -> Request<SubscribeRequest> {
     let filters = [TOPIC_START, TOPIC_EXIT, TOPIC_OOM]
         .map(|topic| format!("namespace=={NAMESPACE},topic=={topic:?}"))
         .to_vec();
-    let mut request = Request::new(SubscribeRequest { filters });
-    request.metadata_mut().insert(
-        NAMESPACE_HEADER,
-        NAMESPACE.parse().expect("the constant holds header characters only"),
-    );
 
-    request
+    in_namespace(Request::new(SubscribeRequest { filters }))
 }
 
 /// Reads events until the reader or containerd is gone.
@@ -128,7 +118,7 @@ fn interpret(envelope: &Envelope) -> Option<RuntimeEvent> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grpc::containerd::Any;
+    use crate::grpc::events::Any;
 
     fn check(topic: &str, payload: Vec<u8>, expected: Option<&RuntimeEvent>) {
         let envelope = Envelope {

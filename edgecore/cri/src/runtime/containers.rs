@@ -58,6 +58,15 @@ impl Runtime {
 
     /// Removes a container, killing it if it runs. Harmless if already removed.
     pub async fn remove_container(&self, id: &str) -> Result<(), CriError> {
+        let removed = self.try_to_remove_container(id).await;
+        if self.cleared_way(&removed).await {
+            return self.try_to_remove_container(id).await;
+        }
+
+        removed
+    }
+
+    async fn try_to_remove_container(&self, id: &str) -> Result<(), CriError> {
         let request = v1::RemoveContainerRequest { container_id: id.to_owned() };
         let answer =
             Box::pin(self.runtime().remove_container(within(CHANGE_DEADLINE, request))).await;

@@ -40,6 +40,15 @@ impl Runtime {
 
     /// Removes the sandbox with its containers. Harmless if already removed.
     pub async fn remove_pod_sandbox(&self, id: &str) -> Result<(), CriError> {
+        let removed = self.try_to_remove_pod_sandbox(id).await;
+        if self.cleared_way(&removed).await {
+            return self.try_to_remove_pod_sandbox(id).await;
+        }
+
+        removed
+    }
+
+    async fn try_to_remove_pod_sandbox(&self, id: &str) -> Result<(), CriError> {
         let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
         let answer =
             Box::pin(self.runtime().remove_pod_sandbox(within(CHANGE_DEADLINE, request))).await;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cri::CriError;
 use cri_api::v1;
 use k8s_openapi::api::core::v1::Container;
 use podcore::env::{NodeFields, environment};
@@ -17,7 +16,6 @@ use podcore::memory::CONFIG_ERROR;
 use podcore::observed::{ContainerState, ContainerView};
 use podcore::plan::Outcome;
 use podcore::resize::Resources;
-use podcore::resources::cgroup_parent;
 use podcore::sub_path::{SubPath, sub_paths};
 use podcore::support::refuse_container;
 use podcore::translate::{
@@ -25,7 +23,6 @@ use podcore::translate::{
     container_config, container_hash, sandbox_config,
 };
 use podcore::volumes::{Place, is_relabelled, place};
-use rustix::process::{Pid, Signal, kill_process};
 
 use super::volumes::SERVER_DEADLINE;
 use super::{Done, Job};
@@ -307,25 +304,6 @@ impl Job {
         if let Err(error) = linked.await {
             tracing::warn!(container = name, %error, "no link to the container's log was made");
         }
-    }
-
-    /// Kills what runs in the pod's cgroups with this in their name, if that kept the runtime from removing
-    /// it: containerd 1.6 may take a start that was cut off for one that never was, though it went on, and
-    /// then neither stops nor removes the container. The next try succeeds.
-    pub(super) async fn kill_unseen(&self, name: &str, removed: &Result<(), CriError>) {
-        let Err(error) = removed else { return };
-        if !error.to_string().contains("cannot delete running task") {
-            return;
-        }
-        let Self { context, pod, .. } = self;
-        let parent = cgroup_parent(pod, &context.cgroup_root, context.cgroup_driver);
-        let (cgroups, name) = (context.cgroups.clone(), name.to_owned());
-        let kill = move || {
-            for pid in cgroups.pids_below(&parent, &name).into_iter().filter_map(Pid::from_raw) {
-                let _gone_already = kill_process(pid, Signal::KILL);
-            }
-        };
-        blocking::run(kill).await;
     }
 
     pub(super) async fn stop(self, id: &str, grace_s: i64) -> Done {
