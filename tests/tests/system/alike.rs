@@ -291,8 +291,12 @@ impl World {
         let list = self.cluster.get(&self.client, &of).await?.context("Events")?;
         // A kubelet may ask for a claim before the node authorizer knows that it has a pod with it.
         let too_early = "no relationship found between node";
+        // And give up waiting for what it watches when the machine is busy, and then try again.
+        let too_busy = "cache: timed out waiting for the condition";
         let of_kubelet = |event: &&Value| {
-            event["source"]["component"] == "kubelet" && !word(event, "message").contains(too_early)
+            let message = word(event, "message");
+            let is_by_chance = [too_early, too_busy].iter().any(|chance| message.contains(chance));
+            event["source"]["component"] == "kubelet" && !is_by_chance
         };
         let events = list["items"].as_array().into_iter().flatten().filter(of_kubelet);
         let events: BTreeSet<_> = events.map(|event| words.event(event)).collect();
