@@ -42,6 +42,8 @@ enum Refused {
     OtherNode,
     #[error("static pods may not reference {0}")]
     Reference(&'static str),
+    #[error("its {0} is no object")]
+    Shape(&'static str),
 }
 
 /// What is to be done in the API server.
@@ -158,6 +160,14 @@ fn read(pod: &Value, node: &NodeName) -> Result<(Uid, Static), Refused> {
     }
     if let Some(kind) = refers_to(&pod["spec"]) {
         return Err(Refused::Reference(kind));
+    }
+    // Something is put into both below.
+    if !pod["spec"].is_object() {
+        return Err(Refused::Shape("spec"));
+    }
+    let annotations = &metadata["annotations"];
+    if !annotations.is_object() && !annotations.is_null() {
+        return Err(Refused::Shape("metadata.annotations"));
     }
     let mut object = json!({
         "apiVersion": "v1",
@@ -359,6 +369,11 @@ mod tests {
         check(|pod| pod["metadata"]["name"] = json!("a/../b-edge"), "name");
         check(|pod| pod["metadata"]["namespace"] = json!("../kube-system"), "namespace");
         check(|pod| pod["metadata"]["uid"] = json!(""), "uid");
+        check(|pod| pod["metadata"]["annotations"] = json!("text"), "annotations");
+        check(|pod| pod["metadata"]["annotations"] = json!([1]), "annotations");
+        check(|pod| pod["spec"] = json!([]), "spec");
+        check(|pod| pod["spec"] = json!("text"), "spec");
+        check(|pod| *pod = json!(1), "uid");
         check(|pod| pod["spec"]["serviceAccountName"] = json!("admin"), "serviceaccounts");
         check(
             |pod| {

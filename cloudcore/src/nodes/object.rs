@@ -106,6 +106,18 @@ pub(super) struct Facing<'a> {
     pub health: Option<Health>,
 }
 
+/// Whether what a node reports of itself is of the shape that [`status`] needs. Nothing else keeps it from
+/// saying what it likes.
+pub(super) fn is_well_formed(report: &Value) -> bool {
+    let status = &report["status"];
+    let is_object_or_none = |field: &str| status[field].is_object() || status[field].is_null();
+    let mut conditions = status["conditions"].as_array().into_iter().flatten();
+
+    status.is_object()
+        && ["capacity", "allocatable"].into_iter().all(is_object_or_none)
+        && conditions.all(Value::is_object)
+}
+
 /// The status of a Node that is as `current`, as the node reports it.
 pub(super) fn status(report: &Value, current: &Value, facing: &Facing<'_>, now: &str) -> Value {
     let mut status = report["status"].clone();
@@ -244,6 +256,25 @@ mod tests {
         let written = (&ready["status"], &ready["lastTransitionTime"]);
         let since = format!("2026-01-01T{}:00Z", expected.1);
         assert_eq!(written, (&json!(expected.0), &json!(since)), "{told:?} {known:?}");
+    }
+
+    #[test]
+    fn a_report_of_another_shape_is_seen() {
+        for (report, expected) in [
+            (json!({ "status": {} }), true),
+            (json!({ "status": { "conditions": [{ "type": 1 }], "capacity": {} } }), true),
+            (json!({ "status": { "conditions": "none" } }), true),
+            (json!({ "status": { "conditions": [1] } }), false),
+            (json!({ "status": { "conditions": [{}, []] } }), false),
+            (json!({ "status": { "allocatable": "all" } }), false),
+            (json!({ "status": { "capacity": [] } }), false),
+            (json!({ "status": "well" }), false),
+            (json!({}), false),
+            (json!([]), false),
+            (json!(1), false),
+        ] {
+            assert_eq!(is_well_formed(&report), expected, "{report}");
+        }
     }
 
     #[test]

@@ -34,6 +34,10 @@ const STATUS_INTERVAL: Duration = Duration::from_mins(5);
 /// swallows packets is NotReady within the grace period and 30 s.
 const ALIVE_MAX: Duration = PING_INTERVAL.saturating_add(Duration::from_secs(5));
 
+/// Why a report about the node is not taken.
+const NO_NODE: &str =
+    "the status of a Node is an object, and so are its capacity, allocatable and conditions";
+
 struct Worker {
     shared: Arc<Shared>,
     session: SessionHandle,
@@ -239,10 +243,11 @@ impl Worker {
         match key {
             ReportKey::NodeStatus => {
                 let outcome = match serde_json::from_slice(&bytes) {
-                    Ok(report) => {
+                    Ok(report) if object::is_well_formed(&report) => {
                         self.node_report = Some(report);
                         self.write_node().await
                     }
+                    Ok(_other) => Outcome::Refused { reason: NO_NODE.to_owned() },
                     Err(error) => Outcome::Refused { reason: error.to_string() },
                 };
                 self.session.report_done(seq, outcome).await;

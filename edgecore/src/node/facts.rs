@@ -83,10 +83,10 @@ fn cpus_online() -> u64 {
 fn count_list(list: &str) -> u64 {
     let count = |part: &str| -> Option<u64> {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(last.parse::<u64>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+        last.parse::<u64>().ok()?.checked_sub(first.parse().ok()?)?.checked_add(1)
     };
 
-    list.split(',').filter_map(count).sum()
+    list.split(',').filter_map(count).fold(0, u64::saturating_add)
 }
 
 /// Of a table such as /proc/meminfo, which is in KiB; 0 if it is not there.

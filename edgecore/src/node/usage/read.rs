@@ -222,7 +222,7 @@ fn process(stat: &str, status: &str, booted_at: Option<Timestamp>) -> Option<Pro
     Some(Process {
         faults: field(10)?,
         major_faults: field(12)?,
-        cpu_ns: ns(field(14)? + field(15)?),
+        cpu_ns: ns(field(14)?.saturating_add(field(15)?)),
         virtual_bytes: bytes_in(status, "VmSize:"),
         resident_bytes: bytes_in(status, "VmRSS:"),
         open_files: 0,
