@@ -130,6 +130,10 @@ impl World {
         let account = format!("/api/v1/namespaces/{namespace}/serviceaccounts/default");
         cluster.until(&client, &account, "there", LIMIT, |_| true).await?;
         cluster.apply(&surroundings(&namespace, sides)).await?;
+        // Pods are scheduled a moment earlier, and only one of the two nodes may see that.
+        let claim = format!("/api/v1/namespaces/{namespace}/persistentvolumeclaims/some");
+        let is_bound = |claim: &Value| claim["status"]["phase"] == "Bound";
+        cluster.until(&client, &claim, "Bound", LIMIT, is_bound).await?;
         for side in sides {
             add_profile(side.site).await?;
         }
