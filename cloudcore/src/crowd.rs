@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-/// Connections at once to a port for nodes or callers: 10,000 nodes that come back find room in turns, and 20 KB each stay below 10 MB.
+/// Connections at once to a port for nodes or callers: 10,000 nodes that come back find room in turns, and 20 KB
+/// each stay below 10 MB.
 pub const CROWD_MAX: usize = 512;
 
 /// Bits of an IPv6 address that say whose it is: sites get a /64 or more.
