@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use crate::admission::Ticket;
-use crate::backoff::Rng;
+use crate::backoff::{Redial, Rng};
 use crate::codec::TEXT_LEN_MAX;
 use crate::digest::HeldSet;
 use crate::ids::Kind;
@@ -67,8 +67,7 @@ pub struct EdgeSession {
     phase: Phase,
     /// Start of the last dial.
     dialed_at: Instant,
-    /// Failed dials and short sessions in a row.
-    failures: u32,
+    redial: Redial,
     /// The cloud said when to come back: an address change does not overrule it.
     told_when: bool,
     /// Being stored.
@@ -94,7 +93,7 @@ impl EdgeSession {
             who,
             phase: Phase::Down { redial_at: now },
             dialed_at: now,
-            failures: 0,
+            redial: Redial::new(now),
             told_when: false,
             fresh_ticket: None,
             inbox: Inbox::default(),

@@ -13,6 +13,7 @@
 mod api;
 mod crowd;
 mod edge;
+mod redial;
 mod replica;
 mod world;
 

@@ -3,18 +3,11 @@
 use std::mem;
 use std::time::{Duration, Instant};
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Redial};
 use crate::session::edge::{EdgeOutput, EdgeSession, Phase};
 use crate::session::listing::Listing;
 use crate::session::{CloseReason, DownReason, FAREWELL_MAX, ProtocolError, chain};
 use crate::wire::Bye;
-
-/// Counted from the last dial: with [`crate::session::DIAL_MAX`] below it, a path that returns is
-/// found within the 30 s of T5, and 10,000 nodes come back at 500 a second.
-const REDIAL: Backoff = Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(20) };
-
-/// A link that held this long was good: the next failure counts as the first.
-const STABLE_AFTER: Duration = Duration::from_secs(30);
 
 /// Longest `retry after` that the cloud can impose.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
@@ -48,8 +41,8 @@ impl EdgeSession {
         match &mut self.phase {
             Phase::Up(up) if !changed => up.liveness.probe(now),
             Phase::Dialing { .. } | Phase::Greeting { .. } | Phase::Up(_) => {
-                self.failures = 0;
                 self.close(CloseReason::AddressChanged, None, now);
+                self.redial = Redial::new(now);
                 self.phase = Phase::Down { redial_at: now + ADDRESS_SETTLE };
             }
             Phase::Down { redial_at } if !self.told_when => {
@@ -71,10 +64,14 @@ impl EdgeSession {
     }
 
     pub(super) fn down(&mut self, reason: DownReason, retry_after: Option<Duration>, now: Instant) {
-        let was_good = matches!(&self.phase, Phase::Up(up)
-            if now.saturating_duration_since(up.since) >= STABLE_AFTER);
-        let dialing = matches!(self.phase, Phase::Dialing { .. });
-        self.failures = if was_good { 1 } else { self.failures.saturating_add(1) };
+        // A dial that took long has waited already; a cloud that greets and gives no link is left in peace.
+        let (from, delay) = match &self.phase {
+            Phase::Up(up) => (now, self.redial.after_link(up.since, now, &mut self.rng)),
+            Phase::Dialing { .. } => (self.dialed_at, self.redial.after_dial(now, &mut self.rng)),
+            Phase::Greeting { .. } | Phase::Down { .. } | Phase::Leaving { .. } | Phase::Left => {
+                (now, self.redial.after_dial(now, &mut self.rng))
+            }
+        };
         let told = retry_after.filter(|after| !after.is_zero());
         self.told_when = told.is_some();
         let redial_at = if let Some(after) = told {
@@ -82,8 +79,7 @@ impl EdgeSession {
             let spread = Backoff { base: spread, cap: spread }.delay(1, &mut self.rng);
             now + after.min(RETRY_AFTER_MAX) + spread
         } else {
-            let from = if dialing { self.dialed_at } else { now };
-            now.max(from + REDIAL.delay(self.failures, &mut self.rng))
+            now.max(from + delay)
         };
         self.phase = Phase::Down { redial_at };
         self.forget_connection();
