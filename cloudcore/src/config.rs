@@ -170,7 +170,13 @@ impl Config {
     pub fn load(path: &Path, given: &Given) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let mut file: File = serde_saphyr::from_str(&text).map_err(|error| ConfigError::Parse {
+
+        Self::parse(path, &text, given)
+    }
+
+    /// As [`Self::load`], of the text of a file; `path` is for messages.
+    pub fn parse(path: &Path, text: &str, given: &Given) -> Result<Self, ConfigError> {
+        let mut file: File = serde_saphyr::from_str(text).map_err(|error| ConfigError::Parse {
             path: path.to_owned(),
             reason: error.to_string(),
         })?;

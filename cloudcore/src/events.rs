@@ -55,6 +55,15 @@ pub struct Ended {
     made: Option<bool>,
 }
 
+/// What would be written of an Event of a node with this pod: for [`crate::inputs`].
+pub(crate) fn written_of(node: &NodeName, bytes: &[u8], pod: &str) -> Option<Value> {
+    let reported = serde_json::from_slice(bytes).ok()?;
+    let is_bound = |subject: &Subject| subject.uid == pod;
+    let write = Series::default().take(node, reported, is_bound, clock::now()).ok()?;
+
+    Some(write.create)
+}
+
 impl Writer {
     /// A writer for the node of `session`.
     pub fn new(cluster: Cluster, client: Client, session: SessionHandle) -> Self {

@@ -39,6 +39,7 @@ use tunnel::TunnelStream;
 pub(crate) use self::admission::{LABEL as RECORD_LABEL, is_revoked};
 pub use self::alarm::Alarms;
 pub use self::fencing::run as fence;
+pub(crate) use self::joining::is_understood as is_join_request;
 pub use self::listener::{HubError, bind, run};
 pub use self::rate::Rate;
 pub use self::sessions::{Holder, Sessions, Whereabouts};

@@ -23,6 +23,8 @@ pub mod events;
 pub mod evidence;
 pub mod exit;
 pub mod hub;
+#[doc(hidden)]
+pub mod inputs;
 pub mod kubelet_api;
 pub mod leader;
 pub mod metrics;

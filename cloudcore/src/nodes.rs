@@ -8,6 +8,7 @@ mod object;
 mod port;
 mod ports;
 mod tokens;
+pub(crate) mod told;
 mod worker;
 
 use std::sync::Arc;

@@ -8,5 +8,6 @@ mod queue;
 mod request;
 mod writer;
 
+pub(crate) use self::patch::{says, status_patch};
 pub use self::request::PodPath;
 pub use self::writer::{Writer, find};

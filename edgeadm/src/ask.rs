@@ -157,6 +157,11 @@ impl Connection {
     }
 }
 
+/// Whether it is an answer to a request to join, good or bad: for [`crate::inputs`].
+pub(crate) fn is_answer(status: StatusCode, body: &[u8]) -> bool {
+    read(status, body).is_some()
+}
+
 fn read(status: StatusCode, body: &[u8]) -> Option<Result<Joined, AskError>> {
     if status == StatusCode::OK {
         return serde_json::from_slice(body).ok().map(Ok);

@@ -2,8 +2,8 @@
 //! Works before a machine has joined and after, and changes nothing.
 
 mod disk;
-mod machine;
-mod network;
+pub(crate) mod machine;
+pub(crate) mod network;
 mod runtime;
 
 use edgecore::Config;

@@ -5,7 +5,7 @@ mod exec;
 mod get;
 mod logs;
 mod restart;
-mod selector;
+pub(crate) mod selector;
 mod terminal;
 
 use std::path::Path;

@@ -3,7 +3,7 @@
 
 mod archive;
 mod gather;
-mod redact;
+pub(crate) mod redact;
 
 use std::io;
 use std::path::PathBuf;

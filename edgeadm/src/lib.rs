@@ -21,6 +21,8 @@ pub mod ctl;
 pub mod debug;
 pub mod exit;
 pub mod held;
+#[doc(hidden)]
+pub mod inputs;
 pub mod join;
 pub mod output;
 pub mod pin;

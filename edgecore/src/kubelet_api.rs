@@ -9,14 +9,14 @@
 pub(crate) mod answer;
 mod configz;
 mod health;
-mod logs;
+pub(crate) mod logs;
 mod node;
-mod node_logs;
+pub(crate) mod node_logs;
 mod packed;
 pub(crate) mod query;
 #[cfg(test)]
 pub(crate) mod tests;
-mod upgrade;
+pub(crate) mod upgrade;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

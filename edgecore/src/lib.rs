@@ -28,6 +28,8 @@ pub mod events;
 pub mod exit;
 pub mod handlers;
 pub mod identity;
+#[doc(hidden)]
+pub mod inputs;
 pub mod kubelet_api;
 pub mod layout;
 pub mod link;

@@ -4,7 +4,7 @@
 //! What a file held when it could last be read goes on running: a file is its author's to mend, and a
 //! folder that cannot be listed says nothing. Only a file that is gone ends its pod.
 
-mod files;
+pub(crate) mod files;
 mod notice;
 
 use std::collections::BTreeMap;

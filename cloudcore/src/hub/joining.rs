@@ -15,7 +15,7 @@ use crate::pki::{NodeRequest, PkiError};
 /// The body of a request to join.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct JoinRequest {
+struct JoinRequest {
     token: String,
     node_name: String,
     csr: String,
@@ -103,13 +103,11 @@ impl JoinError {
 
 /// Lets a machine in: its certificate, PEM.
 pub(super) async fn join(shared: &Shared, body: &[u8]) -> Result<String, JoinError> {
-    let asked: JoinRequest = serde_json::from_slice(body).map_err(JoinError::Json)?;
-    let node = NodeName::new(asked.node_name).map_err(JoinError::Name)?;
-    let request = NodeRequest::parse(&node, &asked.csr).map_err(JoinError::Request)?;
+    let (node, request, token) = understood(body)?;
     let key = request.key_hash();
     let (client, namespace) = (shared.client.clone(), shared.namespace.as_str());
     let now = clock::timestamp();
-    let shown = token::check(client.clone(), namespace, &asked.token, &node, &key, now)
+    let shown = token::check(client.clone(), namespace, &token, &node, &key, now)
         .await
         .map_err(JoinError::Token)?;
     let record = |verb| {
@@ -129,6 +127,20 @@ pub(super) async fn join(shared: &Shared, body: &[u8]) -> Result<String, JoinErr
         shared.authority.now().sign(request, shared.node_life).map_err(JoinError::Request)?;
 
     Ok(certificate.pem())
+}
+
+/// What is asked: a name, a request for a certificate, and the token that is to allow it.
+fn understood(body: &[u8]) -> Result<(NodeName, NodeRequest, String), JoinError> {
+    let asked: JoinRequest = serde_json::from_slice(body).map_err(JoinError::Json)?;
+    let node = NodeName::new(asked.node_name).map_err(JoinError::Name)?;
+    let request = NodeRequest::parse(&node, &asked.csr).map_err(JoinError::Request)?;
+
+    Ok((node, request, asked.token))
+}
+
+/// Whether a body asks to join, whatever becomes of it: for [`crate::inputs`].
+pub(crate) fn is_understood(body: &[u8]) -> bool {
+    understood(body).is_ok_and(|(_, _, token)| token::is_whole(&token))
 }
 
 /// The name may be that of a node which is not ours.

@@ -28,10 +28,10 @@ const RETRY: Backoff = Backoff { base: Duration::from_secs(1), cap: Duration::fr
 
 /// A pod of a file, as its mirror is to be, but for the owner.
 #[derive(Clone, Debug, PartialEq)]
-struct Static {
+pub(super) struct Static {
     namespace: String,
     name: String,
-    object: Value,
+    pub(super) object: Value,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -77,20 +77,7 @@ impl Mirrors {
 
     /// The node says what it runs from files: all of it. Returns the UIDs.
     pub(super) fn report(&mut self, bytes: &[u8]) -> Result<BTreeSet<Uid>, serde_json::Error> {
-        let pods: Vec<Value> = serde_json::from_slice(bytes)?;
-        let node = self.session.node();
-        let mut wanted = BTreeMap::new();
-        for pod in pods.iter().take(PODS_MAX) {
-            match read(pod, node) {
-                Ok((uid, pod)) => {
-                    wanted.insert(uid, pod);
-                }
-                Err(refused) => {
-                    let (name, reason) = (&pod["metadata"]["name"], telemetry::chain(&refused));
-                    tracing::warn!(%node, %name, reason, "a static pod gets no mirror");
-                }
-            }
-        }
+        let wanted = wanted(bytes, self.session.node())?;
         let uids = wanted.keys().cloned().collect();
         self.wanted = Some(wanted);
         (self.failures, self.retry_at) = (0, None);
@@ -144,6 +131,28 @@ impl Mirrors {
         let wait = RETRY.patient_delay(self.failures, &mut self.rng);
         self.retry_at = Some(clock::now() + wait);
     }
+}
+
+/// The mirrors of what the node says that it runs from files.
+pub(super) fn wanted(
+    bytes: &[u8],
+    node: &NodeName,
+) -> Result<BTreeMap<Uid, Static>, serde_json::Error> {
+    let pods: Vec<Value> = serde_json::from_slice(bytes)?;
+    let mut wanted = BTreeMap::new();
+    for pod in pods.iter().take(PODS_MAX) {
+        match read(pod, node) {
+            Ok((uid, pod)) => {
+                wanted.insert(uid, pod);
+            }
+            Err(refused) => {
+                let (name, reason) = (&pod["metadata"]["name"], telemetry::chain(&refused));
+                tracing::warn!(%node, %name, reason, "a static pod gets no mirror");
+            }
+        }
+    }
+
+    Ok(wanted)
 }
 
 /// The mirror of a pod that the node reported.

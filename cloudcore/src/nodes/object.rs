@@ -70,7 +70,7 @@ pub(super) async fn ensure(
 }
 
 /// The Node to be registered: as it was `before`, if it was deleted, with the labels of the report.
-fn registered(node: &NodeName, before: Option<Value>, report: &Value) -> Value {
+pub(super) fn registered(node: &NodeName, before: Option<Value>, report: &Value) -> Value {
     let is_new = before.is_none();
     let mut object = before.unwrap_or_else(|| {
         json!({

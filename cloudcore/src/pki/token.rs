@@ -165,6 +165,11 @@ fn named(secret: &Secret) -> Option<String> {
     field(secret, NODE_NAME).filter(|name| !name.is_empty())
 }
 
+/// Whether a token has all its parts.
+pub(crate) fn is_whole(token: &str) -> bool {
+    parts(token).is_some()
+}
+
 fn parts(token: &str) -> Option<(&str, Vec<u8>)> {
     use base64::Engine as _;
 

@@ -31,7 +31,7 @@ const PASSING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 ///
 /// Conditions are merged by type, so that those of others stay. Owned fields that the node does not
 /// report are set to null.
-pub(super) fn status_patch(uid: &str, reported: &Value) -> Value {
+pub(crate) fn status_patch(uid: &str, reported: &Value) -> Value {
     let mut status = Map::new();
     for name in OWNED {
         let mut value = reported.get(name).cloned().unwrap_or(Value::Null);
@@ -63,7 +63,7 @@ pub(super) fn status_patch(uid: &str, reported: &Value) -> Value {
 }
 
 /// Whether the API server's status already says all that is reported.
-pub(super) fn says(current: &Value, reported: &Value) -> bool {
+pub(crate) fn says(current: &Value, reported: &Value) -> bool {
     let owned = OWNED.iter().all(|name| {
         let (now, wanted) = (&current[*name], &reported[*name]);
         now == wanted || (now.is_null() && wanted.is_null())

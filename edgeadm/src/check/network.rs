@@ -238,7 +238,7 @@ async fn ask(address: &str, stream: TlsStream<TcpStream>) -> Vec<Finding> {
 }
 
 /// A time as HTTP writes it: `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn http_date(text: &str) -> Option<Timestamp> {
+pub(crate) fn http_date(text: &str) -> Option<Timestamp> {
     jiff::fmt::strtime::parse("%a, %d %b %Y %H:%M:%S GMT", text)
         .ok()?
         .to_datetime()

@@ -16,6 +16,11 @@ enum Term {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Selector(Vec<Term>);
 
+/// Whether it is a selector that takes these labels: for [`crate::inputs`].
+pub(crate) fn takes(text: &str, labels: &BTreeMap<String, String>) -> bool {
+    Selector::parse(text).is_ok_and(|selector| selector.takes(labels))
+}
+
 impl Selector {
     pub(super) fn parse(text: &str) -> Result<Self, CtlError> {
         let terms = text.split(',').map(|term| parse_term(term.trim()));

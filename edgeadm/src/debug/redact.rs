@@ -6,7 +6,7 @@ const CUT: &str = "<cut>";
 const NAMES: [&str; 6] = ["password", "passwd", "secret", "token", "apikey", "api_key"];
 
 /// `text` without private keys, join tokens, tokens of service accounts and values of odd names.
-pub(super) fn text(text: &str) -> String {
+pub(crate) fn text(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut in_key = false;
     for line in text.split_inclusive('\n') {
@@ -44,9 +44,9 @@ fn words(line: &str) -> String {
 
 /// A join token, or a JSON Web Token, also one in an assignment.
 fn is_secret(word: &str) -> bool {
-    let value = word.rsplit('=').find(|part| !part.is_empty()).unwrap_or(word);
-
-    value.starts_with("hf1.") || (value.starts_with("eyJ") && value.matches('.').count() == 2)
+    word.split('=').any(|part| {
+        part.starts_with("hf1.") || (part.starts_with("eyJ") && part.matches('.').count() == 2)
+    })
 }
 
 /// Cuts `USER:PASSWORD@` of addresses.
@@ -110,6 +110,7 @@ mod tests {
             ("joined with hf1.ab.cd.ef now", "joined with <cut> now"),
             ("token=eyJhbGci.eyJpc3Mi.c2ln\"", "<cut>\""),
             ("eyJ.no", "eyJ.no"),
+            ("hf1.ab.cd.ef=x token==hf1.ab.cd.ef=", "<cut> <cut>"),
             ("proxy: http://me:word@proxy:3128/x", "proxy: http://<cut>@proxy:3128/x"),
             ("http://host/a@b and unix:///run/x", "http://host/a@b and unix:///run/x"),
             (

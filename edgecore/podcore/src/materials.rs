@@ -217,9 +217,9 @@ pub fn refresh_at(token: &TokenRequest) -> Option<Timestamp> {
     let life = SignedDuration::from_secs(
         token.spec.as_ref().and_then(|spec| spec.expiration_seconds).unwrap_or(TOKEN_SECONDS),
     );
-    let issued = expires - life;
+    let aged = expires.checked_sub(life).ok()?.checked_add(TOKEN_AGE_MAX).ok()?;
 
-    Some((expires - life / 5).min(issued + TOKEN_AGE_MAX))
+    Some(expires.checked_sub(life / 5).ok()?.min(aged))
 }
 
 #[cfg(test)]
@@ -245,6 +245,7 @@ mod tests {
         ] {
             assert_eq!(refresh_at(&token(seconds)).unwrap().to_string(), expected, "{seconds}");
         }
+        assert_eq!(refresh_at(&token(i64::MAX)), None, "a life that no clock has");
     }
 
     #[test]

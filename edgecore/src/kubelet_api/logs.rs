@@ -23,8 +23,24 @@ use super::answer::{Answer, Refusal, refuse};
 use super::query::Query;
 use super::{ContainerState, Context, Incarnation, PodRef};
 use crate::{blocking, clock};
+use jiff::Timestamp;
+use line::{Printer, Want};
 use options::LogOptions;
 use reading::Reading;
+
+/// What of the lines of a log file a query wants; `None` if it is refused. For [`crate::inputs`].
+pub(crate) fn printed(query: &Query, file: &[u8]) -> Option<Vec<u8>> {
+    let options = LogOptions::parse(query, Timestamp::UNIX_EPOCH).ok()?;
+    let (mut printer, mut out) = (Printer::new(&options), Vec::new());
+    let mut lines = file.split_inclusive(|byte| *byte == b'\n');
+    while printer.wants() == Want::More
+        && let Some(line) = lines.next()
+    {
+        printer.print(line, &mut out);
+    }
+
+    Some(out)
+}
 
 pub(super) async fn answer(context: &Context, path: [&str; 3], query: &Query) -> Answer {
     match open(context, path, query).await {

@@ -31,6 +31,11 @@ const PIECE_BYTES: usize = 16 * 1024;
 /// Names of one folder that are listed.
 const NAMES_MAX: usize = 10_000;
 
+/// Whether a query of node logs is taken: for [`crate::inputs`].
+pub(crate) fn is_taken(query: &Query) -> bool {
+    [true, false].into_iter().any(|has_path| wanted::read(query, has_path).is_ok())
+}
+
 /// What is at a path.
 #[derive(Debug)]
 enum Found {

@@ -43,7 +43,7 @@ fn unescape(text: &str) -> Option<String> {
 }
 
 /// A part of a path, where a plus is a plus.
-pub(super) fn unescape_path(text: &str) -> Option<String> {
+pub(crate) fn unescape_path(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

@@ -56,6 +56,11 @@ struct Streams {
     tty: bool,
 }
 
+/// Whether a query names a stream: for [`crate::inputs`].
+pub(crate) fn has_streams(query: &Query) -> bool {
+    streams(query).is_ok()
+}
+
 fn streams(query: &Query) -> Result<Streams, Refusal> {
     let tty = query.is_one(TTY);
     let asked = Streams {

@@ -5,7 +5,7 @@
 //! takes the names of both drivers. Slices are made by systemd, and hold what files hold too.
 
 mod files;
-mod hierarchy;
+pub(crate) mod hierarchy;
 mod reading;
 mod units;
 

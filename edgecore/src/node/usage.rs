@@ -1,7 +1,7 @@
 //! Looks at what the node, its pods and their containers use: the runtime says what there is, the
 //! kernel's files say how much. Nothing is read unless somebody asks.
 
-mod read;
+pub(crate) mod read;
 mod volumes;
 
 use std::collections::BTreeMap;

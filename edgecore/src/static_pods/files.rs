@@ -18,6 +18,8 @@ use crate::desired::StaticObject;
 
 /// Longest manifest.
 const MANIFEST_BYTES_MAX: u64 = 128 << 10;
+/// Scalars, lists and maps that aliases of a manifest may stand for: far more than a pod has, and no bomb.
+const ALIASED_MAX: usize = 10_000;
 /// All pods together must fit into one report (`proto::codec::REPORT_BYTES_MAX`).
 const PODS_BYTES_MAX: usize = 768 << 10;
 /// Files looked at; those after them in the order of names are left out.
@@ -163,8 +165,7 @@ impl Files {
 
     fn read(&self, path: &Path, name: &str, now: Timestamp) -> Result<Kept, String> {
         let text = text(path).map_err(|error| error.to_string())?;
-        let manifest: Value =
-            serde_saphyr::from_str(&text).map_err(|error| not_yaml(&error.to_string()))?;
+        let manifest = manifest_of(&text)?;
         let file = path.to_string_lossy();
         let pod = static_pod::read(&manifest, &file, &self.node, now)
             .map_err(|error| error.to_string())?;
@@ -190,6 +191,16 @@ impl Files {
 }
 
 /// Where and what; the lines after that show the text.
+/// Reads YAML.
+pub(crate) fn manifest_of(text: &str) -> Result<Value, String> {
+    let options = serde_saphyr::options! {
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: ALIASED_MAX },
+        budget: serde_saphyr::budget! { max_recorded_anchor_events: ALIASED_MAX },
+    };
+
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| not_yaml(&error.to_string()))
+}
+
 fn not_yaml(error: &str) -> String {
     format!("not YAML: {}", error.lines().next().unwrap_or_default())
 }
@@ -255,6 +266,17 @@ mod tests {
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\n\
              spec:\n  containers:\n  - {{name: c, image: '{image}'}}\n"
         )
+    }
+
+    #[test]
+    fn aliases_are_read_and_stand_for_no_more_than_a_pod_has() {
+        let read = manifest_of("a: &a [one, two]\nb: [*a, *a]").unwrap();
+        assert_eq!(read["b"], serde_json::json!([["one", "two"], ["one", "two"]]));
+        let line =
+            |n: u8| format!("a{}: &a{} [{}]\n", n + 1, n + 1, vec![format!("*a{n}"); 9].join(","));
+        let bomb = format!("a0: &a0 x\n{}", (0..9).map(line).collect::<String>());
+        let refused = manifest_of(&bomb).unwrap_err();
+        assert!(refused.starts_with("not YAML: "), "{refused}");
     }
 
     #[test]

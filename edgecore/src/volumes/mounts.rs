@@ -40,7 +40,7 @@ pub fn points(dir: &Path) -> io::Result<Vec<Point>> {
     Ok(points_below(&table, dir))
 }
 
-fn points_below(table: &str, dir: &Path) -> Vec<Point> {
+pub(crate) fn points_below(table: &str, dir: &Path) -> Vec<Point> {
     let point = |line: &str| {
         let mut fields = line.split(' ').skip(2);
         let (device, _root) = (fields.next()?.to_owned(), fields.next()?);
@@ -138,7 +138,7 @@ pub fn share(dir: &Path) -> io::Result<()> {
 }
 
 /// Whether the mount that `path` is in passes on what is mounted in it.
-fn is_shared(table: &str, path: &Path) -> bool {
+pub(crate) fn is_shared(table: &str, path: &Path) -> bool {
     let mounts = table.lines().filter_map(|line| {
         let point = line.split(' ').nth(4).map(unescape)?;
         path.starts_with(&point).then_some((point.components().count(), line))

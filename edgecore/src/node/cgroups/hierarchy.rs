@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// Where the kernel shows cgroups.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Hierarchy {
+pub(crate) struct Hierarchy {
     pub(super) mount: PathBuf,
     /// For example `cpu`, `cpuacct`.
     pub(super) controllers: Vec<String>,
@@ -19,7 +19,7 @@ impl Hierarchy {
 
 /// Reads the mounts of mountinfo (proc(5)): the file system type follows ` - `. Which controllers are on v2
 /// does not stand there.
-pub(super) fn hierarchies(table: &str) -> Vec<Hierarchy> {
+pub(crate) fn hierarchies(table: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in table.lines() {
         let Some((left, right)) = line.split_once(" - ") else { continue };

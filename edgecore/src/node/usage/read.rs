@@ -211,7 +211,7 @@ pub(super) fn own() -> Process {
 }
 
 /// Fields are counted after the name, which may have anything in it.
-fn process(stat: &str, status: &str, booted_at: Option<Timestamp>) -> Option<Process> {
+pub(crate) fn process(stat: &str, status: &str, booted_at: Option<Timestamp>) -> Option<Process> {
     let fields = stat.rsplit_once(')')?.1.split_whitespace();
     let fields: Vec<u64> = fields.map(|field| field.parse().unwrap_or(0)).collect();
     // Numbers as in proc(5), which counts from 1 and the name as the second.
