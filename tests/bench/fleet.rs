@@ -2,10 +2,9 @@
 //! until all nodes are in sync again.
 
 mod edge;
-mod join;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -13,6 +12,7 @@ use proto::ids::NodeName;
 use serde_json::json;
 use system_tests::balancer::Balancer;
 use system_tests::cluster::Cluster;
+use system_tests::joining;
 use system_tests::process::{output, program};
 use system_tests::replica::Replica;
 use tokio::process::Command;
@@ -108,11 +108,18 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Where a node asks from.
+fn address_of(number: usize) -> Result<Ipv4Addr> {
+    let low = u8::try_from(number % 250)? + 1;
+
+    Ok(Ipv4Addr::new(127, 1, u8::try_from(number / 250)?, low))
+}
+
 impl Fleet {
     /// Nodes that have joined by token and dial.
     async fn join(cluster: &Cluster, cloudcore: SocketAddr, options: &Options) -> Result<Self> {
         let client = cluster.client().await?;
-        let roots = join::roots(&client).await?;
+        let roots = joining::roots(&client).await?;
         let mut create = Command::new(program("edgeadm"));
         create.args(["token", "create", "--ttl", "1h", "--kubeconfig"]).arg(cluster.kubeconfig());
         let token = output(create).await?.trim().to_owned();
@@ -123,7 +130,8 @@ impl Fleet {
             let name = NodeName::new(format!("fleet-{number}"))?;
             let (roots, token, tell) = (roots.clone(), token.clone(), tell.clone());
             joining.spawn(async move {
-                let tls = join::join(number, &name, (cloudcore, &token), &roots).await?;
+                let tls =
+                    joining::join(address_of(number)?, &name, (cloudcore, &token), &roots).await?;
                 Ok::<_, anyhow::Error>(Edge {
                     number,
                     name,

@@ -10,6 +10,8 @@
 //! - [`replica`]: replicas of cloudcore beside the first; [`balancer`]: leads edges to those that are ready.
 //! - [`process`]: cloudcore and edgecore as child processes that die with the test.
 //! - [`node`]: a site with an agent joined to the cluster.
+//! - [`joining`]: machines of which only the link is real; [`impostor`]: one that says what it should not.
+//! - [`strangers`]: connections that say nothing, stop half-way or never end.
 //! - [`relay`]: a way to the runtime on which the agent can be killed at any of its calls.
 //! - [`pods`]: pod manifests and what tests ask about them.
 //! - [`wait`]: waiting on conditions, never on time.
@@ -20,6 +22,8 @@ pub mod bystander;
 pub mod cluster;
 pub mod dice;
 pub mod held;
+pub mod impostor;
+pub mod joining;
 pub mod node;
 pub mod own;
 pub mod pods;

@@ -154,10 +154,14 @@ impl OwnCluster {
         wait::until("the end of cloudcore", limit, look, |ended| *ended).await.map(drop)
     }
 
+    /// Where probes ask.
+    pub async fn probes_address(&self) -> Result<String> {
+        Ok(self.dev_cloudcore(&["probes"]).await?.trim().to_owned())
+    }
+
     /// What cloudcore answers to a probe: status and text.
     pub async fn probe(&self, path: &str) -> Result<(u16, String)> {
-        let address = self.dev_cloudcore(&["probes"]).await?;
-        let mut socket = TcpStream::connect(address.trim()).await?;
+        let mut socket = TcpStream::connect(self.probes_address().await?).await?;
         socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer).await?;

@@ -1,4 +1,4 @@
-//! Strangers at a TLS port: connections that say nothing, stop half-way, or never end.
+//! Strangers at a port: connections that say nothing, stop half-way, or never end.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -32,6 +32,23 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// First bytes of a TLS handshake of which no more comes (RFC 8446, section 5.1).
 const HALF_HELLO: [u8; 9] = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC];
 
+/// A port.
+#[derive(Clone, Copy, Debug)]
+pub enum Port {
+    /// Speaks TLS.
+    Tls(SocketAddr),
+    /// Speaks HTTP as it is.
+    Plain(SocketAddr),
+}
+
+impl Port {
+    fn address(self) -> SocketAddr {
+        match self {
+            Self::Tls(address) | Self::Plain(address) => address,
+        }
+    }
+}
+
 /// What a stranger does with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Manner {
@@ -47,6 +64,13 @@ enum Manner {
     SlowBody,
     /// Asks for what anybody may ask, one request after the other.
     Questions,
+}
+
+impl Manner {
+    /// Whether there is no TLS, also where there should be.
+    fn is_before_tls(self) -> bool {
+        matches!(self, Self::HalfHandshake | Self::Noise)
+    }
 }
 
 const MANNERS: [Manner; 6] = [
@@ -67,7 +91,7 @@ pub struct Strangers {
 
 impl Strangers {
     /// Sends some of every manner to each port, and a crowd that holds `idle` silent connections.
-    pub fn start(ports: &[SocketAddr], idle: usize) -> Self {
+    pub fn start(ports: &[Port], idle: usize) -> Self {
         let (mut tasks, opened) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
         for &port in ports {
             tasks.spawn(crowd(port, idle / ports.len(), Arc::clone(&opened)));
@@ -91,15 +115,15 @@ impl Strangers {
     }
 }
 
-async fn connect(port: SocketAddr) -> std::io::Result<TcpStream> {
+async fn connect(port: Port) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((FROM, 0).into())?;
 
-    socket.connect(port).await
+    socket.connect(port.address()).await
 }
 
 /// Holds as many connections as it may, and makes new ones for the oldest.
-async fn crowd(port: SocketAddr, len: usize, opened: Arc<AtomicUsize>) {
+async fn crowd(port: Port, len: usize, opened: Arc<AtomicUsize>) {
     let mut held = VecDeque::with_capacity(len);
     loop {
         if let Ok(connection) = connect(port).await {
@@ -113,45 +137,55 @@ async fn crowd(port: SocketAddr, len: usize, opened: Arc<AtomicUsize>) {
     }
 }
 
-async fn visit(port: SocketAddr, manner: Manner) -> Result<()> {
-    let mut plain = connect(port).await?;
+async fn visit(port: Port, manner: Manner) -> Result<()> {
+    let plain = connect(port).await?;
+    if matches!(port, Port::Plain(_)) || manner.is_before_tls() {
+        return behave(plain, manner).await;
+    }
+
+    behave(trusting(plain).await?, manner).await
+}
+
+async fn behave<S>(mut stream: S, manner: Manner) -> Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     match manner {
         Manner::HalfHandshake => {
-            plain.write_all(&HALF_HELLO).await?;
-            plain.read_to_end(&mut Vec::new()).await?;
+            stream.write_all(&HALF_HELLO).await?;
+            stream.read_to_end(&mut Vec::new()).await?;
             Ok(())
         }
         Manner::Noise => loop {
-            plain.write_all(&[0xFF; 4096]).await?;
+            stream.write_all(&[0xFF; 4096]).await?;
         },
         Manner::EndlessHead => {
-            repeat(plain, "GET /healthz HTTP/1.1\r\nHost: x\r\n", "X-More: and more\r\n", None)
+            repeat(stream, "GET /healthz HTTP/1.1\r\nHost: x\r\n", "X-More: and more\r\n", None)
                 .await
         }
         Manner::EndlessBody => {
             let head = "POST /v1/join HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
             let chunk = format!("1000\r\n{}\r\n", "x".repeat(0x1000));
-            repeat(plain, head, &chunk, None).await
+            repeat(stream, head, &chunk, None).await
         }
         Manner::SlowBody => {
             let head = "POST /v1/join HTTP/1.1\r\nHost: x\r\nContent-Length: 4294967295\r\n\r\n";
-            repeat(plain, head, "x", Some(Duration::from_secs(1))).await
+            repeat(stream, head, "x", Some(Duration::from_secs(1))).await
         }
-        Manner::Questions => {
-            let mut stream = trusting(plain).await?;
-            loop {
-                stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await?;
-                stream.flush().await?;
-                ensure!(stream.read(&mut [0; 4096]).await? > 0, "the end");
-                sleep(PAUSE).await;
-            }
-        }
+        Manner::Questions => loop {
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+            stream.flush().await?;
+            ensure!(stream.read(&mut [0; 4096]).await? > 0, "the end");
+            sleep(PAUSE).await;
+        },
     }
 }
 
-/// Sends a head over TLS and then `part` for ever.
-async fn repeat(plain: TcpStream, head: &str, part: &str, pause: Option<Duration>) -> Result<()> {
-    let mut stream = trusting(plain).await?;
+/// Sends a head and then `part` for ever.
+async fn repeat<S>(mut stream: S, head: &str, part: &str, pause: Option<Duration>) -> Result<()>
+where
+    S: AsyncWrite + Unpin,
+{
     stream.write_all(head.as_bytes()).await?;
     loop {
         stream.write_all(part.as_bytes()).await?;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -15,24 +14,12 @@ use proto::object::{Change, Version};
 use proto::session::{DownReason, EdgeInput, EdgeOutput, EdgeSession, Introduction};
 use proto::wire::{Health, Report, ReportKey};
 use serde_json::json;
-use tokio::net::TcpStream;
+use system_tests::joining::{Socket, open};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio::time::{Instant, sleep_until};
 use tokio_rustls::rustls::ClientConfig;
-use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::{WebSocketStream, client_async};
-
-/// The name in cloudcore's certificate.
-pub(super) const SERVER_NAME: &str = "cloudcore.holdfast.internal";
-
-/// As long as an agent's: dialling has three stages of three seconds.
-const DIAL_MAX: Duration = Duration::from_secs(9);
-
-type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
 /// What becomes of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +98,7 @@ impl Running {
             match output {
                 EdgeOutput::Dial => {
                     self.dialing = JoinSet::new();
-                    self.dialing.spawn(dial(self.edge.address, Arc::clone(&self.edge.tls)));
+                    self.dialing.spawn(open(self.edge.address, Arc::clone(&self.edge.tls)));
                 }
                 EdgeOutput::AskHeld => {
                     let (objects, high_water) = (self.held.clone(), self.high_water.clone());
@@ -209,19 +196,6 @@ async fn next(socket: &mut Option<Socket>) -> Result<Message> {
         Some(socket) => Ok(socket.next().await.context("the connection ended")??),
         None => std::future::pending().await,
     }
-}
-
-async fn dial(address: SocketAddr, tls: Arc<ClientConfig>) -> Result<Socket> {
-    let dialed = async {
-        let socket = TcpStream::connect(address).await?;
-        socket.set_nodelay(true)?;
-        let name = ServerName::try_from(SERVER_NAME)?;
-        let stream = TlsConnector::from(tls).connect(name, socket).await?;
-        let (socket, _) = client_async(format!("wss://{SERVER_NAME}/v1/link"), stream).await?;
-        Ok(socket)
-    };
-
-    timeout(DIAL_MAX, dialed).await.context("too slow")?
 }
 
 /// Enough for the node to be registered.
