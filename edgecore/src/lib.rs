@@ -36,6 +36,7 @@ pub mod link;
 pub mod memory;
 pub mod node;
 pub mod pods;
+pub mod release;
 pub mod static_pods;
 pub mod systemd;
 pub mod volumes;

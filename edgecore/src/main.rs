@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use edgecore::args::{Args, Command, ConfigCommand};
 use edgecore::signals::Terminate;
-use edgecore::{Agent, AgentError, Config, PROGRAM, exit, memory, telemetry};
+use edgecore::{Agent, AgentError, Config, PROGRAM, exit, memory, release, telemetry};
 
 fn main() -> ExitCode {
     match Args::parse().command {
@@ -43,7 +43,7 @@ async fn run(config: Config) -> Result<(), AgentError> {
     let mut terminate =
         Terminate::listen().map_err(|source| AgentError::Os { attempted, source })?;
     let mut agent = Agent::start(config)?;
-    tracing::info!(node = %agent.node(), "running");
+    tracing::info!(node = %agent.node(), release = release::TEXT, "running");
 
     let outcome = tokio::select! {
         signal = terminate.next() => {

@@ -20,7 +20,8 @@ const OWNER_SETTING: &str = "link.ticket-owner";
 /// The file with the join's id and the ticket, in the folder of the store.
 const FILE: &str = "link.ticket";
 
-/// The ticket that was given to the node that joined then.
+/// The ticket that was given to the node that joined then: of the two that are kept the one that was given
+/// out last, for the store may have been set back. A ticket begins with the number of its session.
 pub(super) fn held(
     settings: &BTreeMap<String, Vec<u8>>,
     folder: &Path,
@@ -33,7 +34,7 @@ pub(super) fn held(
         text.strip_prefix(join_id).map(<[u8]>::to_vec)
     };
 
-    stored.or_else(spare).and_then(Ticket::new)
+    stored.max(spare()).and_then(Ticket::new)
 }
 
 /// What keeps it in the store.
@@ -82,8 +83,10 @@ mod tests {
         keep(folder.path(), &ticket("old"), b"me").unwrap();
         keep(folder.path(), &ticket("spare"), b"me").unwrap();
 
-        assert_eq!(held(&stored("kept", b"me"), b"me"), Some(ticket("kept")));
+        assert_eq!(held(&stored("until-then", b"me"), b"me"), Some(ticket("until-then")));
         assert_eq!(held(&BTreeMap::new(), b"me"), Some(ticket("spare")));
+        // The store was set back.
+        assert_eq!(held(&stored("kept", b"me"), b"me"), Some(ticket("spare")));
         assert_eq!(held(&stored("kept", b"me"), b"another"), None);
         assert_eq!(held(&stored("kept", b"another"), b"me"), Some(ticket("spare")));
     }

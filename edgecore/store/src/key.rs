@@ -10,6 +10,9 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use crate::error::StoreError;
 use crate::seal::{KEY_LEN, Sealer};
 
+/// Its name within the store's folder.
+pub const KEY: &str = "store.key";
+
 /// A key and whether it was there already.
 pub(crate) struct Key {
     pub(crate) sealer: Sealer,

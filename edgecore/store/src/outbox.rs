@@ -16,7 +16,7 @@ use crate::state::{Done, Options};
 use crate::{key, state};
 
 /// Name of the database within the store's folder.
-const FILE: &str = "outbox.db";
+pub(crate) const FILE: &str = "outbox.db";
 
 /// Largest size of the database: a day of one 700-byte message a second. A full outbox refuses, it
 /// drops nothing.

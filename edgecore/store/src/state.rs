@@ -24,7 +24,7 @@ use rows::Rows;
 pub(crate) use salvage::set_aside;
 
 /// Name of the database within the store's folder.
-const FILE: &str = "state.db";
+pub(crate) const FILE: &str = "state.db";
 
 /// Largest size of the database: 500 pods with what they reference are about 20 MiB; the largest
 /// objects of the link would fill this with 85.
@@ -33,6 +33,9 @@ const LIMIT_BYTES: u64 = 256 * 1024 * 1024;
 /// Deleted pods remembered, the oldest forgotten first. A sandbox of a forgotten one is swept after
 /// the next full sync instead.
 const TOMBSTONES_MAX: u32 = 1024;
+
+/// The latest schema of the database that this release knows, and makes of every earlier one.
+pub const STATE_SCHEMA: i64 = 1;
 
 const SCHEMA: Schema = Schema {
     // "hfst"
@@ -55,7 +58,7 @@ impl Options {
     pub fn in_folder(dir: impl Into<PathBuf>) -> Self {
         let dir = dir.into();
 
-        Self { key_file: dir.join("store.key"), dir }
+        Self { key_file: dir.join(key::KEY), dir }
     }
 }
 

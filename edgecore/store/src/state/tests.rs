@@ -72,6 +72,11 @@ fn delete(object: &Object) -> Write {
 }
 
 #[test]
+fn the_schema_that_others_are_told_is_the_one_that_is_made() {
+    assert_eq!(SCHEMA.migrations.len(), usize::try_from(STATE_SCHEMA).unwrap());
+}
+
+#[test]
 fn everything_committed_is_read_by_the_next_process() {
     let world = World::new();
     let pod = object(Kind::Pod, "u1", "u1", u64::MAX, b"{pod}");
