@@ -8,6 +8,7 @@ pub mod join;
 pub mod node;
 pub mod reset;
 pub mod text;
+pub mod upgrade;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ use self::join::JoinArgs;
 use self::node::StatusArgs;
 use self::reset::ResetArgs;
 use self::text::{CompletionArgs, ManArgs, VersionArgs};
+use self::upgrade::{HookCommand, UpgradeArgs};
 
 /// Makes machines edge nodes of a Kubernetes cluster, and looks after them.
 #[derive(Debug, Parser)]
@@ -38,6 +40,8 @@ pub enum Command {
     Join(JoinArgs),
     /// Make this machine what it was before it joined. The cluster is not told.
     Reset(ResetArgs),
+    /// Run another version of the agent; one that does not do as well gives way by itself.
+    Upgrade(UpgradeArgs),
     /// Look at all that an edge node needs, and say what to do about what is wrong.
     Check(CheckArgs),
     /// Say how this node is: link, pods, what waits for the cloud. Needs no cloud.
@@ -70,6 +74,13 @@ pub enum Command {
     /// Write the manual pages to a folder.
     #[command(hide = true)]
     Man(ManArgs),
+    /// What the agent's unit calls.
+    #[command(hide = true)]
+    UnitHook {
+        /// When.
+        #[command(subcommand)]
+        command: HookCommand,
+    },
 }
 
 impl Args {

@@ -7,7 +7,7 @@ pub mod facts;
 pub mod journal;
 pub mod plan;
 mod start;
-mod steps;
+pub(crate) mod steps;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -5,6 +5,7 @@
 //! - [`status`] and [`ctl`]: this node and its pods, as its [`agent`] tells them over its control socket.
 //! - [`check`]: whether a machine is fit to be an edge node, and what to do if not.
 //! - [`debug`]: an archive to be given to others.
+//! - [`upgrade`]: another version of the agent, which gives way if it does not do as well.
 //! - [`reset`]: undoes all of it, but in the cluster.
 //! - [`tokens`]: the cluster's side: join tokens are Secrets; [`token`] is their text form.
 //! - [`text`]: version, completions and manual pages.
@@ -27,6 +28,7 @@ pub mod join;
 pub mod output;
 pub mod pin;
 pub mod pods;
+pub mod process;
 pub mod reset;
 pub mod status;
 pub mod text;
@@ -34,6 +36,7 @@ pub mod token;
 pub mod tokens;
 pub mod ui;
 pub mod unit;
+pub mod upgrade;
 
 use std::io;
 
@@ -57,6 +60,9 @@ pub enum Error {
     /// The machine is not what it was.
     #[error(transparent)]
     Reset(reset::ResetError),
+    /// The agent is not of the version that was asked for.
+    #[error(transparent)]
+    Upgrade(upgrade::UpgradeError),
     /// The machine is not fit.
     #[error(transparent)]
     Check(check::CheckError),
@@ -78,6 +84,7 @@ impl Error {
             Self::Os(_) => exit::OS_ERROR,
             Self::Status(error) => error.exit_code(),
             Self::Reset(error) => error.exit_code(),
+            Self::Upgrade(error) => error.exit_code(),
             Self::Check(error) => error.exit_code(),
             Self::Debug(error) => error.exit_code(),
             Self::Ctl(error) => error.exit_code(),
@@ -98,6 +105,10 @@ pub fn run(args: Args) -> Result<(), Error> {
             Command::Join(args) => join::run(args).await.map_err(Error::Join),
             Command::Status(args) => status::run(args).await.map_err(Error::Status),
             Command::Reset(args) => reset::run(args).await.map_err(Error::Reset),
+            Command::Upgrade(args) => upgrade::run(args).await.map_err(Error::Upgrade),
+            Command::UnitHook { command } => {
+                upgrade::by_unit(command).await.map_err(Error::Upgrade)
+            }
             Command::Check(args) => check::run(args).await.map_err(Error::Check),
             Command::Ctl { command } => ctl::run(command).await.map_err(Error::Ctl),
             Command::Debug { command } => debug::run(command).await.map_err(Error::Debug),

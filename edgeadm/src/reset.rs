@@ -22,7 +22,7 @@ use serde::Serialize;
 use self::ours::Ours;
 use crate::args::reset::ResetArgs;
 use crate::output::{self, Answer, Table};
-use crate::{exit, ui};
+use crate::{exit, ui, upgrade};
 
 /// Why the machine is not what it was.
 #[derive(Debug, thiserror::Error)]
@@ -216,7 +216,9 @@ async fn take(config: &Config, path: &Path, keep: bool) -> Report {
     if report.failures() > 0 {
         report.skip("configuration", "it says what is left to do");
     } else {
-        report.note("configuration", files::remove(&[PathBuf::from(path)]));
+        let mut left = upgrade::leftovers(path);
+        left.push(PathBuf::from(path));
+        report.note("configuration", files::remove(&left));
     }
 
     report

@@ -14,7 +14,7 @@ use crate::args::node::StatusArgs;
 use crate::certificate::{self, Certificate};
 use crate::output::{self, Answer, Table, pairs};
 use crate::pods::{self, Summary, age};
-use crate::{clock, exit, ui};
+use crate::{clock, exit, ui, upgrade};
 
 /// Older than this is no sign of life (the agent's own bound of its health).
 const SILENT_MS: u32 = 30_000;
@@ -126,6 +126,9 @@ struct Status {
     /// Why the agent says nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
+    /// What became of the last upgrade of the agent, or is to become; nothing if it was good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upgrade: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate: Option<Certificate>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,6 +161,7 @@ pub async fn run(args: StatusArgs) -> Result<(), StatusError> {
         node: config.node.to_string(),
         agent: told,
         problem: error.as_ref().map(|error| ui::chain(error)),
+        upgrade: upgrade::told(&args.config.config),
         certificate,
         certificate_problem,
         pods,
@@ -251,6 +255,7 @@ impl Answer for Status {
         } else {
             lines.push(("Agent", "does not answer".to_owned()));
         }
+        lines.extend(self.upgrade.clone().map(|told| ("Upgrade", told)));
         lines.push(("Certificate", self.certificate()));
         let lines = pairs(lines);
         match &self.pods {

@@ -1,6 +1,6 @@
 //! The systemd unit of the agent.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Its name.
 pub const NAME: &str = "edgecore.service";
@@ -13,12 +13,20 @@ pub const SYSTEMD: &str = "/run/systemd/system";
 /// How files begin that edgeadm wrote and may remove.
 pub const MARK: &str = "# Written by edgeadm";
 
+/// Where changes of the unit are.
+pub const CHANGES: &str = "/etc/systemd/system/edgecore.service.d";
+/// Verbs of edgeadm that the unit calls for `edgeadm upgrade`.
+const HOOKS: [(&str, &str); 2] =
+    [("ExecStartPre=", "unit-hook before"), ("ExecStartPost=", "unit-hook after")];
+
 /// The unit that runs `program` with the configuration at `config`.
 ///
 /// No option makes a mount namespace (`ProtectSystem` and others do): what the agent mounts for pods would
 /// not be seen by the runtime. `RestrictSUIDSGID` is not there because volumes of an `fsGroup` have that bit.
+/// The agent starts whether or not edgeadm is there.
 pub fn text(program: &Path, config: &Path) -> String {
-    let (program, config) = (program.display(), config.display());
+    let edgeadm = program.with_file_name("edgeadm");
+    let (edgeadm, program, config) = (edgeadm.display(), program.display(), config.display());
 
     format!(
         "\
@@ -32,10 +40,13 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=notify
+ExecStartPre=-{edgeadm} unit-hook before --config {config}
 ExecStart={program} run --config {config}
+ExecStartPost=-{edgeadm} unit-hook after --config {config}
 Restart=always
 RestartSec=2
 WatchdogSec=60
+TimeoutStartSec=90
 TimeoutStopSec=75
 KillMode=process
 OOMScoreAdjust=-999
@@ -68,6 +79,30 @@ pub fn is_of(text: &str, config: &Path) -> bool {
     })
 }
 
+/// How systemd starts the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Starts {
+    /// Its program.
+    pub program: Option<PathBuf>,
+    /// edgeadm is called before and after.
+    pub has_hooks: bool,
+}
+
+impl Starts {
+    /// By the text of the unit and of its changes, in this order.
+    pub fn of(texts: &[String]) -> Self {
+        let lines = || texts.iter().flat_map(|text| text.lines());
+        let start = lines().filter_map(|line| line.strip_prefix("ExecStart=")).next_back();
+        let word = start.and_then(|start| start.split_whitespace().next());
+        let program = word.map(|word| word.trim_start_matches(['@', '-', ':', '+', '!']).into());
+        let is_called = |(key, verb): &(&str, &str)| {
+            lines().any(|line| line.starts_with(*key) && line.contains(*verb))
+        };
+
+        Self { program, has_hooks: HOOKS.iter().all(is_called) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +116,20 @@ mod tests {
         for option in ["Protect", "Private", "ReadOnlyPaths", "ReadWritePaths", "Inaccessible"] {
             assert!(!unit.contains(option), "{option}");
         }
+    }
+
+    #[test]
+    fn the_units_program_is_the_last_that_is_named() {
+        let config = Path::new("/etc/holdfast/edgecore.yaml");
+        let ours = text(Path::new("/usr/bin/edgecore"), config);
+        let starts = Starts::of(std::slice::from_ref(&ours));
+        assert_eq!(starts.program.as_deref(), Some(Path::new("/usr/bin/edgecore")));
+        assert!(starts.has_hooks && ours.contains("ExecStartPre=-/usr/bin/edgeadm "), "{ours}");
+        let change = "[Service]\nExecStart=\nExecStart=-/opt/edgecore run\n".to_owned();
+        let changed = Starts::of(&[ours, change.clone()]);
+        assert_eq!(changed.program.as_deref(), Some(Path::new("/opt/edgecore")));
+        assert!(changed.has_hooks && !Starts::of(&[change]).has_hooks);
+        assert_eq!(Starts::of(&[]), Starts::default());
     }
 
     #[test]

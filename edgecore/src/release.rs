@@ -33,7 +33,8 @@ impl FromStr for Release {
 
     fn from_str(text: &str) -> Result<Self, NoRelease> {
         let inner = text.strip_prefix(BEGIN).and_then(|rest| rest.strip_suffix(']'));
-        let (version, schema) = inner.and_then(|inner| inner.split_once(SCHEMA)).ok_or(NoRelease)?;
+        let (version, schema) =
+            inner.and_then(|inner| inner.split_once(SCHEMA)).ok_or(NoRelease)?;
         let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-+".contains(c);
         if version.is_empty() || !version.chars().all(is_plain) {
             return Err(NoRelease);
@@ -79,7 +80,8 @@ mod tests {
         assert_eq!(own.version, env!("CARGO_PKG_VERSION"));
         assert_eq!(own.state_schema, store::STATE_SCHEMA);
 
-        let program = [b"\x7fELF[holdfast edgecore \0", TEXT.as_bytes(), b"\0more"].concat();
+        let program =
+            [b"\x7fELF[holdfast edgecore \0".as_slice(), TEXT.as_bytes(), b"\0more"].concat();
         assert_eq!(of(&program), Some(own));
         let later = b"[holdfast edgecore 1.2.0-rc.1+x state-schema 12]";
         assert_eq!(

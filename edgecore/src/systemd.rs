@@ -87,6 +87,13 @@ impl Systemd {
         self.job("RestartUnit", Values::texts(&[unit, MODE])).await
     }
 
+    /// As [`Systemd::restart`], but answers as soon as systemd has begun with it.
+    pub async fn begin_restart(&mut self, unit: &str) -> Result<(), SystemdError> {
+        self.call("RestartUnit", Values::texts(&[unit, MODE])).await?;
+
+        Ok(())
+    }
+
     /// Has the unit started with the machine.
     pub async fn enable(&mut self, unit: &str) -> Result<(), SystemdError> {
         // For good, and in place of links that are otherwise.

@@ -97,7 +97,7 @@ fn request(node: &str, key: &KeyPair) -> Result<String, rcgen::Error> {
 }
 
 /// Writes the file whole or not at all.
-pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
     let dir = path.parent().unwrap_or_else(|| Path::new("/"));
     let temporary = path.with_extension("new");
     fs::create_dir_all(dir)?;

@@ -6,19 +6,17 @@ use std::time::Duration;
 
 use edgecore::Config;
 use edgecore::systemd::{Systemd, SystemdError};
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::Pid;
 use tokio::net::UnixStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::{Outcome, files};
-use crate::{ui, unit};
+use crate::{process, ui, unit};
 
 /// What the agent gets to stop, and a little more.
 const STOP_MAX: Duration = Duration::from_secs(90);
-/// What the kernel needs to end a process that is killed.
-const KILL_MAX: Duration = Duration::from_secs(10);
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// A socket that somebody listens at takes calls at once.
+const CALL_MAX: Duration = Duration::from_secs(10);
 
 pub(super) async fn stop(config: &Config, path: &Path) -> Outcome {
     let mut told = Vec::new();
@@ -29,7 +27,7 @@ pub(super) async fn stop(config: &Config, path: &Path) -> Outcome {
         told.push(format!("stopped {}", unit::NAME));
     }
     if let Some(pid) = listener(&config.control_socket).await {
-        end(pid)
+        process::end(pid, STOP_MAX)
             .await
             .map_err(|why| format!("process {} does not end: {why}", pid.as_raw_nonzero()))?;
         told.push(format!("process {} ended", pid.as_raw_nonzero()));
@@ -56,44 +54,9 @@ async fn stop_unit(config: &Config) -> Result<(), SystemdError> {
 
 /// Who listens at the socket.
 async fn listener(socket: &Path) -> Option<Pid> {
-    let stream = timeout(KILL_MAX, UnixStream::connect(socket)).await.ok()?.ok()?;
+    let stream = timeout(CALL_MAX, UnixStream::connect(socket)).await.ok()?.ok()?;
 
     Pid::from_raw(stream.peer_cred().ok()?.pid()?)
-}
-
-/// Asks the process to end, and then does not ask.
-async fn end(pid: Pid) -> Result<(), String> {
-    let process = match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(process) => process,
-        Err(Errno::SRCH) => return Ok(()),
-        Err(error) => return Err(error.to_string()),
-    };
-    for (signal, within) in [(Signal::TERM, STOP_MAX), (Signal::KILL, KILL_MAX)] {
-        match pidfd_send_signal(&process, signal) {
-            Ok(()) => {}
-            Err(Errno::SRCH) => return Ok(()),
-            Err(error) => return Err(error.to_string()),
-        }
-        let ended = async {
-            while !has_ended(pid) {
-                sleep(LOOK_AGAIN).await;
-            }
-        };
-        if timeout(within, ended).await.is_ok() {
-            return Ok(());
-        }
-    }
-
-    Err("it was told to stop and was killed, and is there".to_owned())
-}
-
-/// Whether it is gone, or only its parent has not noticed.
-fn has_ended(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-    // The name, in parentheses, may hold anything.
-    let state = stat.as_deref().ok().and_then(|stat| stat.rsplit_once(") "));
-
-    state.is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
 }
 
 /// Removes the unit that edgeadm wrote for this agent.

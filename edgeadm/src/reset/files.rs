@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::Outcome;
 use super::ours::Ours;
 use crate::cni;
+use crate::upgrade::disk;
 
 /// A server that is away may keep a volume for ever.
 const VOLUMES_MAX: Duration = Duration::from_mins(1);
@@ -121,6 +122,13 @@ pub(super) fn network() -> Outcome {
 pub(super) fn state(config: &Config) -> Outcome {
     let is_ours = |name: &str| STORE.iter().any(|file| name.starts_with(file));
     let outcome = remove(&named(&config.state_dir, is_ours));
+    for copy in disk::copies_of(&config.state_dir) {
+        if let Err(error) = fs::remove_dir_all(&copy)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(format!("{}: {error}", copy.display()));
+        }
+    }
     if outcome.is_ok() {
         let _not_empty = fs::remove_dir(&config.state_dir);
     }

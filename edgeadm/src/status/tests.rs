@@ -24,6 +24,7 @@ fn status(link: &serde_json::Value) -> Status {
         node: "edge-1".to_owned(),
         agent: Some(serde_json::from_value(agent).unwrap()),
         problem: None,
+        upgrade: None,
         certificate: Some(certificate),
         certificate_problem: None,
         pods: Some(Vec::new()),
@@ -74,10 +75,12 @@ fn a_node_that_is_not() {
 
     status.agent = None;
     status.pods = None;
+    status.upgrade = Some("version 1.1 is on trial".to_owned());
     status.certificate.as_mut().unwrap().problem = Some("expired".to_owned());
     let expected = "\
 Node:          edge-1
 Agent:         does not answer
+Upgrade:       version 1.1 is on trial
 Certificate:   until 2026-01-11T00:00:00Z (9d); cloudcore will not take it: expired";
     assert_eq!(status.text(), expected);
 }
