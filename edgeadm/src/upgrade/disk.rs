@@ -207,7 +207,11 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<(), DiskError> {
 pub fn stage(file: &Path, program: &Path) -> Result<(), DiskError> {
     let staged = staged(program);
     remove(&staged)?;
-    copy_file(file, &staged)?;
+    if let Err(error) = copy_file(file, &staged) {
+        // Half a program is of no use, and the disk may be full.
+        remove(&staged)?;
+        return Err(error);
+    }
     let mode = fs::Permissions::from_mode(0o755);
     fs::set_permissions(&staged, mode).map_err(failed("make executable", &staged))?;
     File::open(&staged).and_then(|file| file.sync_all()).map_err(failed("sync", &staged))?;

@@ -57,6 +57,7 @@ pub enum Store {
 
 /// What the disk says.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is there or not, whatever the others are")]
 pub struct Seen {
     /// `None`: nobody has ever asked for an upgrade.
     pub phase: Option<Phase>,
