@@ -4,6 +4,7 @@ pub mod check;
 pub mod cluster;
 pub mod ctl;
 pub mod debug;
+pub mod init;
 pub mod join;
 pub mod node;
 pub mod reset;
@@ -18,6 +19,7 @@ use self::check::CheckArgs;
 use self::cluster::{GetTokenArgs, TokenCommand};
 use self::ctl::CtlCommand;
 use self::debug::DebugCommand;
+use self::init::InitArgs;
 use self::join::JoinArgs;
 use self::node::StatusArgs;
 use self::reset::ResetArgs;
@@ -36,6 +38,8 @@ pub struct Args {
 /// What `edgeadm` can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Install or upgrade cloudcore in the cluster, and print how machines join.
+    Init(InitArgs),
     /// Make this machine an edge node: get its certificate and write its configuration.
     Join(JoinArgs),
     /// Make this machine what it was before it joined. The cluster is not told.

@@ -1,5 +1,7 @@
 //! The commands of `edgeadm`.
 //!
+//! - [`init`]: the cluster's side: installs cloudcore by its chart; [`host`] is the only code that starts a
+//!   program, which is helm.
 //! - [`join`]: facts about this machine, then a plan, then its steps. Uses [`pin`] to know
 //!   cloudcore by the token before there is any certificate, and [`ask`] to be given one.
 //! - [`status`] and [`ctl`]: this node and its pods, as its [`agent`] tells them over its control socket.
@@ -22,6 +24,8 @@ pub mod ctl;
 pub mod debug;
 pub mod exit;
 pub mod held;
+pub mod host;
+pub mod init;
 #[doc(hidden)]
 pub mod inputs;
 pub mod join;
@@ -54,6 +58,9 @@ pub enum Error {
     /// Tokens could not be looked after.
     #[error(transparent)]
     Tokens(Box<tokens::TokensError>),
+    /// Cloudcore is not in the cluster.
+    #[error(transparent)]
+    Init(Box<init::InitError>),
     /// There is no status, or the agent is dead.
     #[error(transparent)]
     Status(status::StatusError),
@@ -82,6 +89,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Os(_) => exit::OS_ERROR,
+            Self::Init(error) => error.exit_code(),
             Self::Status(error) => error.exit_code(),
             Self::Reset(error) => error.exit_code(),
             Self::Upgrade(error) => error.exit_code(),
@@ -102,6 +110,9 @@ pub fn run(args: Args) -> Result<(), Error> {
     let outcome = runtime.block_on(async {
         let tokens = |error| Error::Tokens(Box::new(error));
         match args.command {
+            Command::Init(args) => {
+                init::run(args).await.map_err(|error| Error::Init(Box::new(error)))
+            }
             Command::Join(args) => join::run(args).await.map_err(Error::Join),
             Command::Status(args) => status::run(args).await.map_err(Error::Status),
             Command::Reset(args) => reset::run(args).await.map_err(Error::Reset),

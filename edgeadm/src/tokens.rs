@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
@@ -216,14 +217,31 @@ struct Secrets {
     server: String,
 }
 
+/// A client of the cluster, and where its API server is.
+pub async fn connect(args: &ClusterArgs) -> Result<(Client, String), TokensError> {
+    let config = match &args.kubeconfig {
+        Some(path) => from_file(path).await?,
+        None => Config::infer().await.map_err(TokensError::NoCluster)?,
+    };
+    let server = config.cluster_url.to_string();
+
+    Ok((Client::try_from(config).map_err(TokensError::Client)?, server))
+}
+
+/// Makes a token for one day that lets in any machine, and answers what to give it.
+pub async fn join_command_of_a_day(
+    cluster: &ClusterArgs,
+    cloudcore: &str,
+) -> Result<String, TokensError> {
+    let expires = whole_seconds(clock::now() + Duration::from_hours(24));
+    let token = Secrets::open(cluster).await?.create(expires, None, false).await?;
+
+    Ok(join_command(cloudcore, &token))
+}
+
 impl Secrets {
     async fn open(args: &ClusterArgs) -> Result<Self, TokensError> {
-        let config = match &args.kubeconfig {
-            Some(path) => from_file(path).await?,
-            None => Config::infer().await.map_err(TokensError::NoCluster)?,
-        };
-        let server = config.cluster_url.to_string();
-        let client = Client::try_from(config).map_err(TokensError::Client)?;
+        let (client, server) = connect(args).await?;
         let namespace = args.namespace.clone();
 
         Ok(Self { api: Api::namespaced(client, &namespace), namespace, server })

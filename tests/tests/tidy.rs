@@ -208,10 +208,38 @@ fn every_queue_has_a_named_bound() {
 /// container that is asked how it is, which may have any certificate.
 const VERIFIERS: [&str; 2] = ["edgeadm/src/pin.rs", "edgecore/src/handlers/tls.rs"];
 
+/// The only code that starts a program, and that program. No shell is between them.
+const STARTER: (&str, &str) = ("edgeadm/src/host.rs", "const HELM: &str = \"helm\";");
+
+/// How a program may be named in code that starts one.
+const STARTS: [&str; 3] = ["process::Command", "Command::new(", "CommandExt"];
+
 #[test]
-fn no_process_is_started_and_every_peer_is_verified() {
+fn only_helm_is_started_by_name_and_with_arguments_alone() {
+    let mut starters = 0;
     for (shown, code) in product_code() {
-        assert!(!code.contains("process::Command"), "{shown} starts a process");
+        if shown.ends_with(STARTER.0) {
+            starters += 1;
+            assert!(code.contains(STARTER.1), "{shown} starts another program");
+            assert_eq!(code.matches("Command::new(").count(), 1, "{shown}");
+            assert!(code.contains("Command::new(HELM)"), "{shown} starts what is not a constant");
+            continue;
+        }
+        for start in STARTS {
+            assert!(!code.contains(start), "{shown} starts a process by {start}");
+        }
+    }
+    assert_eq!(starters, 1, "{} is not there", STARTER.0);
+    let tree = graph();
+    for crate_name in ["edgecore", "cloudcore"] {
+        let reached = tree.reach(tree.member(crate_name));
+        assert!(!reached.contains("edgeadm"), "{crate_name} could start a program");
+    }
+}
+
+#[test]
+fn every_peer_is_verified() {
+    for (shown, code) in product_code() {
         let has_own = code.contains(".dangerous()") || code.contains("ServerCertVerifier");
         let may = VERIFIERS.iter().any(|verifier| shown.ends_with(verifier));
         assert_eq!(has_own, may, "{shown}: a verifier of its own");
