@@ -2,6 +2,7 @@
 //! pods of a cloud node, an edge node behind NAT that joins through its Service.
 
 use std::future::Future;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -11,7 +12,7 @@ use system_tests::cluster::Cluster;
 use system_tests::node::EdgeNode;
 use system_tests::own::OwnCluster;
 use system_tests::pods::{self, Incarnation};
-use system_tests::process::{checkout, output, script};
+use system_tests::process::{checkout, output, program, script};
 use system_tests::stock::StockNode;
 use system_tests::wait;
 use tokio::process::Command;
@@ -21,6 +22,16 @@ use tokio::time::sleep;
 const LIMIT: Duration = Duration::from_mins(2);
 
 const NODE_PORT: &str = "30100";
+
+/// The rest is as the cluster's own settings, see scripts/test.
+const VALUES: [&str; 6] = [
+    "--set",
+    "service.type=NodePort",
+    "--set",
+    "service.nodePort=30100",
+    "--set",
+    "config.nodeLeaseRenewSeconds=4,config.defaultTolerationSeconds=10",
+];
 
 /// A node that was lost would be so for seconds.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -59,15 +70,32 @@ impl Cloud {
         self.own.cluster()
     }
 
+    /// `edgeadm init ARGS`, as a user types it.
+    async fn init(&self, more: &[&str]) -> Result<Value> {
+        let mut command = Command::new(program("edgeadm"));
+        command.args(["init", "--output", "json"]).args(more);
+        command.arg("--kubeconfig").arg(self.cluster().kubeconfig());
+        // Nothing else is started.
+        command.env("PATH", Path::new(&self.helm).parent().context("a folder")?);
+        self.at_home(&mut command);
+
+        Ok(serde_json::from_str(&output(command).await?)?)
+    }
+
+    /// helm keeps nothing among the user's files.
+    fn at_home(&self, command: &mut Command) {
+        for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            command.env(home, self.own.file("helm"));
+        }
+    }
+
     /// `helm VERB holdfast ARGS`, until everything is as asked.
     async fn helm(&self, verb: &str, args: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.helm);
         command.args([verb, "holdfast"]).args(args).args(["--namespace", "holdfast"]);
         command.args(["--wait", "--timeout", "2m"]);
         command.arg("--kubeconfig").arg(self.cluster().kubeconfig());
-        for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-            command.env(home, self.own.file("helm"));
-        }
+        self.at_home(&mut command);
 
         output(command).await
     }
@@ -75,11 +103,7 @@ impl Cloud {
     /// Installs the chart, or upgrades to other values.
     async fn install(&self, verb: &str, more: &[&str]) -> Result<String> {
         let chart = checkout().join("helm/holdfast").display().to_string();
-        let node_port = format!("service.nodePort={NODE_PORT}");
-        // As the cluster's own settings, see scripts/test.
-        let fast = "config.nodeLeaseRenewSeconds=4,config.defaultTolerationSeconds=10";
-        let values = ["--set", "service.type=NodePort", "--set", &node_port, "--set", fast];
-        let args = [&[chart.as_str(), "--create-namespace"], &values[..], more].concat();
+        let args = [&[chart.as_str(), "--create-namespace"], &VALUES[..], more].concat();
         // An upgrade makes no namespace.
         let args: Vec<_> = args
             .into_iter()
@@ -162,6 +186,47 @@ impl Cloud {
         }
     }
 
+    /// A DaemonSet that tolerates everything has a pod on the edge node, none when it is kept off, and is then
+    /// made what it was. Of cloudcore, which is installed again meanwhile, nothing changes.
+    async fn keeps_daemon_sets_off(&self, edge: &EdgeNode) -> Result<()> {
+        let set = "/apis/apps/v1/namespaces/default/daemonsets/everywhere";
+        let before = self.cluster().get(&self.client, set).await?.context("a DaemonSet")?;
+        self.until_everywhere(edge, true).await?;
+        let replicas = format!("{:?}", self.replicas().await?);
+
+        let listed = self.init(&["--dry-run"]).await?;
+        ensure!(listed["daemonSets"][0]["name"] == "everywhere", "{listed}");
+        ensure!(listed["daemonSets"][0]["tolerates"] == "all", "{listed}");
+        let patched = self.init(&["--patch-daemonsets"]).await?;
+        ensure!(patched["daemonSets"][0]["result"] == "patched", "{patched}");
+        self.until_everywhere(edge, false).await?;
+        let listed = self.init(&["--dry-run"]).await?;
+        ensure!(listed["daemonSets"] == json!([]), "{listed}");
+        ensure!(format!("{:?}", self.replicas().await?) == replicas, "other replicas");
+
+        let undone = self.init(&["--unpatch-daemonsets"]).await?;
+        ensure!(undone["daemonSets"][0]["result"] == "unpatched", "{undone}");
+        let after = self.cluster().get(&self.client, set).await?.context("a DaemonSet")?;
+        ensure!(after["spec"]["template"] == before["spec"]["template"], "{after}");
+
+        Ok(())
+    }
+
+    /// Waits until the DaemonSet has a pod on the edge node, or none.
+    async fn until_everywhere(&self, edge: &EdgeNode, is_there: bool) -> Result<()> {
+        let path = format!(
+            "/api/v1/namespaces/default/pods?labelSelector=app%3Deverywhere&fieldSelector=spec.nodeName%3D{}",
+            edge.name()
+        );
+        let count = || async {
+            let pods = self.cluster().get(&self.client, &path).await?.context("a list")?;
+            Ok(pods["items"].as_array().map_or(0, Vec::len))
+        };
+        let what = format!("the DaemonSet on the edge: {is_there}");
+
+        wait::until(&what, LIMIT, count, |count| (*count > 0) == is_there).await.map(drop)
+    }
+
     async fn run(&self, pod: Value) -> Result<Incarnation> {
         let path = pods::path(pod["metadata"]["name"].as_str().context("a name")?);
         self.cluster().apply(&[pod]).await?;
@@ -209,16 +274,19 @@ fn everywhere() -> Value {
 async fn from_an_existing_cluster_and_a_bare_box_to_a_ready_node() -> Result<()> {
     let cloud = Cloud::up().await?;
     cloud.cluster().apply(&[everywhere()]).await?;
-    let notes = cloud.install("install", &[]).await?;
-    ensure!(notes.contains("edgeadm join --cloudcore $ADDRESS --token $TOKEN"), "{notes}");
+    let address = format!("{}:{NODE_PORT}", cloud.node.site().fact("ADDRESS")?);
+    let told = cloud.init(&VALUES).await?;
+    ensure!(told["cloudcore"] == address.as_str(), "{told}");
+    let join = format!("edgeadm join --cloudcore {address} --token hf1");
+    ensure!(told["joinCommand"].as_str().is_some_and(|told| told.starts_with(&join)), "{told}");
     let authority = cloud.authority().await?;
     let first = cloud.replicas().await?;
     ensure!(first.len() == 2, "{first:?}");
 
-    let address = format!("{}:{NODE_PORT}", cloud.node.site().fact("ADDRESS")?);
     let edge = EdgeNode::join_behind_nat(cloud.cluster(), &cloud.client, &address).await?;
     let before = cloud.run(pods::sleeper("steady", edge.name())).await?;
     cloud.answers(&edge, "steady", &before).await?;
+    cloud.keeps_daemon_sets_off(&edge).await?;
 
     // Each replica goes and another comes, twice.
     let upgrade = async {
@@ -239,7 +307,8 @@ async fn from_an_existing_cluster_and_a_bare_box_to_a_ready_node() -> Result<()>
     // What nodes trust is not the chart's to remove.
     cloud.helm("uninstall", &[]).await?;
     cloud.until_replaced(0, &third).await?;
-    cloud.install("install", &[]).await?;
+    let notes = cloud.install("install", &[]).await?;
+    ensure!(notes.contains("edgeadm join --cloudcore $ADDRESS --token $TOKEN"), "{notes}");
     ensure!(cloud.authority().await? == authority, "another authority");
     cloud.run(pods::sleeper("fresh", edge.name())).await?;
 
