@@ -1,4 +1,4 @@
-//! `scripts/bench`: what Holdfast takes; [`streams`] with [`updates`] and [`fleet`] are of their own, the rest is `pods`:
+//! `scripts/bench`: what Holdfast takes; [`streams`] with [`updates`], [`fleet`] and [`join`] are of their own, the rest is `pods`:
 //! Holdfast against its container runtime driven directly, in one run.
 //!
 //! [`floor`] asks the runtime itself for what a pod needs; [`ours`] asks the API server for pods.
@@ -8,6 +8,7 @@
 mod figures;
 mod fleet;
 mod floor;
+mod join;
 mod memory;
 mod ours;
 mod power;
@@ -43,6 +44,8 @@ enum Bench {
     Streams(streams::Options),
     /// Many nodes behind several replicas, of which one is lost.
     Fleet(fleet::Options),
+    /// How long it is from the command until a bare machine is a node.
+    Join(join::Options),
 }
 
 #[derive(Debug, clap::Args)]
@@ -76,6 +79,7 @@ async fn main() -> Result<()> {
         Bench::Pods(options) => report::print(&measure(&options).await?, options.json),
         Bench::Streams(options) => streams::run(&options).await?,
         Bench::Fleet(options) => fleet::run(&options).await?,
+        Bench::Join(options) => join::run(&options).await?,
     }
 
     Ok(())
