@@ -104,13 +104,13 @@ impl File {
 
 mod defaults {
     pub(super) fn listen() -> String {
-        "0.0.0.0:10000".to_owned()
+        "[::]:10000".to_owned()
     }
     pub(super) fn status_listen() -> String {
-        "0.0.0.0:10001".to_owned()
+        "[::]:10001".to_owned()
     }
     pub(super) fn peer_listen() -> String {
-        "0.0.0.0:10002".to_owned()
+        "[::]:10002".to_owned()
     }
     pub(super) fn namespace() -> String {
         "holdfast".to_owned()

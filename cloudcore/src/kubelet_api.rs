@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use kube::Client;
 use proto::ids::NodeName;
 use proto::stream::STREAMS_MAX;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -37,7 +37,7 @@ use crate::crowd::{Crowd, Place, Source};
 use crate::hub::Sessions;
 use crate::metrics::Metrics;
 use crate::pki::Current;
-use crate::telemetry;
+use crate::{listening, telemetry};
 
 /// Lowest port given to a node.
 pub const PORT_MIN: u16 = 20_000;
@@ -87,11 +87,7 @@ impl std::fmt::Debug for Shared {
 
 /// Takes a port.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-
-    socket.listen(BACKLOG)
+    listening::bind(address, BACKLOG)
 }
 
 /// Serves a node's port until it is dropped.

@@ -27,6 +27,7 @@ pub mod hub;
 pub mod inputs;
 pub mod kubelet_api;
 pub mod leader;
+pub mod listening;
 pub mod metrics;
 pub mod nodes;
 pub mod pki;
@@ -217,8 +218,8 @@ impl Cloud {
         let mut cloud =
             Self { tasks: Tasks::default(), status: Status::default(), drain: config.drain };
         let address = config.status_listen;
-        let listener = status::bind(address).await;
-        let listener = listener.map_err(|source| CloudError::Status(address, source))?;
+        let listener =
+            status::bind(address).map_err(|source| CloudError::Status(address, source))?;
         let told = cloud.status.clone();
         cloud.spawn("status", |stop| status::run(listener, told, stop));
         let prepared = startup::prepare(&config, cloud.status.metrics()).await?;

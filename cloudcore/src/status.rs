@@ -23,12 +23,15 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock;
 use crate::cluster::Cluster;
 use crate::crowd::{Crowd, Place, Source};
 use crate::hub::Sessions;
 use crate::metrics::{Metrics, Now, Process};
 use crate::watch::KINDS;
+use crate::{clock, listening};
+
+/// Connections that wait to be accepted: probes and a few scrapers.
+const BACKLOG: u32 = 128;
 
 /// A probe is one small request; so is a scrape.
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
@@ -144,8 +147,8 @@ fn this_process() -> Process {
 }
 
 /// Takes the port.
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    listening::bind(address, BACKLOG)
 }
 
 /// Answers until asked to stop.
@@ -232,8 +235,8 @@ mod tests {
     }
 
     impl Served {
-        async fn start() -> Self {
-            let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        fn start() -> Self {
+            let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
             let status = Status::default();
             let mut task = JoinSet::new();
@@ -262,7 +265,7 @@ mod tests {
     #[test]
     fn a_replica_is_ready_from_its_first_lists_until_it_drains() {
         block_on(async {
-            let served = Served::start().await;
+            let served = Served::start();
             assert_eq!(served.get("/livez").await, (200, "ok\n".to_owned()));
             let (code, reason) = served.get("/readyz").await;
             assert_eq!(code, 503);
@@ -290,7 +293,7 @@ mod tests {
     #[test]
     fn only_what_there_is_can_be_read() {
         block_on(async {
-            let served = Served::start().await;
+            let served = Served::start();
             let (code, text) = served.get("/metrics").await;
             assert_eq!(code, 200);
             assert!(text.contains("\nholdfast_cloudcore_ready 0\n"), "{text}");
@@ -307,7 +310,7 @@ mod tests {
     #[test]
     fn who_holds_connections_keeps_no_probe_out() {
         block_on(async {
-            let served = Served::start().await;
+            let served = Served::start();
             let mut idle = Vec::new();
             for _ in 0..2 * CONNECTIONS_MAX {
                 idle.push(TcpStream::connect(served.address).await.unwrap());

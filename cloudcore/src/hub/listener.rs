@@ -12,7 +12,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use proto::renewal::{EXPORTER_LABEL, EXPORTER_LEN};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::routes::{self, Peer};
 use super::{Shared, drain};
 use crate::crowd::{Crowd, Place, Source};
+use crate::listening;
 use crate::pki::{self, Holder, PkiError};
 
 /// From accept to the end of TLS: three round trips of a bad mobile link.
@@ -71,14 +72,7 @@ pub enum HubError {
 
 /// Takes the port.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, HubError> {
-    let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-
-    listen().map_err(|source| HubError::Bind { address, source })
+    listening::bind(address, BACKLOG).map_err(|source| HubError::Bind { address, source })
 }
 
 /// Serves edges until asked to stop; sessions are ended in good order.
@@ -101,6 +95,7 @@ pub async fn run(
             Ok(()) = authority.changed() => acceptor = acceptor_of(&shared)?,
             accepted = listener.accept() => match accepted {
                 Ok((socket, peer)) => {
+                    let peer = listening::plain(peer);
                     let place = crowd.enter(Source::of(peer.ip()));
                     let (acceptor, shared) = (acceptor.clone(), Arc::clone(&shared));
                     connections.spawn(serve(socket, peer, acceptor, shared, place, stop.clone()));
