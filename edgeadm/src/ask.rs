@@ -7,13 +7,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgecore::link::dial::{self, DialError};
+use edgecore::link::dial::{self, DialError, Stream};
 use edgecore::link::post::{PostError, post};
+use edgecore::link::proxy::Way;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::{ClientConfig, Error as TlsError};
 
 use crate::pin;
@@ -119,15 +118,15 @@ impl AskError {
 #[derive(Debug)]
 pub struct Connection {
     address: String,
-    stream: TlsStream<TcpStream>,
+    stream: Stream,
 }
 
-/// Connects, and so checks that the token is for the cloudcore at `address`.
-pub async fn connect(address: &str, tls: Arc<ClientConfig>) -> Result<Connection, AskError> {
-    let address = address.to_owned();
-    match timeout(CONNECT_MAX, dial::connect(&address, tls)).await {
+/// Connects, and so checks that the token is for the cloudcore there.
+pub async fn connect(way: &Way, tls: Arc<ClientConfig>) -> Result<Connection, AskError> {
+    let address = way.address.clone();
+    match timeout(CONNECT_MAX, dial::connect(way, tls)).await {
         Ok(Ok(stream)) => Ok(Connection { address, stream }),
-        Ok(Err(DialError::Tls { source, .. })) if is_other_authority(&source) => {
+        Ok(Err(DialError::Tls { source, address, .. })) if is_other_authority(&source) => {
             Err(AskError::OtherAuthority { address })
         }
         Ok(Err(error)) => Err(AskError::Dial(error)),

@@ -178,14 +178,20 @@ fn config(
     let address = args.cloudcore.as_deref();
     let endpoint = args.runtime_endpoint.as_deref();
     let text = |address: &str| {
-        let socket = endpoint.map(|endpoint| format!("runtimeEndpoint: {endpoint:?}\n"));
-        format!("nodeName: check\ncloudcore: {address:?}\n{}", socket.unwrap_or_default())
+        let line = |key: &str, value: Option<&str>| {
+            value.map(|value| format!("{key}: {value:?}\n")).unwrap_or_default()
+        };
+        let more = line("runtimeEndpoint", endpoint) + &line("proxy", args.proxy.as_deref());
+        format!("nodeName: check\ncloudcore: {address:?}\n{more}")
     };
     let said = Config::parse("of the command line".as_ref(), &text(address.unwrap_or(NOWHERE)));
     let said = said.map_err(CheckError::Arguments)?;
     let Ok(mut config) = loaded else { return Ok(said) };
     if address.is_some() {
         config.cloudcore = said.cloudcore;
+    }
+    if args.proxy.is_some() {
+        config.proxy = said.proxy;
     }
     if endpoint.is_some() {
         config.runtime_socket = said.runtime_socket;

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use cri::{CriError, EndpointError, Runtime};
 use edgecore::config::ConfigError;
 use edgecore::identity::IdentityError;
+use edgecore::link::proxy::{VariableMalformed, Way};
 use edgecore::systemd::SystemdError;
 use tokio_rustls::rustls::Error as TlsError;
 
@@ -40,6 +41,9 @@ pub enum JoinError {
     /// The arguments make no sense, or not with what is there.
     #[error(transparent)]
     Plan(PlanError),
+    /// A proxy of the environment is none.
+    #[error("give --proxy, or correct the environment")]
+    Environment(#[source] VariableMalformed),
     /// The runtime's socket cannot be one.
     #[error("--runtime-endpoint")]
     Endpoint(#[source] EndpointError),
@@ -104,6 +108,7 @@ impl JoinError {
             Self::Token(_)
             | Self::Existing(_)
             | Self::Plan(_)
+            | Self::Environment(_)
             | Self::Endpoint(_)
             | Self::Ask(_) => exit::BAD_CONFIG,
         }
@@ -120,9 +125,15 @@ pub async fn run(args: JoinArgs) -> Result<(), JoinError> {
     let mut plan = Plan::new(&args, &token, facts).map_err(JoinError::Plan)?;
     plan.network = ask_runtime(&plan).await?;
     let tls = pin::tls(&token).map_err(JoinError::Tls)?;
-    let address = plan.config.cloudcore.to_string();
-    let connection = ask::connect(&address, tls).await.map_err(JoinError::Ask)?;
-    ui::step(&format!("cloudcore at {address} is the one the token is for"));
+    // What the environment says of a proxy is in the configuration: the agent has another environment.
+    let way = Way::of(&plan.config).map_err(JoinError::Environment)?;
+    let connection = ask::connect(&way, tls).await.map_err(JoinError::Ask)?;
+    let through = way.proxy.as_ref().map(|proxy| format!(" (through {proxy})"));
+    ui::step(&format!(
+        "cloudcore at {}{} is the one the token is for",
+        way.address,
+        through.unwrap_or_default()
+    ));
     if args.dry_run {
         ui::answer(&plan.to_string());
         return Ok(());

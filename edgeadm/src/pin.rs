@@ -38,6 +38,16 @@ pub fn tls(token: &Token) -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
+/// TLS that takes no server, to see who speaks it.
+pub fn nobody() -> Result<Arc<ClientConfig>, TlsError> {
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&version::TLS13])?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+
+    Ok(Arc::new(config))
+}
+
 #[derive(Debug)]
 struct Pinned {
     token: Token,

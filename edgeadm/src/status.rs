@@ -77,6 +77,9 @@ pub struct Link {
     pub since: Timestamp,
     /// Of cloudcore.
     pub address: String,
+    /// On the way there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
     /// Why it is down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -183,13 +186,15 @@ impl Status {
 
     fn link(&self, link: &Link) -> String {
         let since = self.since(link.since);
+        let through = link.proxy.as_ref().map(|proxy| format!(" through {proxy}"));
+        let to = format!("{}{}", link.address, through.unwrap_or_default());
         if link.state == "Up" {
             let synced = if link.synced == Some(true) { "in sync" } else { "not yet in sync" };
-            return format!("up since {since}, to {}, {synced}", link.address);
+            return format!("up since {since}, to {to}, {synced}");
         }
 
         let reason = link.reason.as_deref().unwrap_or("unknown");
-        format!("down since {since}, to {}: {reason}", link.address)
+        format!("down since {since}, to {to}: {reason}")
     }
 
     fn certificate(&self) -> String {

@@ -25,6 +25,7 @@ use self::repair::NeedsRepair;
 use crate::config::Config;
 use crate::control::Control;
 use crate::kubelet_api::NodeApi;
+use crate::link::proxy::Way;
 use crate::link::shell::{ACCEPTED_MAX, LinkParts};
 use crate::tasks::{Stragglers, TaskFault, Tasks};
 use crate::{control, exit, identity, kubelet_api, link};
@@ -133,9 +134,10 @@ impl Agent {
         start_serving(&config, &local, streams, &mut tasks);
         let node = config.node.clone();
         let identity_dir = config.identity_dir.clone();
+        let way = way(&config);
         let parts = move |identity| LinkParts {
             node,
-            address: config.cloudcore.to_string(),
+            way,
             identity,
             identity_dir,
             seed: seed(),
@@ -226,6 +228,19 @@ fn start_control(socket: &Path, control: Control, tasks: &mut Tasks) {
             tracing::warn!(%socket, %error, "cannot open the control socket: edgeadm cannot ask this agent");
         }
     }
+}
+
+/// A variable that is not understood keeps no pod from running.
+fn way(config: &Config) -> Way {
+    let way = Way::of(config).unwrap_or_else(|problem| {
+        tracing::error!(%problem, "going to cloudcore without a proxy; correct it, or set proxy in the configuration");
+        Way::direct(config)
+    });
+    if let Some(proxy) = &way.proxy {
+        tracing::info!(%proxy, "going to cloudcore through a proxy");
+    }
+
+    way
 }
 
 /// Spreads what many nodes would otherwise do at the same moment.

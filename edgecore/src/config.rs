@@ -16,6 +16,7 @@ use proto::ids::NodeName;
 use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
 
+use crate::link::proxy;
 use crate::pods::{image_gc, rotate};
 
 /// Why a config file cannot be used.
@@ -75,6 +76,10 @@ fn join(problems: &[Problem]) -> String {
 struct File {
     node_name: String,
     cloudcore: String,
+    #[serde(default)]
+    proxy: Secret,
+    #[serde(default = "defaults::proxy_authorities")]
+    proxy_authorities: PathBuf,
     #[serde(default = "defaults::identity_dir")]
     identity_dir: PathBuf,
     #[serde(default = "defaults::runtime_endpoint")]
@@ -153,6 +158,17 @@ struct File {
     log_level: String,
 }
 
+/// A text that is not shown: it may have a password.
+#[derive(Clone, Default, Deserialize)]
+#[serde(transparent)]
+struct Secret(String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct TaintFile {
@@ -184,6 +200,9 @@ mod defaults {
         "5m".to_owned()
     }
 
+    pub(super) fn proxy_authorities() -> PathBuf {
+        "/etc/ssl/certs/ca-certificates.crt".into()
+    }
     pub(super) fn identity_dir() -> PathBuf {
         "/etc/holdfast".into()
     }
@@ -312,6 +331,10 @@ pub struct Config {
     pub node: NodeName,
     /// The only address this node dials.
     pub cloudcore: CloudAddress,
+    /// What the way there leads through.
+    pub proxy: proxy::Choice,
+    /// Certificates by which an https:// proxy is known.
+    pub proxy_authorities: PathBuf,
     /// Holds the certificates and the key.
     pub identity_dir: PathBuf,
     /// Socket of the container runtime.
@@ -386,7 +409,12 @@ impl Config {
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let file: File = serde_saphyr::from_str(text).map_err(|error| ConfigError::Parse {
             path: path.to_owned(),
-            reason: error.to_string(),
+            // Lines of the file are shown with what is wrong in them, and the password of a proxy is in one.
+            reason: if text.contains('@') {
+                error.without_snippet().to_string()
+            } else {
+                error.to_string()
+            },
         })?;
 
         check::check(file)

@@ -5,6 +5,7 @@ pub mod addresses;
 pub mod dial;
 pub mod expired;
 pub mod post;
+pub mod proxy;
 mod renewal;
 pub mod shell;
 mod ticket;

@@ -11,6 +11,10 @@ pub struct CheckArgs {
     /// Know cloudcore by this token; a node that has joined knows it by its identity.
     #[arg(short, long, env = "HOLDFAST_JOIN_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// HTTP proxy on the way to cloudcore, `http://[USER:PASSWORD@]HOST:PORT`, or `none` [default: that of the
+    /// configuration, else `HTTPS_PROXY` of the environment].
+    #[arg(long, env = "HOLDFAST_PROXY", hide_env_values = true, value_name = "URL")]
+    pub proxy: Option<String>,
     /// Socket of the container runtime [default: that of the configuration, else of containerd].
     #[arg(short = 'p', long, alias = "remote-runtime-endpoint", value_name = "SOCKET")]
     pub runtime_endpoint: Option<String>,

@@ -17,6 +17,10 @@ pub struct JoinArgs {
     /// Socket of the container runtime [default: that of containerd or CRI-O, whichever is there].
     #[arg(short = 'p', long, alias = "remote-runtime-endpoint", value_name = "SOCKET")]
     pub runtime_endpoint: Option<String>,
+    /// HTTP proxy on the way to cloudcore, `http://[USER:PASSWORD@]HOST:PORT`, or `none` [default: `HTTPS_PROXY`
+    /// of the environment].
+    #[arg(long, env = "HOLDFAST_PROXY", hide_env_values = true, value_name = "URL")]
+    pub proxy: Option<String>,
     /// Labels for the Node object.
     #[arg(short, long, value_name = "KEY=VALUE,...", value_delimiter = ',')]
     pub labels: Vec<String>,

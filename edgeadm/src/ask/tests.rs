@@ -79,7 +79,8 @@ fn join(
             String::from_utf8(asked).unwrap()
         };
         let ask = async {
-            let connection = connect(&address, pin::tls(token).unwrap()).await?;
+            let way = Way::straight(address);
+            let connection = connect(&way, pin::tls(token).unwrap()).await?;
             let text = token.reveal();
             connection.join(&JoinRequest { token: &text, node_name: "edge-1", csr: "csr" }).await
         };

@@ -1,5 +1,7 @@
 //! Cuts what looks like a secret from what is collected, whatever it came from.
 
+use std::borrow::Cow;
+
 /// Stands where something was cut.
 const CUT: &str = "<cut>";
 /// Parts of names whose values are nobody's business.
@@ -19,10 +21,19 @@ pub(crate) fn text(text: &str) -> String {
             }
             continue;
         }
-        kept.push_str(&words(line));
+        kept.push_str(&words(&proxy(line)));
     }
 
     kept
+}
+
+/// The line of a configuration that says which proxy, whose password may be anything.
+fn proxy(line: &str) -> Cow<'_, str> {
+    let is_it = line.trim_start().trim_start_matches(['"', '\'']).starts_with("proxy");
+    match line.rsplit_once('@') {
+        Some((_, place)) if is_it => format!("proxy: {CUT}@{place}").into(),
+        Some(_) | None => line.into(),
+    }
 }
 
 /// A line without what is a secret by its form.
@@ -111,7 +122,10 @@ mod tests {
             ("token=eyJhbGci.eyJpc3Mi.c2ln\"", "<cut>\""),
             ("eyJ.no", "eyJ.no"),
             ("hf1.ab.cd.ef=x token==hf1.ab.cd.ef=", "<cut> <cut>"),
-            ("proxy: http://me:word@proxy:3128/x", "proxy: http://<cut>@proxy:3128/x"),
+            ("via http://me:word@proxy:3128/x", "via http://<cut>@proxy:3128/x"),
+            ("proxy: http://me:word@proxy:3128/x", "proxy: <cut>@proxy:3128/x"),
+            ("  \"proxy\": 'me:w/or@d@proxy:1'\n", "proxy: <cut>@proxy:1'\n"),
+            ("proxy: none\nproxyAuthorities: /etc/x", "proxy: none\nproxyAuthorities: /etc/x"),
             ("http://host/a@b and unix:///run/x", "http://host/a@b and unix:///run/x"),
             (
                 "a\n-----BEGIN EC PRIVATE KEY-----\nMIG\nabc\n-----END EC PRIVATE KEY-----\nb\n",

@@ -1,11 +1,14 @@
 //! What is true of this machine before it joins.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use edgecore::Config;
 use edgecore::config::ConfigError;
+use edgecore::link::proxy;
 
 use super::journal::{self, Journal};
 use crate::unit;
@@ -33,6 +36,26 @@ pub struct Facts {
     pub systemd: Option<Systemd>,
     /// How far an earlier join came that failed.
     pub journal: Option<Journal>,
+    /// What the environment says of proxies. A secret.
+    pub variables: Variables,
+}
+
+/// Variables of the environment about proxies, by name.
+#[derive(Clone, Default)]
+pub struct Variables(pub BTreeMap<&'static str, String>);
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl Variables {
+    fn read() -> Self {
+        let names = proxy::VARIABLES.into_iter().chain(proxy::EXEMPT_VARIABLES);
+
+        Self(names.filter_map(|name| Some((name, proxy::variable(name)?))).collect())
+    }
 }
 
 /// What systemd has of the agent.
@@ -68,6 +91,7 @@ impl Facts {
             runtimes: runtimes.map(str::to_owned).collect(),
             systemd,
             journal,
+            variables: Variables::read(),
         })
     }
 }

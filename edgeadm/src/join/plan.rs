@@ -1,12 +1,13 @@
 //! What joining will do: derived from arguments and facts, without doing any of it.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use edgecore::Config;
 use edgecore::config::ConfigError;
+use edgecore::link::proxy::{self, Choice};
 
-use super::facts::{Facts, Systemd};
+use super::facts::{Facts, Systemd, Variables};
 use super::journal::Journal;
 use crate::args::join::JoinArgs;
 use crate::token::Token;
@@ -102,7 +103,7 @@ pub enum PlanError {
     },
     /// As [`PlanError::Differs`], in what has many values.
     #[error(
-        "{} is there and says otherwise than --labels, --taints or --set: change it there, and leave \
+        "{} is there and says otherwise than --labels, --taints, --proxy or --set: change it there, and leave \
          them out",
         .0.display()
     )]
@@ -112,7 +113,8 @@ pub enum PlanError {
 impl Plan {
     /// The plan for these arguments on this machine, whose runtime is still to be asked for its network.
     pub fn new(args: &JoinArgs, token: &Token, facts: Facts) -> Result<Self, PlanError> {
-        let Facts { config_path, config, host_name, runtimes, systemd, journal, .. } = facts;
+        let Facts { config_path, config, host_name, runtimes, systemd, journal, variables, .. } =
+            facts;
         if !args.config_dir.is_absolute() {
             return Err(PlanError::RelativeDir(args.config_dir.clone()));
         }
@@ -129,11 +131,10 @@ impl Plan {
             (None, _) => None,
         };
         let text = config_text(&node, endpoint.as_deref(), args)?;
-        let asked = Config::parse(Path::new("of the command line"), &text);
-        let asked = asked.map_err(PlanError::Arguments)?;
+        let asked = parse(&text)?;
         let service = service(args, systemd.as_ref(), &config_path)?;
         let (config, config_text) = match config {
-            None => (asked, Some(text)),
+            None => with_proxy(asked, text, &variables)?,
             Some(found) => {
                 differs(&found, &asked, args, &config_path)?;
                 (found, None)
@@ -159,6 +160,26 @@ impl Plan {
             token_id: token.id().to_owned(),
         }
     }
+}
+
+fn parse(text: &str) -> Result<Config, PlanError> {
+    Config::parse(Path::new("of the command line"), text).map_err(PlanError::Arguments)
+}
+
+/// With the proxy of the environment, unless a word was said of one: the agent will have another environment.
+fn with_proxy(
+    asked: Config,
+    mut text: String,
+    variables: &Variables,
+) -> Result<(Config, Option<String>), PlanError> {
+    let variable = |name: &str| variables.0.get(name).cloned();
+    let found = proxy::text_of_environment(&asked.cloudcore, variable);
+    let (Choice::Environment, Some((_, address))) = (&asked.proxy, found) else {
+        return Ok((asked, Some(text)));
+    };
+    let _infallible = writeln!(text, "proxy: {address:?}");
+
+    Ok((parse(&text)?, Some(text)))
 }
 
 fn service(
@@ -199,7 +220,8 @@ fn differs(found: &Config, asked: &Config, args: &JoinArgs, path: &Path) -> Resu
             return Err(PlanError::Differs { path: path.to_owned(), field, found, asked, flag });
         }
     }
-    let has_more = !(args.labels.is_empty() && args.taints.is_empty() && args.set.is_empty());
+    let is_empty = args.labels.is_empty() && args.taints.is_empty() && args.set.is_empty();
+    let has_more = !is_empty || args.proxy.is_some();
     if has_more && found != asked {
         return Err(PlanError::DiffersInMore(path.to_owned()));
     }
@@ -219,6 +241,9 @@ fn config_text(node: &str, endpoint: Option<&str>, args: &JoinArgs) -> Result<St
     if let Some(endpoint) = endpoint {
         let scheme = if endpoint.starts_with('/') { "unix://" } else { "" };
         lines.push(format!("runtimeEndpoint: {:?}", format!("{scheme}{endpoint}")));
+    }
+    if let Some(proxy) = &args.proxy {
+        lines.push(format!("proxy: {proxy:?}"));
     }
     let form = |flag, given: &str, form| PlanError::Form { flag, given: given.to_owned(), form };
     if !args.labels.is_empty() {
@@ -249,6 +274,17 @@ fn config_text(node: &str, endpoint: Option<&str>, args: &JoinArgs) -> Result<St
     Ok(lines.join("\n"))
 }
 
+/// What may be shown of the text of a configuration.
+fn without_password(config: &Config, text: &str) -> String {
+    let Choice::Through(proxy) = &config.proxy else { return text.to_owned() };
+    let line = |line: &str| {
+        let is_secret = proxy.has_credentials() && line.starts_with("proxy:");
+        if is_secret { format!("proxy: \"{proxy}\" # and credentials") } else { line.to_owned() }
+    };
+
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Config { node, cloudcore, identity_dir, .. } = &self.config;
@@ -260,7 +296,10 @@ impl fmt::Display for Plan {
             writeln!(f, "write its key and certificates to {dir}")?;
         }
         match &self.config_text {
-            Some(text) => write!(f, "write {}:\n{}", self.config_path.display(), text.trim_end())?,
+            Some(text) => {
+                let text = without_password(&self.config, text.trim_end());
+                write!(f, "write {}:\n{text}", self.config_path.display())?;
+            }
             None => write!(f, "keep {} as it is", self.config_path.display())?,
         }
         match &self.network {

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use edgecore::{clock, identity};
+use edgecore::link::proxy::Choice;
+use edgecore::{Config, clock, identity};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -36,7 +38,8 @@ pub(super) async fn take(
     journal::keep(folder, &Plan::journal(&plan.config, token))
         .map_err(unwritten(&folder.join(journal::FILE)))?;
     if let Some(text) = &plan.config_text {
-        write(&plan.config_path, text).map_err(unwritten(&plan.config_path))?;
+        let mode = if has_password(&plan.config) { 0o600 } else { 0o644 };
+        write_as(&plan.config_path, text, mode).map_err(unwritten(&plan.config_path))?;
         ui::step(&format!("wrote {}", plan.config_path.display()));
     }
     match &plan.network {
@@ -96,12 +99,21 @@ fn request(node: &str, key: &KeyPair) -> Result<String, rcgen::Error> {
     params.serialize_request(key)?.pem()
 }
 
-/// Writes the file whole or not at all.
+fn has_password(config: &Config) -> bool {
+    matches!(&config.proxy, Choice::Through(proxy) if proxy.has_credentials())
+}
+
+/// Writes the file whole or not at all, to be read by everybody.
 pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
+    write_as(path, text, 0o644)
+}
+
+fn write_as(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let dir = path.parent().unwrap_or_else(|| Path::new("/"));
     let temporary = path.with_extension("new");
     fs::create_dir_all(dir)?;
     let mut file = fs::File::create(&temporary)?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
@@ -136,6 +148,9 @@ mod tests {
         write(&path, "two").unwrap();
 
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        write_as(&path, "three", 0o600).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 }

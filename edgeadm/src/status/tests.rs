@@ -64,13 +64,13 @@ shop        web    1/1     Running   0          5m";
 #[test]
 fn a_node_that_is_not() {
     let link = json!({
-        "state": "Down", "since": "2026-01-01T00:30:00Z", "address": "c:1", "reason": "no route",
+        "state": "Down", "since": "2026-01-01T00:30:00Z", "address": "c:1",
+        "proxy": "http://proxy:3128", "reason": "no route",
     });
     let mut status = status(&link);
     let text = status.text();
-    assert!(
-        text.contains("Link:          down since 2026-01-01T00:30:00Z (30m), to c:1: no route")
-    );
+    let expected = "Link:          down since 2026-01-01T00:30:00Z (30m), to c:1 through http://proxy:3128: no route";
+    assert!(text.contains(expected), "{text}");
     assert!(text.ends_with("No pods."), "{text}");
 
     status.agent = None;

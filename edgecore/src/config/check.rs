@@ -14,6 +14,7 @@ use tracing::level_filters::LevelFilter;
 use super::{
     CgroupDriver, CloudAddress, Config, File, PriorityFile, Problem, Reserved, Taint, TaintFile,
 };
+use crate::link::proxy::{Choice, Proxy};
 use crate::pods::{image_gc, rotate};
 
 /// Longest time a stop may take; systemd's own patience is 90 s.
@@ -90,6 +91,8 @@ pub(super) fn check(file: File) -> Result<Config, Vec<Problem>> {
     let config = |node, cloudcore, p: &mut Problems| Config {
         node,
         cloudcore,
+        proxy: proxy(p, &file.proxy.0),
+        proxy_authorities: p.absolute("proxyAuthorities", file.proxy_authorities),
         runtime_socket,
         identity_dir: p.absolute("identityDir", file.identity_dir),
         root_dir: p.absolute("rootDir", file.root_dir),
@@ -256,6 +259,21 @@ fn cloud_address(p: &mut Problems, text: &str) -> Option<CloudAddress> {
     }
 
     parsed
+}
+
+/// The value is not told: it may have a password.
+fn proxy(p: &mut Problems, text: &str) -> Choice {
+    match text {
+        "" => Choice::Environment,
+        "none" => Choice::Direct,
+        address => match Proxy::parse(address) {
+            Ok(proxy) => Choice::Through(proxy),
+            Err(wrong) => {
+                p.add("proxy", wrong.to_string());
+                Choice::Direct
+            }
+        },
+    }
 }
 
 fn socket(p: &mut Problems, endpoint: &str) -> PathBuf {

@@ -45,6 +45,22 @@ fn good_values_are_taken() {
 }
 
 #[test]
+fn proxies_are_taken_and_never_shown_with_their_passwords() {
+    use crate::link::proxy::Choice;
+
+    let choice = |extra: &str| load(extra).unwrap().proxy;
+    assert_eq!(choice(""), Choice::Environment);
+    assert_eq!(choice("proxy: none"), Choice::Direct);
+    let through = choice("proxy: http://me:secret@proxy:3128");
+    assert_eq!(format!("{through:?}"), "Through(Proxy(http://proxy:3128))");
+    check(
+        "proxy: socks5://me:secret@proxy:1080",
+        &["proxy: is neither an http:// nor an https:// proxy: others cannot be used"],
+    );
+    check("proxyAuthorities: certs.pem", &["proxyAuthorities: certs.pem is not an absolute path"]);
+}
+
+#[test]
 fn logs_are_bounded_as_a_kubelets() {
     let policy = |extra: &str| load(extra).unwrap().log_policy;
     let sizes = [("1.5Ki", Some(1536)), ("1000", Some(1000)), ("-1", None), ("-5Mi", None)];

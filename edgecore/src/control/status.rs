@@ -4,9 +4,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::Control;
-use crate::blocking;
 use crate::link::LinkState;
+use crate::link::proxy::Way;
 use crate::node::status::rfc3339;
+use crate::{Config, blocking};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -33,6 +34,9 @@ struct Link {
     state: &'static str,
     since: String,
     address: String,
+    /// On the way there; without credentials.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,13 +46,16 @@ struct Link {
 }
 
 impl Link {
-    fn of(state: &LinkState, address: String) -> Self {
+    fn of(state: &LinkState, config: &Config) -> Self {
+        let way = Way::of(config).unwrap_or_else(|_| Way::direct(config));
+        let (address, proxy) = (way.address, way.proxy.map(|proxy| proxy.to_string()));
         let at = |since: &Timestamp| rfc3339(*since);
         match state {
             LinkState::Up { since, generation, synced } => Self {
                 state: "Up",
                 since: at(since),
                 address,
+                proxy,
                 reason: None,
                 generation: Some(*generation),
                 synced: Some(*synced),
@@ -57,6 +64,7 @@ impl Link {
                 state: "Down",
                 since: at(since),
                 address,
+                proxy,
                 reason: Some(reason.clone()),
                 generation: None,
                 synced: None,
@@ -102,7 +110,7 @@ pub(super) async fn of(control: &Control) -> Vec<u8> {
         pid: std::process::id(),
         started_at: own.started_at.map(rfc3339),
         resident_bytes: own.resident_bytes,
-        link: Link::of(&node.link.borrow(), node.config.cloudcore.to_string()),
+        link: Link::of(&node.link.borrow(), &node.config),
         backlog: Backlog {
             reports: backlog.reports,
             events: backlog.events,

@@ -10,13 +10,12 @@ use proto::codec;
 use proto::ids::NodeName;
 use proto::renewal::{self, EXPORTER_LABEL, EXPORTER_LEN, Renewal};
 use proto::wire::{CertificateRefusal, Frame, Issued};
-use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::{AlertDescription, Error as TlsError};
 use tokio_tungstenite::tungstenite::Error as SocketError;
 
-use super::dial::{self, DialError};
+use super::dial::{self, DialError, Stream};
 use super::post::{PostError, post};
+use super::proxy::Way;
 use crate::identity::next::NextKey;
 use crate::identity::{Identity, IdentityError};
 use crate::{blocking, clock};
@@ -79,7 +78,7 @@ fn alert(error: &SocketError) -> Option<AlertDescription> {
 /// Gets another certificate, which is in the folder then.
 pub(super) async fn renew(
     node: &NodeName,
-    address: &str,
+    way: &Way,
     dir: &Path,
     identity: &Identity,
     ticket: Option<Ticket>,
@@ -87,7 +86,7 @@ pub(super) async fn renew(
     let ticket = ticket.ok_or(RenewalError::NoTicket)?;
     let next = NextKey::generate(node).map_err(RenewalError::Identity)?;
     let tls = identity.without_certificate(dir).map_err(RenewalError::Identity)?;
-    let stream = dial::connect(address, tls).await;
+    let stream = dial::connect(way, tls).await;
     let stream = stream.map_err(|error| RenewalError::Dial(Box::new(error)))?;
     let exporter = stream
         .get_ref()
@@ -108,7 +107,7 @@ pub(super) async fn renew(
     kept.await.map_err(RenewalError::Identity)
 }
 
-async fn ask(stream: TlsStream<TcpStream>, body: Bytes) -> Result<Issued, RenewalError> {
+async fn ask(stream: Stream, body: Bytes) -> Result<Issued, RenewalError> {
     let answer = post(stream, renewal::PATH, "application/protobuf", body, ANSWER_MAX).await;
     let (_status, body) = answer.map_err(RenewalError::Post)?;
     match codec::decode(&body) {

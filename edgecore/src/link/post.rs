@@ -7,11 +7,9 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::client::TlsStream;
 
-use super::dial::SERVER_NAME;
+use super::dial::{SERVER_NAME, Stream};
 
 /// Two certificates have 2 KiB.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -32,7 +30,7 @@ pub enum PostError {
 
 /// Asks, and waits for the answer at most `limit`.
 pub async fn post(
-    stream: TlsStream<TcpStream>,
+    stream: Stream,
     path: &str,
     content_type: &str,
     body: Bytes,

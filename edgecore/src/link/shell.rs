@@ -29,6 +29,7 @@ use tunnel::{TunnelStream, Tunnels};
 
 use self::identity::{Caller, Dialed};
 use super::dial::Connection;
+use super::proxy::Way;
 use super::renewal::Renewal;
 use super::{Delivery, HIGH_WATER_SETTING, LinkState, StoreRefusal, Upstream, ticket};
 use crate::clock;
@@ -48,8 +49,8 @@ const TAKEN_AT_ONCE_MAX: usize = 64;
 pub struct LinkParts {
     /// The node, as in its certificate.
     pub node: NodeName,
-    /// HOST:PORT of cloudcore.
-    pub address: String,
+    /// Where cloudcore is, and the way there.
+    pub way: Way,
     /// Key and certificate.
     pub identity: Identity,
     /// Where they are.
@@ -277,6 +278,7 @@ impl Shell {
         }
         match dialed.connection {
             Ok(connection) => {
+                self.parts.way.known = connection.peer.or(self.parts.way.known);
                 self.connection = Some(connection);
                 EdgeInput::Connected
             }
@@ -309,7 +311,7 @@ impl Shell {
                     self.dialing = JoinSet::new();
                     let caller = Caller {
                         node: self.parts.node.clone(),
-                        address: self.parts.address.clone(),
+                        way: self.parts.way.clone(),
                         identity: self.parts.identity.clone(),
                         dir: self.parts.identity_dir.clone(),
                         ticket: self.session.ticket().cloned(),
@@ -457,7 +459,7 @@ enum Io {
 }
 
 async fn socket(connection: &mut Option<Connection>) -> Io {
-    let Some(Connection { sink, stream, flushed }) = connection else {
+    let Some(Connection { sink, stream, flushed, .. }) = connection else {
         return std::future::pending().await;
     };
     tokio::select! {

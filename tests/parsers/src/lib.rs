@@ -58,7 +58,7 @@ const fn target(name: &'static str, feed: fn(&[u8]) -> Fed, rounds: u64) -> Targ
 }
 
 /// All of them.
-pub static TARGETS: [Target; 24] = [
+pub static TARGETS: [Target; 25] = [
     // From the peer of a link.
     target("frame", link::frame, 1500),
     target("renewal", link::renewal, 300),
@@ -71,6 +71,7 @@ pub static TARGETS: [Target; 24] = [
     target("request", cloud::request, 200),
     target("certificate", cloud::certificate, 200),
     target("join_answer", command::join_answer, 200),
+    target("proxy", node::proxy, 300),
     // From users of the API, by way of the API server.
     target("object", cloud::object, 200),
     target("pod", node::pod, 30),

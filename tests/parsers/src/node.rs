@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use edgecore::config::Config;
+use edgecore::config::{CloudAddress, Config};
 use edgecore::dbus::Message;
 use edgecore::inputs;
+use edgecore::link::proxy::answer::{self, Head};
+use edgecore::link::proxy::of_environment;
 use edgecore::pods::credentials::Keyring;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -234,6 +236,20 @@ pub(crate) fn log(bytes: &[u8]) -> Fed {
     let printed = inputs::printed(&text_of(query), file).unwrap_or_default();
     // Times are filled up with zeros.
     assert!(printed.len() <= file.len() + 16 * file.split(|b| *b == b'\n').count());
+
+    Fed::tree(bytes)
+}
+
+/// Variables of the environment about proxies, or what one answers.
+pub(crate) fn proxy(bytes: &[u8]) -> Fed {
+    let text = text_of(bytes);
+    let cloudcore = CloudAddress { host: "cloud.example.com".to_owned(), port: 10000 };
+    if let Ok(Some((_, proxy))) = of_environment(&cloudcore, |_| Some(text.clone())) {
+        assert!(!proxy.to_string().contains('@'), "credentials are shown: {proxy}");
+    }
+    if let Head::Whole { schemes, .. } = answer::read(bytes) {
+        assert!(!schemes.contains(char::is_control), "{schemes:?}");
+    }
 
     Fed::tree(bytes)
 }

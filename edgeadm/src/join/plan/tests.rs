@@ -10,6 +10,7 @@ fn args(node: Option<&str>, cloudcore: &str, endpoint: Option<&str>) -> JoinArgs
         token: String::new(),
         node_name: node.map(str::to_owned),
         runtime_endpoint: endpoint.map(str::to_owned),
+        proxy: None,
         labels: Vec::new(),
         taints: Vec::new(),
         set: Vec::new(),
@@ -34,6 +35,7 @@ fn facts(config: Option<&str>) -> Facts {
         runtimes: Vec::new(),
         systemd: None,
         journal: None,
+        variables: Variables::default(),
     }
 }
 
@@ -178,4 +180,30 @@ fn units_of_others_stay() {
     let mut by_hand = args(None, "c:1", None);
     by_hand.no_start = true;
     assert_eq!(service(&by_hand, Some(&none), config).unwrap(), Service::ByHand);
+}
+
+#[test]
+fn the_proxy_that_join_takes_is_the_agents_and_its_password_is_not_shown() {
+    let plan = |asked: Option<&str>, variables: &[(&'static str, &str)]| {
+        let own = variables.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let facts = Facts { variables: Variables(own.collect()), ..facts(None) };
+        let args = JoinArgs { proxy: asked.map(str::to_owned), ..args(None, "c.test:1", None) };
+        Plan::new(&args, &token(), facts).unwrap()
+    };
+    let (nothing, environment): ([(&str, &str); 0], _) =
+        ([], [("HTTPS_PROXY", "http://me:secret@proxy:3128")]);
+    for (asked, variables, expected) in [
+        (None, &nothing[..], None),
+        (None, &environment[..], Some("proxy: \"http://proxy:3128\" # and credentials")),
+        (None, &[environment[0], ("NO_PROXY", "test")][..], None),
+        (Some("none"), &environment[..], Some("proxy: \"none\"")),
+        (Some("other:1"), &environment[..], Some("proxy: \"other:1\"")),
+    ] {
+        let shown = plan(asked, variables).to_string();
+        let found = shown.lines().find(|line| line.starts_with("proxy:"));
+        assert_eq!(found, expected, "{asked:?} {variables:?}");
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+    let text = plan(None, &environment).config_text.unwrap();
+    assert!(text.ends_with("proxy: \"http://me:secret@proxy:3128\"\n"), "{text}");
 }

@@ -4,7 +4,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer,
     KeyPair, KeyUsagePurpose,
 };
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring::default_provider;
@@ -13,6 +13,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, version};
 
 use super::*;
+use crate::link::proxy::Proxy;
 use crate::telemetry::chain;
 use crate::{clock, identity};
 
@@ -133,7 +134,8 @@ fn check(client: &Authority, server: &Authority, name: &str, answer: &str, expec
                 drop(stream.shutdown().await);
             }
         };
-        let (dialed, ()) = tokio::join!(dial(address.clone(), client.node().tls), serve);
+        let way = Way::straight(address.clone());
+        let (dialed, ()) = tokio::join!(dial(&way, client.node().tls), serve);
         let said = match dialed {
             Ok(_) => "a link".to_owned(),
             Err((error, after)) => format!("{} {after:?}", chain(&error)),
@@ -147,8 +149,9 @@ fn check(client: &Authority, server: &Authority, name: &str, answer: &str, expec
 fn what_is_wrong_is_said_with_its_stage() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let busy = "HTTP/1.1 503 Busy\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n";
-    check(&ours, &theirs, SERVER_NAME, "", "no TLS with ADDRESS: is it the cloudcore");
-    check(&ours, &ours, "example.com", "", "no TLS with ADDRESS: is it the cloudcore");
+    let other = "no TLS with ADDRESS: what answers there is not the cloudcore";
+    check(&ours, &theirs, SERVER_NAME, "", other);
+    check(&ours, &ours, "example.com", "", other);
     check(&ours, &ours, SERVER_NAME, busy, "ADDRESS gives no link");
     check(&ours, &ours, SERVER_NAME, busy, "503");
     check(&ours, &ours, SERVER_NAME, busy, "Some(7s)");
@@ -204,9 +207,173 @@ fn a_server_that_says_nothing_is_told_from_one_that_is_not_there() {
         let address = listener.local_addr().unwrap().to_string();
         let soon = Instant::now() + Duration::from_millis(100);
         let client = Authority::new().node().tls;
-        let error = connect_by(soon, &address, client).await.unwrap_err();
+        let error = connect_by(soon, &Way::straight(address), client).await.unwrap_err();
         let said = chain(&error);
 
         assert!(said.starts_with("no TLS with") && said.ends_with("no answer in time"), "{said}");
     });
+}
+
+/// What is said of a peer that answers the first packet with this.
+fn said_of(answer: &'static [u8]) -> String {
+    runtime().block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let way = Way::straight(listener.local_addr().unwrap().to_string());
+        let serve = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let _hello = socket.read(&mut [0; 4096]).await.unwrap();
+            drop(socket.write_all(answer).await);
+        };
+        let (connected, ()) = tokio::join!(connect(&way, Authority::new().node().tls), serve);
+        chain(&connected.unwrap_err())
+    })
+}
+
+#[test]
+fn a_captive_portal_is_told_from_another_service() {
+    let portal = said_of(b"HTTP/1.1 400 Bad Request\r\n\r\n<html>log in</html>");
+    assert!(portal.contains("a web server answers there") && portal.contains("portal"), "{portal}");
+    let other = said_of(b"SSH-2.0-OpenSSH_9.2\r\n");
+    assert!(other.contains("does not speak TLS") && !other.contains("portal"), "{other}");
+    let closed = said_of(b"");
+    assert!(closed.contains("ends it at once"), "{closed}");
+}
+
+#[test]
+fn a_name_that_leads_elsewhere_than_before_is_said() {
+    let [before, now] = ["192.0.2.1", "10.0.0.1"].map(|ip| ip.parse().unwrap());
+    let error = || DialError::Connect { address: "c:1".to_owned(), source: silent() };
+    let said = |now: &[IpAddr]| chain(&moved("c:1", now, Some(before), error()));
+    assert!(said(&[now]).contains("c:1 is 10.0.0.1, and cloudcore last answered at 192.0.2.1"));
+    assert!(said(&[now, before]).starts_with("cannot connect"));
+    assert!(chain(&moved("c:1", &[now], None, error())).starts_with("cannot connect"));
+}
+
+#[test]
+fn packets_are_small_enough_for_every_way() {
+    runtime().block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connected = attempt(listener.local_addr().unwrap());
+        let (connected, accepted) = tokio::join!(connected, listener.accept());
+        for socket in [connected.unwrap(), accepted.unwrap().0] {
+            let bytes = SockRef::from(&socket).tcp_mss().unwrap();
+            assert!(bytes <= SEGMENT_BYTES_MAX, "{bytes}");
+        }
+    });
+}
+
+/// Dials through a proxy that answers with `answer`, and is the cloud at the other end of its tunnel. What came
+/// of it, and what the proxy was asked.
+fn dial_through(credentials: &str, answer: &'static str) -> (String, String) {
+    let ours = Authority::new();
+    let acceptor = ours.server(SERVER_NAME);
+    let (dialed, asked) = runtime().block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = format!("http://{credentials}{}", listener.local_addr().unwrap());
+        let proxy = Some(Proxy::parse(&proxy).unwrap());
+        let way = Way { proxy, ..Way::straight("cloud.invalid:10000".to_owned()) };
+        let serve = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                assert!(socket.read_buf(&mut asked).await.unwrap() > 0);
+            }
+            drop(socket.write_all(answer.as_bytes()).await);
+            if let Ok(mut stream) = acceptor.accept(socket).await {
+                drop(stream.write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n").await);
+                drop(stream.shutdown().await);
+            }
+            String::from_utf8(asked).unwrap()
+        };
+        tokio::join!(dial(&way, ours.node().tls), serve)
+    });
+
+    (chain(&dialed.unwrap_err().0), asked)
+}
+
+#[test]
+fn the_link_goes_through_a_proxy_that_lets_it() {
+    let (said, asked) = dial_through("me:word@", "HTTP/1.1 200 Connection established\r\n\r\n");
+    assert!(said.contains("cloud.invalid:10000 gives no link") && said.contains("503"), "{said}");
+    assert!(asked.starts_with("CONNECT cloud.invalid:10000 HTTP/1.1\r\n"), "{asked}");
+    assert!(asked.contains("\r\nProxy-Authorization: Basic bWU6d29yZA==\r\n"), "{asked}");
+}
+
+#[test]
+fn what_a_proxy_refuses_is_said_without_the_password() {
+    let through = "no way to cloud.invalid:10000 through http://127.0.0.1:";
+    for (answer, expected) in [
+        ("HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=x\r\n\r\n", "check user and password"),
+        ("HTTP/1.1 403 Forbidden\r\n\r\n", "refuses with 403"),
+        ("HTTP/1.1 200 OK\r\n\r\nhello", "speaks before cloudcore"),
+        ("SSH-2.0-x\r\n\r\n", "is no HTTP proxy"),
+    ] {
+        let (said, _) = dial_through("me:word@", answer);
+        assert!(said.starts_with(through) && said.contains(expected), "{said}");
+        assert!(!said.contains("word@") && !said.contains("bWU6"), "{said}");
+    }
+    let (said, _) = dial_through("", "HTTP/1.1 407 No\r\n\r\n");
+    assert!(said.contains("wants credentials (407)"), "{said}");
+}
+
+#[test]
+fn a_proxy_that_is_not_there_is_told_from_a_cloud_that_is_not() {
+    runtime().block_on(async {
+        let proxy = {
+            let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            closed.local_addr().unwrap().to_string()
+        };
+        let proxy = Some(Proxy::parse(&proxy).unwrap());
+        let way = Way { proxy, ..Way::straight("cloud.invalid:1".to_owned()) };
+        let said = chain(&connect(&way, Authority::new().node().tls).await.unwrap_err());
+        assert!(said.contains("the proxy is not reached"), "{said}");
+    });
+}
+
+/// Connects through an encrypted proxy that has a certificate by `authority`, known by those of the file.
+fn connect_through(authority: &Authority, authorities: &std::path::Path) -> Result<(), DialError> {
+    let ours = Authority::new();
+    let (outer, inner) = (authority.open_server("127.0.0.1"), ours.server(SERVER_NAME));
+    runtime().block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = format!("https://{}", listener.local_addr().unwrap());
+        let proxy = Some(Proxy::parse(&proxy).unwrap());
+        let way = Way { proxy, ..Way::straight("cloud.invalid:10000".to_owned()) };
+        let way = Way { authorities: authorities.to_owned(), ..way };
+        let serve = async {
+            let (socket, _) = listener.accept().await.unwrap();
+            let Ok(mut tunnel) = outer.accept(socket).await else { return };
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                assert!(tunnel.read_buf(&mut asked).await.unwrap() > 0);
+            }
+            tunnel.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            tunnel.flush().await.unwrap();
+            drop(inner.accept(tunnel).await.unwrap());
+        };
+        tokio::select! {
+            connected = connect(&way, ours.node().tls) => connected.map(drop),
+            () = async { serve.await; std::future::pending().await } => unreachable!(),
+        }
+    })
+}
+
+#[test]
+fn a_proxy_may_be_encrypted_and_is_known_by_its_authority() {
+    let (theirs, other) = (Authority::new(), Authority::new());
+    let dir = tempfile::tempdir().unwrap();
+    let authorities = dir.path().join("authorities.pem");
+    let said = |authorities: &std::path::Path| {
+        connect_through(&theirs, authorities).map_err(|error| chain(&error))
+    };
+    let error = said(&authorities).unwrap_err();
+    assert!(error.contains("authorities.pem, by which an https:// proxy is known"), "{error}");
+    std::fs::write(&authorities, "nothing").unwrap();
+    let error = said(&authorities).unwrap_err();
+    assert!(error.contains("it has no certificate"), "{error}");
+    std::fs::write(&authorities, &other.pem).unwrap();
+    let error = said(&authorities).unwrap_err();
+    assert!(error.contains("no TLS with the proxy"), "{error}");
+    std::fs::write(&authorities, format!("{}{}", other.pem, theirs.pem)).unwrap();
+    said(&authorities).unwrap();
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::identity::load;
@@ -31,7 +31,8 @@ fn dialed(year: i32, server: &Authority, client: &Authority) -> (DialError, Iden
                 while socket.read(&mut [0; 1024]).await.is_ok_and(|len| len > 0) {}
             }
         };
-        let (dialed, ()) = tokio::join!(dial::dial(address, Arc::clone(&identity.tls)), serve);
+        let way = Way::straight(address);
+        let (dialed, ()) = tokio::join!(dial::dial(&way, Arc::clone(&identity.tls)), serve);
 
         (dialed.map(drop).unwrap_err().0, identity)
     })
@@ -109,8 +110,8 @@ fn asked(
     let acceptor = authority.open_server(SERVER_NAME);
     block_on(async {
         let (listener, address) = listen().await;
-        let node = node();
-        let renewed = renew(&node, &address, dir, identity, ticket);
+        let (node, way) = (node(), Way::straight(address));
+        let renewed = renew(&node, &way, dir, identity, ticket);
         tokio::select! {
             renewed = renewed => renewed,
             () = async { serve(listener, acceptor, answer).await; std::future::pending().await } => unreachable!(),

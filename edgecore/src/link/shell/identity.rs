@@ -14,6 +14,7 @@ use crate::identity::next::NextKey;
 use crate::identity::{Identity, IdentityError};
 use crate::link::dial::{self, Connection, DialError};
 use crate::link::expired::{self, RenewalError};
+use crate::link::proxy::Way;
 use crate::telemetry::chain;
 use crate::{blocking, clock};
 
@@ -27,7 +28,7 @@ pub(super) struct Dialed {
 /// What a dial needs of the shell.
 pub(super) struct Caller {
     pub(super) node: NodeName,
-    pub(super) address: String,
+    pub(super) way: Way,
     pub(super) identity: Identity,
     pub(super) dir: PathBuf,
     pub(super) ticket: Option<Ticket>,
@@ -46,7 +47,7 @@ impl Caller {
             self.identity = found.clone();
         }
         let tls = Arc::clone(&self.identity.tls);
-        match dial::dial(self.address.clone(), tls).await {
+        match dial::dial(&self.way, tls).await {
             Err((error, _)) if expired::is_expired(&error, &self.identity) => {
                 self.renew(found).await
             }
@@ -55,8 +56,8 @@ impl Caller {
     }
 
     async fn renew(self, found: Option<Result<Identity, IdentityError>>) -> Dialed {
-        let Self { node, address, identity, dir, ticket } = self;
-        match expired::renew(&node, &address, &dir, &identity, ticket).await {
+        let Self { node, way, identity, dir, ticket } = self;
+        match expired::renew(&node, &way, &dir, &identity, ticket).await {
             Ok(renewed) => {
                 Dialed { identity: Some(Ok(renewed)), connection: Err((DialError::Renewed, None)) }
             }
@@ -66,7 +67,7 @@ impl Caller {
                 } else {
                     None
                 };
-                let error = DialError::Expired { address, source: Box::new(source) };
+                let error = DialError::Expired { address: way.address, source: Box::new(source) };
                 Dialed { identity: found, connection: Err((error, retry_after)) }
             }
         }

@@ -96,7 +96,7 @@ fn edge(address: SocketAddr, identity: Identity, dir: &std::path::Path) -> Edge 
     let (upstream, stop) = (Upstream::default(), CancellationToken::new());
     let parts = LinkParts {
         node: NodeName::new("edge-1").unwrap(),
-        address: address.to_string(),
+        way: Way::straight(address.to_string()),
         identity,
         identity_dir: dir.join("identity"),
         seed: 7,
