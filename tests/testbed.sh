@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Checks the test bed itself, with stock kubelets: what the system tests take for granted. Two clusters
-# and four sites at once; names start with "selfcheck".
+# and six sites at once; names start with "selfcheck".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib/common.sh
 
 one=selfcheck-1 two=selfcheck-2
-a=$one-a b=$one-b c=$two-c n=$one-n
+a=$one-a b=$one-b c=$two-c n=$one-n v=$one-v w=$one-w
 
 cluster() { scripts/dev-cluster "$1" --name "$2" "${@:3}" 2>/dev/null; }
 site() { scripts/edge-site "$1" --name "$2" "${@:3}" 2>/dev/null; }
@@ -22,7 +22,7 @@ check() {
 }
 not() { ! "$@" 2>/dev/null; }
 soon() { wait_for 60 "$@"; }
-all_down() { for name in $one $two; do cluster down $name; cluster assert-clean $name; done; for name in $a $b $c $n; do site down $name; site assert-clean $name; done; }
+all_down() { for name in $one $two; do cluster down $name; cluster assert-clean $name; done; for name in $a $b $c $n $v $w; do site down $name; site assert-clean $name; done; }
 
 web() {
   kubectl "$1" apply -f - >/dev/null <<P
@@ -89,6 +89,16 @@ check "it reaches nothing" not dial "$(fact $n GATEWAY)" 6443
 check "restore behind NAT" site restore $n
 check "it reaches the API server again" dial "$(fact $n GATEWAY)" 6443
 
+pings() { site exec "$1" -- busybox ping -c 1 -w 3 "${@:2}" >/dev/null; }
+check "a site with IPv6 alone" env HOLDFAST_SITE_IPV6=only scripts/edge-site up --name $v --cluster $one
+check "it reaches the bridge" soon pings $v "$(fact $v GATEWAY6)"
+check "it has no way by IPv4" not pings $v "$(fact $v GATEWAY)"
+check "cut with IPv6" site cut $v
+check "it reaches no bridge" not pings $v "$(fact $v GATEWAY6)"
+check "a site behind a narrow way" env HOLDFAST_SITE_MTU=1280 scripts/edge-site up --name $w --cluster $one
+check "small packets pass" soon pings $w -s 1200 "$(fact $w GATEWAY)"
+check "large packets get lost" not pings $w -s 1300 "$(fact $w GATEWAY)"
+
 pull() { site exec $a -- /usr/bin/ctr --address "$(fact $a RUNTIME | sed s#unix://##)" --namespace k8s.io images pull --hosts-dir "$STATE/sites/$a/registries" "$@" registry.holdfast.test/private/busybox:1 >/dev/null; }
 check "a registry" site registry $a up
 check "it wants a password" not pull
@@ -136,4 +146,4 @@ check "the site of the crashed cluster goes" site down $c
 check "the other cluster lives" kubectl $one get nodes
 check "down" cluster down $one
 for name in $one $two; do check "$name leaves nothing" scripts/dev-cluster assert-clean --name $name; done
-for name in $a $b $c $n; do check "$name leaves nothing" scripts/edge-site assert-clean --name $name; done
+for name in $a $b $c $n $v $w; do check "$name leaves nothing" scripts/edge-site assert-clean --name $name; done

@@ -28,12 +28,22 @@ make_router() {
     in_site ip link set eth0 up
     in_site ip route add default via "$NAT_ROUTER"
   fi
+  [ -z "$mtu" ] || make_bottleneck
   in_router iptables-restore <<R
 *nat
 -A POSTROUTING -o eth0 -j MASQUERADE
 COMMIT
 *filter
 -A FORWARD -i eth0 -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP
+${mtu:+-A OUTPUT -p icmp -j DROP}
 COMMIT
 R
+}
+
+# make_bottleneck: larger packets get lost in both directions, and nobody says so. The router's end of the link
+# takes none from the site and sends none there; what ICMP would tell is dropped (above). The site believes in 1500
+# bytes, and hands over no packets that are cut only later, which would pass.
+make_bottleneck() {
+  in_router ip link set inside mtu "$mtu"
+  in_site ip link set eth0 gso_max_segs 1
 }

@@ -73,6 +73,20 @@ impl EdgeNode {
         Ok(node)
     }
 
+    /// As [`EdgeNode::join`], in a site that is there, with environment variables for `scripts/edge-agent`.
+    pub async fn join_in(
+        site: Site,
+        cluster: &Cluster,
+        client: &Client,
+        env: &[(&str, &str)],
+    ) -> Result<Self> {
+        let node = Self { name: site.name().to_owned(), site, cluster: cluster.clone() };
+        node.start_agent_with(env).await?;
+        node.until_ready(client).await?;
+
+        Ok(node)
+    }
+
     async fn begin(self, client: &Client) -> Result<Self> {
         self.start_agent().await?;
         self.until_ready(client).await?;

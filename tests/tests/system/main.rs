@@ -26,6 +26,7 @@ mod link;
 mod logs;
 mod machine;
 mod main_job;
+mod network;
 mod node_alike;
 mod node_tools;
 mod power;
