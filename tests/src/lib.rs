@@ -8,7 +8,7 @@
 //! - [`site`]: an edge site of `scripts/edge-site`: its own network, containerd and folders.
 //! - [`stock`]: a site with a stock kubelet.
 //! - [`replica`]: replicas of cloudcore beside the first; [`balancer`]: leads edges to those that are ready.
-//! - [`proxy`]: a proxy between a node and cloudcore.
+//! - [`proxy`]: a proxy and a captive portal between a node and cloudcore.
 //! - [`process`]: cloudcore and edgecore as child processes that die with the test.
 //! - [`node`]: a site with an agent joined to the cluster.
 //! - [`joining`]: machines of which only the link is real; [`impostor`]: one that says what it should not.

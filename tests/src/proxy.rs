@@ -1,4 +1,5 @@
-//! What stands between a node and cloudcore in real networks: a proxy that gives tunnels to who says the right words.
+//! What stands between a node and cloudcore in real networks: a proxy that gives tunnels to who says the right
+//! words, and a captive portal.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -104,4 +105,39 @@ async fn head(client: &mut TcpStream) -> Result<String> {
     }
 
     Ok(String::from_utf8(head)?)
+}
+
+/// A web server that leads everybody to its own page, until dropped.
+#[derive(Debug)]
+pub struct Portal {
+    /// Where it is.
+    pub address: SocketAddr,
+    _tasks: JoinSet<()>,
+}
+
+impl Portal {
+    /// Listens at an address.
+    pub async fn start(address: &str) -> Result<Self> {
+        let listener = TcpListener::bind((address, 0)).await?;
+        let address = listener.local_addr()?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut clients = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                clients.spawn(timeout(PATIENCE, show(client)));
+                while clients.try_join_next().is_some() {}
+            }
+        });
+
+        Ok(Self { address, _tasks: tasks })
+    }
+}
+
+/// Shows the page to who asks for anything.
+async fn show(mut client: TcpStream) -> Result<()> {
+    let _asked = client.read(&mut [0; HEAD_BYTES_MAX]).await?;
+    let page = "HTTP/1.1 302 Found\r\nLocation: http://portal.test/\r\n\
+                Content-Length: 0\r\nConnection: close\r\n\r\n";
+
+    Ok(client.write_all(page.as_bytes()).await?)
 }

@@ -1,4 +1,5 @@
-//! Networks as they are: proxies, IPv6, addresses that change. The link holds, or says what is in its way.
+//! Networks as they are: proxies, IPv6, ways that swallow large packets, captive portals, name servers that are
+//! wrong, addresses that change. The link holds, or says what is in its way.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use system_tests::cluster::{Cluster, unique};
 use system_tests::node::EdgeNode;
 use system_tests::pods;
 use system_tests::process::{Daemon, output, program, script};
-use system_tests::proxy::Proxy;
+use system_tests::proxy::{Portal, Proxy};
 use system_tests::replica::Replica;
 use system_tests::site::Site;
 use system_tests::{api, wait};
@@ -217,4 +218,61 @@ async fn a_node_without_ipv4_works_and_its_address_may_change() -> Result<()> {
     std::fs::remove_file(log)?;
 
     api::delete(&client, &path, Some(0)).await
+}
+
+#[tokio::test]
+async fn what_swallows_packets_or_answers_in_the_place_of_cloudcore_is_told_apart() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let client = cluster.client().await?;
+    let narrow = [("HOLDFAST_SITE_MTU", "1280")];
+    let site = Site::up_with(&format!("e{}", unique()), cluster.name(), &narrow).await?;
+    let portal = Portal::start(site.fact("GATEWAY")?).await?;
+    let (host, port) = cloudcore(&cluster).await?;
+    let node = EdgeNode::join_in(site, &cluster, &client, &[]).await?;
+    // Nothing that is sent is larger than what passes.
+    let pod = exchange_much(&cluster, &client, &node).await?;
+    let config = config(node.site())?;
+    let checked = check(node.site(), &["--config", &config]).await?;
+    says(&checked, &["the right one answers", "they get lost, and nobody says so"])?;
+
+    // Name servers that are away, that filter, and that know no such name.
+    let at = ["--config", &config, "--cloudcore", "cloud.test:10000"];
+    for (file, text, said) in [
+        (
+            "resolv.conf",
+            "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+            "no name server answers",
+        ),
+        ("hosts", "0.0.0.0 cloud.test\n", "no server can be there"),
+        ("hosts", "127.0.0.1 cloud.test\n", "that is this machine"),
+    ] {
+        give(node.site(), file, text)?;
+        says(&check(node.site(), &at).await?, &[said])?;
+    }
+
+    // A captive portal takes all connections, until somebody logs in.
+    let before = generation(&cluster, &client, &node).await?;
+    let portal_at = portal.address.to_string();
+    let rule = |verb| {
+        let matching = ["iptables", "-w", "-t", "nat", verb, "OUTPUT", "-p", "tcp", "-d", &host];
+        let to = ["--dport", &port, "-j", "DNAT", "--to-destination", &portal_at];
+        [&matching[..], &to[..]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run = async |words: Vec<String>| {
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        in_site(node.site(), &words).await
+    };
+    run(rule("-A")).await?;
+    node.kill_agent().await?;
+    node.start_agent().await?;
+    until_said(&node, "captive portal").await?;
+    let checked = check(node.site(), &["--config", &config]).await?;
+    says(&checked, &["a web server answers there", "captive portal"])?;
+    // Also of a machine that has not joined and has no token.
+    let checked = check(node.site(), &["--config", "/nowhere", "--cloudcore", &portal_at]).await?;
+    says(&checked, &["a web server answers there", "captive portal"])?;
+    run(rule("-D")).await?;
+    until_after(&cluster, &client, &node, before).await?;
+
+    api::delete(&client, &pods::path(&pod), Some(0)).await
 }
