@@ -2,7 +2,7 @@
 //! link, strangers at a port, users of the API, containers, files that people edit.
 //!
 //! A target panics if the program would, or if a promise of its parser does not hold. `tests/replay.rs` feeds
-//! them `corpus/NAME` and seeded mutations of it in every test run; `HOLDFAST_SEEDS` asks for more.
+//! them `corpus/NAME` and seeded mutations of it in every test run; `scripts/fuzz` looks for more.
 
 mod cloud;
 mod command;
