@@ -13,7 +13,7 @@ pub use self::transient::{Failure, ImageFound, ImageNote, Stopping, Transient, T
 use crate::admission::Refusal;
 use crate::claims::PersistentVolume;
 use crate::hook::Hooked;
-use crate::observed::{ContainerState, ContainerView, Eviction};
+use crate::observed::{ContainerState, ContainerView, Eviction, UserView};
 use crate::probe::ProbeKind;
 use crate::resize::{Actual, Resize, Resources};
 use crate::shutdown::{MESSAGE, REASON};
@@ -323,6 +323,9 @@ pub struct Termination {
     pub image: String,
     /// Resolved image.
     pub image_ref: String,
+    /// Whom it ran as, from runtimes that tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserView>,
 }
 
 /// A condition as last reported.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::abilities::Abilities;
 use crate::admission::Refusal;
@@ -136,7 +137,7 @@ pub struct ContainerView {
 }
 
 /// Whom a container runs as.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserView {
     /// User.
     pub uid: i64,

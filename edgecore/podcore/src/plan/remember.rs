@@ -76,6 +76,7 @@ pub(crate) fn termination(container: &ContainerView, sandbox_attempt: u32) -> Op
         finished_at: *finished_at,
         image: container.image.clone(),
         image_ref: container.image_ref.clone(),
+        user: container.user.clone(),
     })
 }
 
@@ -93,5 +94,6 @@ fn lost(attempt: u32, sandbox_attempt: Option<u32>, now: Timestamp) -> Terminati
         finished_at: Some(now),
         image: String::new(),
         image_ref: String::new(),
+        user: None,
     }
 }

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::StatusContext;
 use crate::hook;
 use crate::memory::{ContainerMemory, Failure, ImageFound, Memory, Termination};
-use crate::observed::{ContainerState, ContainerView, Observed, UserView};
+use crate::observed::{ContainerState, ContainerView, Observed};
 use crate::plan::{UNKNOWN_END, UNKNOWN_EXIT_CODE, is_followed, termination};
 use crate::pod::{PodView, is_sidecar};
 use crate::probe;
@@ -136,7 +136,7 @@ impl Look<'_> {
                 None => container.resources.clone().unwrap_or_default(),
             }),
             volume_mounts: volume_mounts(container, self.context.recursive_read_only),
-            user: view.and_then(|view| view.user.as_ref()).map(user),
+            user: user(view, kept),
             ..ContainerStatus::default()
         }
     }
@@ -322,14 +322,20 @@ fn waiting(reason: &str, message: Option<String>) -> State {
     }
 }
 
-fn user(view: &UserView) -> ContainerUser {
-    ContainerUser {
+/// Whom it runs as, or ran as when the runtime has it no more.
+fn user(view: Option<&ContainerView>, kept: &ContainerMemory) -> Option<ContainerUser> {
+    let user = match view {
+        Some(view) => view.user.as_ref(),
+        None => kept.last.as_ref().and_then(|end| end.user.as_ref()),
+    }?;
+
+    Some(ContainerUser {
         linux: Some(LinuxContainerUser {
-            uid: view.uid,
-            gid: view.gid,
-            supplemental_groups: (!view.groups.is_empty()).then(|| view.groups.clone()),
+            uid: user.uid,
+            gid: user.gid,
+            supplemental_groups: (!user.groups.is_empty()).then(|| user.groups.clone()),
         }),
-    }
+    })
 }
 
 fn volume_mounts(container: &Container, can_be_recursive: bool) -> Option<Vec<VolumeMountStatus>> {

@@ -152,6 +152,7 @@ fn termination() -> impl Strategy<Value = Termination> {
             finished_at,
             image: String::new(),
             image_ref: String::new(),
+            user: None,
         },
     )
 }

@@ -272,13 +272,19 @@ fn a_termination_message_is_told() {
 
 #[test]
 fn whom_a_container_runs_as_is_told_where_the_runtime_tells() {
-    let mut world = World::new(&one("Always"));
+    let mut world = World::new(&one("Never"));
     world.settle();
     assert_eq!(of(&told(&world), "a")["user"], Value::Null);
     let user = crate::observed::UserView { uid: 1000, gid: 0, groups: vec![7, 9] };
     world.observed.containers[0].user = Some(user);
     let expected = json!({ "linux": { "uid": 1000, "gid": 0, "supplementalGroups": [7, 9] } });
     assert_eq!(of(&told(&world), "a")["user"], expected);
+
+    let id = world.live("a").unwrap();
+    world.end(&id, 0);
+    world.settle();
+    world.observed.containers.clear();
+    assert_eq!(of(&told(&world), "a")["user"], expected, "of one that is removed");
 }
 
 #[test]
