@@ -62,9 +62,9 @@ struct Options {
     /// Pods made and removed before memory is measured.
     #[arg(long, default_value_t = 200)]
     churn: usize,
-    /// How long the idle link is listened to, minutes. Less than 10 sees no renewal of a token.
-    #[arg(long, default_value_t = 10)]
-    idle_minutes: u64,
+    /// How long the idle link is listened to, minutes, 4 at least. Less than 10 sees no renewal of a token.
+    #[arg(long, default_value = "10", value_parser = quiet::spell)]
+    idle_minutes: Duration,
     /// How long nothing happens before memory is measured, seconds.
     #[arg(long, default_value_t = 60)]
     quiet_seconds: u64,
@@ -118,7 +118,7 @@ async fn measure(options: &Options) -> Result<Results> {
         results.slow_disk = Some(slow);
     }
     report::say("waiting for the end of the quiet node's spell");
-    results.link = quiet.finish(Duration::from_mins(options.idle_minutes)).await?;
+    results.link = quiet.finish(options.idle_minutes).await?;
 
     Ok(results)
 }

@@ -1,5 +1,6 @@
 //! A node where nothing happens: what its link carries, counted at the interface with TCP/IP.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,6 +21,8 @@ const READY_LIMIT: Duration = Duration::from_mins(2);
 /// What the start of the pods has left to do is done by then: they are protected from eviction when
 /// they have been Ready for two minutes, which changes them once.
 const SETTLE: Duration = Duration::from_secs(150);
+/// Bytes are counted from then until the spell ends.
+const SPELL_MINUTES: RangeInclusive<u64> = 4..=1440;
 /// The shortest life that an API server gives a token. It is renewed at 80 %, with a jitter: between
 /// the two.
 const SHORT_TOKEN_S: u32 = 600;
@@ -34,6 +37,16 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// When, since the pods are Ready, and what the counters said.
 type Readings = Arc<Mutex<Vec<(Duration, f64)>>>;
+
+/// A spell of minutes, if it is long enough to count.
+pub(crate) fn spell(minutes: &str) -> Result<Duration, String> {
+    let minutes = minutes.parse().ok().filter(|minutes| SPELL_MINUTES.contains(minutes));
+    let (least, most) = (SPELL_MINUTES.start(), SPELL_MINUTES.end());
+
+    minutes
+        .map(Duration::from_mins)
+        .ok_or_else(|| format!("the pods settle first: write {least} to {most} minutes"))
+}
 
 /// A node with idle pods.
 #[derive(Debug)]
@@ -137,4 +150,19 @@ fn bytes(interface: &Path) -> Result<f64> {
     }
 
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spell_that_ends_before_anything_is_counted_is_refused() {
+        assert!(Duration::from_mins(*SPELL_MINUTES.start()) > SETTLE + 2 * LOOK);
+        assert_eq!(spell("4"), Ok(Duration::from_mins(4)));
+        for wrong in ["3", "1", "0", "-1", "", "ten", "1441", "18446744073709551615"] {
+            let error = spell(wrong).unwrap_err();
+            assert!(error.contains("4 to 1440 minutes"), "{wrong}: {error}");
+        }
+    }
 }
