@@ -9,20 +9,22 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use cri::RuntimeVersion;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::{AbortHandle, JoinSet, yield_now};
 use tokio_util::sync::CancellationToken;
 
 use crate::kubelet_api::answer::{self, Answer, Refusal, refuse};
@@ -30,8 +32,15 @@ use crate::kubelet_api::query::Query;
 use crate::kubelet_api::{self, Upgraded};
 use crate::pods::registry::Registry;
 
-/// Callers at once: a person has a few terminals. More wait until one is done.
+/// Callers that have asked something, at once: a person has a few terminals. More are told to come again.
 const CALLERS_MAX: usize = 16;
+
+/// Callers that have asked nothing yet. When there are more, the first of them makes room: who wants an answer
+/// asks at once.
+const UNASKED_MAX: usize = 16;
+
+/// From connecting, or from an answer, until all of the next request's head is there.
+const HEAD_MAX: Duration = Duration::from_secs(10);
 
 /// After a call that could not be taken.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
@@ -70,19 +79,12 @@ pub fn open(path: &Path) -> io::Result<UnixListener> {
 
 /// Serves callers until asked to stop.
 pub async fn run(listener: UnixListener, control: Control, stop: CancellationToken) {
-    let mut serving = JoinSet::new();
+    let mut callers = Callers::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            accepted = listener.accept(), if serving.len() < CALLERS_MAX => match accepted {
-                Ok((stream, _)) if is_root(&stream) => {
-                    let control = control.clone();
-                    serving.spawn(async move {
-                        if let Err(error) = serve(stream, control).await {
-                            tracing::debug!(%error, "a request at the control socket failed");
-                        }
-                    });
-                }
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if is_root(&stream) => callers.take(stream, &control).await,
                 Ok(_) => tracing::warn!("somebody but root called at the control socket"),
                 Err(error) => {
                     // Most likely too many open files: others have to be done first.
@@ -90,8 +92,71 @@ pub async fn run(listener: UnixListener, control: Control, stop: CancellationTok
                     tokio::time::sleep(ACCEPT_AGAIN).await;
                 }
             },
-            Some(_) = serving.join_next(), if !serving.is_empty() => {}
+            Some(_) = callers.serving.join_next(), if !callers.serving.is_empty() => {}
         }
+    }
+}
+
+/// Everybody who is connected.
+struct Callers {
+    serving: JoinSet<()>,
+    /// Places of those who have asked something.
+    places: Arc<Semaphore>,
+    /// Who had asked nothing when the last one came, in their order.
+    unasked: VecDeque<(Weak<Door>, AbortHandle)>,
+}
+
+impl Callers {
+    fn new() -> Self {
+        let (serving, unasked) = (JoinSet::new(), VecDeque::new());
+
+        Self { serving, places: Arc::new(Semaphore::new(CALLERS_MAX)), unasked }
+    }
+
+    async fn take(&mut self, stream: UnixStream, control: &Control) {
+        let waits = |door: &Weak<Door>| door.upgrade().is_some_and(|door| !door.is_passed());
+        self.unasked.retain(|(door, _)| waits(door));
+        if self.unasked.len() >= UNASKED_MAX
+            && let Some((_, longest)) = self.unasked.pop_front()
+        {
+            tracing::debug!("a caller at the control socket made room for others");
+            longest.abort();
+            // So that it is gone before the next one comes.
+            yield_now().await;
+        }
+        let door = Arc::new(Door::to(&self.places));
+        let waiting = Arc::downgrade(&door);
+        let control = control.clone();
+        let serving = self.serving.spawn(async move {
+            if let Err(error) = serve(stream, control, door, HEAD_MAX).await {
+                tracing::debug!(%error, "a request at the control socket failed");
+            }
+        });
+        self.unasked.push_back((waiting, serving));
+    }
+}
+
+/// Gives a caller its place, from the first request to the end of the connection.
+#[derive(Debug)]
+struct Door {
+    places: Arc<Semaphore>,
+    place: OnceLock<OwnedSemaphorePermit>,
+}
+
+impl Door {
+    fn to(places: &Arc<Semaphore>) -> Self {
+        Self { places: Arc::clone(places), place: OnceLock::new() }
+    }
+
+    fn is_passed(&self) -> bool {
+        self.place.get().is_some()
+    }
+
+    /// Whether the caller has a place, now if not before.
+    fn pass(&self) -> bool {
+        let take = || Arc::clone(&self.places).try_acquire_owned();
+
+        self.is_passed() || take().is_ok_and(|place| self.place.set(place).is_ok())
     }
 }
 
@@ -100,16 +165,33 @@ fn is_root(stream: &UnixStream) -> bool {
 }
 
 /// Serves one caller to the end.
-async fn serve<S>(stream: S, control: Control) -> Result<(), kubelet_api::ServeError>
+async fn serve<S>(
+    stream: S,
+    control: Control,
+    door: Arc<Door>,
+    head_max: Duration,
+) -> Result<(), kubelet_api::ServeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let handle = move |request, upgraded| {
-        let control = control.clone();
-        async move { route(request, &control, &upgraded).await }
+        let (control, has_place) = (control.clone(), door.pass());
+        async move { if has_place { route(request, &control, &upgraded).await } else { busy() } }
     };
 
-    kubelet_api::serve_with(stream, handle).await
+    kubelet_api::serve_with(stream, Some(head_max), handle).await
+}
+
+/// What a caller is told when others have all places.
+fn busy() -> Answer {
+    let message = format!(
+        "{CALLERS_MAX} callers have all places at the control socket: end one of them, such as \
+         edgeadm ctl logs -f or exec, or try again"
+    );
+    let mut answer = refuse(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message));
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+
+    answer
 }
 
 async fn route(request: Request<Incoming>, control: &Control, upgraded: &Upgraded) -> Answer {

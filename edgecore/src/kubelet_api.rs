@@ -23,6 +23,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cri::Runtime;
@@ -30,7 +31,7 @@ use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
 use podcore::claims::PersistentVolume;
 use podcore::probe::{Answers, ProbeKind};
@@ -167,10 +168,15 @@ where
         async move { route(request, &context, &upgraded).await }
     };
 
-    serve_with(stream, handle).await
+    serve_with(stream, None, handle).await
 }
 
-pub(crate) async fn serve_with<S, H, F>(stream: S, handle: H) -> Result<(), ServeError>
+/// Serves one connection, on which every head of a request must have come within `head_max`, if there is one.
+pub(crate) async fn serve_with<S, H, F>(
+    stream: S,
+    head_max: Option<Duration>,
+    handle: H,
+) -> Result<(), ServeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>, Upgraded) -> F,
@@ -181,8 +187,12 @@ where
         let answer = handle(request, Arc::clone(&upgraded));
         async { Ok::<_, Infallible>(answer.await) }
     });
-    http1::Builder::new()
-        .max_buf_size(CONNECTION_BUFFER_BYTES)
+    let mut server = http1::Builder::new();
+    server.max_buf_size(CONNECTION_BUFFER_BYTES);
+    if let Some(head_max) = head_max {
+        server.timer(TokioTimer::new()).header_read_timeout(head_max);
+    }
+    server
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileTypeExt as _;
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use cri::Runtime;
 use proto::ids::{ObjectKey, Uid};
@@ -10,11 +10,16 @@ use proto::object::{ContentHash, Object, Version};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use tokio::time::timeout;
+
 use super::*;
 use crate::desired::Desired;
 use crate::kubelet_api::tests::context;
 use crate::kubelet_api::{ContainerRef, ContainerState, Incarnation, PodRef};
 use crate::pods::registry::Entry;
+
+/// What is waited for has come by then.
+const LIMIT: Duration = Duration::from_secs(30);
 
 fn control() -> Control {
     let runtime = Runtime::new("/run/nobody.sock").unwrap();
@@ -40,9 +45,13 @@ async fn ask(stream: impl AsyncRead + AsyncWrite, request: &str) -> (u16, String
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
+fn door() -> Arc<Door> {
+    Arc::new(Door::to(&Arc::new(Semaphore::new(1))))
+}
+
 async fn ask_at(control: &Control, request: &str) -> (u16, String) {
     let (caller, server) = tokio::io::duplex(64 * 1024);
-    let serving = serve(server, control.clone());
+    let serving = serve(server, control.clone(), door(), HEAD_MAX);
     let (answer, _served) = tokio::join!(ask(caller, request), serving);
 
     answer
@@ -75,6 +84,102 @@ async fn the_socket_is_roots_and_takes_the_place_of_one_left_behind() {
     assert_eq!(status["link"]["state"], "Down");
     assert_eq!(status["link"]["address"], "cloud:10000");
     assert_eq!(status["runtime"]["version"], "1.7.2");
+}
+
+/// The socket of an agent, served.
+struct Served {
+    path: PathBuf,
+    _dir: tempfile::TempDir,
+    _task: JoinSet<()>,
+}
+
+impl Served {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.sock");
+        let listener = open(&path).unwrap();
+        let mut task = JoinSet::new();
+        task.spawn(run(listener, control(), CancellationToken::new()));
+
+        Self { path, _dir: dir, _task: task }
+    }
+
+    async fn call(&self) -> UnixStream {
+        UnixStream::connect(&self.path).await.unwrap()
+    }
+
+    /// A connection that goes on after its answer, and the status of that.
+    async fn ask_and_stay(&self) -> (UnixStream, String) {
+        let mut stream = self.call().await;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: agent\r\n\r\n").await.unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.unwrap();
+
+        (stream, String::from_utf8_lossy(&status[9..]).into_owned())
+    }
+}
+
+/// Waits for the end of what comes.
+async fn ends(mut stream: UnixStream) -> Vec<u8> {
+    let mut said = Vec::new();
+    let read = timeout(LIMIT, stream.read_to_end(&mut said)).await.expect("it does not end");
+    // An end that is no good one is one, too.
+    drop(read);
+
+    said
+}
+
+#[tokio::test]
+async fn who_asks_nothing_keeps_nobody_out() {
+    let served = Served::start();
+    let mut silent = VecDeque::new();
+    for _ in 0..500 {
+        let mut stream = served.call().await;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+        silent.push_back(stream);
+    }
+    let (code, _) = ask(served.call().await, "GET /holdfast/v1/status").await;
+    assert_eq!(code, 200);
+    // All but the last few are gone, and with them what they took.
+    while silent.len() > UNASKED_MAX {
+        assert_eq!(ends(silent.pop_front().unwrap()).await, b"");
+    }
+}
+
+#[tokio::test]
+async fn who_finds_no_place_is_told_so_and_gets_the_next_one() {
+    let served = Served::start();
+    let mut staying = Vec::new();
+    for _ in 0..CALLERS_MAX {
+        let (stream, status) = served.ask_and_stay().await;
+        assert_eq!(status, "200");
+        staying.push(stream);
+    }
+    let (code, message) = ask(served.call().await, "GET /healthz").await;
+    assert_eq!(code, 503);
+    assert!(message.contains("end one of them"), "{message}");
+
+    staying.pop();
+    let asking = async { while served.ask_and_stay().await.1 != "200" {} };
+    timeout(LIMIT, asking).await.expect("the place is not free");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_end_ends_the_connection() {
+    let served = Served::start();
+    let mut endless = served.call().await;
+    endless.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+    let (mut reading, mut writing) = endless.split();
+    let endless = async { while writing.write_all(b"x: 0123456789abcdef\r\n").await.is_ok() {} };
+    timeout(LIMIT, endless).await.expect("it is read without end");
+    let mut said = String::new();
+    drop(reading.read_to_string(&mut said).await);
+    assert!(said.is_empty() || said.starts_with("HTTP/1.1 431 "), "{said}");
+
+    let (mut slow, server) = tokio::io::duplex(1024);
+    slow.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+    let serving = serve(server, control(), door(), Duration::from_millis(10));
+    assert!(timeout(LIMIT, serving).await.expect("it is waited for without end").is_err());
 }
 
 #[tokio::test]

@@ -347,11 +347,9 @@ mod tests {
         };
         let (mut caller, server) = tokio::io::duplex(4096);
         let url = url.as_str();
-        let serving =
-            serve_with(
-                server,
-                |request, upgraded| async move { relay(request, url, &upgraded).await },
-            );
+        let serving = serve_with(server, None, |request, upgraded| async move {
+            relay(request, url, &upgraded).await
+        });
         let calling = async {
             caller.write_all(request.as_bytes()).await.unwrap();
             let mut text = Vec::new();
@@ -411,7 +409,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_is_no_upgrade_is_refused() {
         let (mut caller, server) = tokio::io::duplex(4096);
-        let serving = serve_with(server, |request, upgraded| async move {
+        let serving = serve_with(server, None, |request, upgraded| async move {
             relay(request, "http://127.0.0.1:1/", &upgraded).await
         });
         let calling = async {
