@@ -22,7 +22,7 @@ pub(crate) mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -136,7 +136,25 @@ pub struct SessionHandle {
     node: NodeName,
     generation: u64,
     current: Arc<AtomicBool>,
+    expiry: Expiry,
     inputs: mpsc::Sender<Command>,
+}
+
+/// When the certificate of a session's node ends; another is given over the same link.
+#[derive(Clone, Debug, Default)]
+struct Expiry(Arc<AtomicU64>);
+
+impl Expiry {
+    /// Takes that of a certificate, DER.
+    fn note(&self, certificate: &[u8]) {
+        let parsed = x509_parser::parse_x509_certificate(certificate).ok();
+        let until = parsed.map(|(_, parsed)| parsed.validity().not_after.timestamp());
+        self.0.store(until.and_then(|until| until.try_into().ok()).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|until| *until > 0)
+    }
 }
 
 /// What a session's loop is told.
@@ -177,6 +195,11 @@ impl SessionHandle {
     /// Whether it is still the node's session. Nothing may be written for the node otherwise.
     pub fn is_current(&self) -> bool {
         self.current.load(Ordering::Acquire)
+    }
+
+    /// When the node's newest certificate ends, in seconds since 1970, as far as is known.
+    fn expiry_s(&self) -> Option<u64> {
+        self.expiry.get()
     }
 
     /// From now on nothing is written for the node by this session.

@@ -260,12 +260,14 @@ impl Cloud {
             ports: ports.clone(),
             lease_renewal: config.node_lease_renewal,
         });
-        self.status.serves(cluster.clone(), hub.sessions.clone());
+        let leadership = Leadership::default();
+        self.status.serves(cluster.clone(), hub.sessions.clone(), leadership.clone());
         let (reread, reader) = (authority, writes.clone());
         let namespace = config.namespace.clone();
         self.spawn("authority", |stop| pki::reread(reread, reader, namespace, stop));
         self.watch(cluster.clone(), evidence.clone(), watches.clone(), writes.clone());
-        self.lead(config, cluster, evidence, writes, (hub.sessions.clone(), registrations));
+        let seen = (hub.sessions.clone(), registrations);
+        self.lead(config, cluster, evidence, writes, seen, leadership);
         self.spawn("nodes", |stop| nodes::run(nodes, sessions, stop));
         self.spawn("ports", |stop| nodes::keep_ports(ports, stop));
         self.spawn("peers", |stop| kubelet_api::serve_peers(peers, kubelet_api, stop));
@@ -292,8 +294,8 @@ impl Cloud {
         evidence: Evidence,
         client: Client,
         (sessions, registrations): (Sessions, Registrations),
+        leadership: Leadership,
     ) {
-        let leadership = Leadership::default();
         let candidate = Candidate {
             leadership: leadership.clone(),
             client: client.clone(),

@@ -72,6 +72,7 @@ struct Counters {
     frame_bytes: Family<2>,
     handshakes: Family<3>,
     kubelet_requests: Family<6>,
+    forwarded_requests: Family<5>,
     api_requests: Family<6>,
 }
 
@@ -134,6 +135,12 @@ impl Default for Counters {
                 "code",
                 ["1xx", "2xx", "3xx", "4xx", "5xx", OTHER],
             ),
+            forwarded_requests: Family::new(
+                "holdfast_cloudcore_forwarded_requests_total",
+                "Requests at the kubelet ports passed on to the replica with the node's link, by what came of it.",
+                "result",
+                ["Answered", "Unreachable", "Silent", "Broken", OTHER],
+            ),
             api_requests: Family::new(
                 "holdfast_cloudcore_api_requests_total",
                 "Requests to the API server, by the answer: 429 is throttling, None no answer at all.",
@@ -149,7 +156,11 @@ impl Default for Counters {
 pub(crate) struct Now {
     pub(crate) at: Instant,
     pub(crate) is_ready: bool,
+    /// Whether this replica does what is done once for all.
+    pub(crate) is_leader: bool,
     pub(crate) sessions: usize,
+    /// When the first certificate of a node with a session here ends, in seconds since 1970.
+    pub(crate) expiry_s: Option<u64>,
     /// When the watch of each kind last said something.
     pub(crate) heard: BTreeMap<Kind, Instant>,
     pub(crate) process: Process,
@@ -199,6 +210,11 @@ impl Metrics {
         self.0.kubelet_requests.add(class_of(status), 1);
     }
 
+    /// A request was passed on to another replica: `Answered`, `Unreachable`, `Silent` or `Broken`.
+    pub(crate) fn forwarded_request(&self, result: &'static str) {
+        self.0.forwarded_requests.add(result, 1);
+    }
+
     /// The API server answered, or did not.
     fn api_request(&self, status: Option<http::StatusCode>) {
         let code = match status {
@@ -220,12 +236,15 @@ impl Metrics {
         gauge("holdfast_cloudcore_build_info", "The version that runs.", &version, 1);
         let ready = "Whether this replica serves edges.";
         gauge("holdfast_cloudcore_ready", ready, "", u64::from(now.is_ready));
+        let leader = "Whether this replica does what is done once for the cluster.";
+        gauge("holdfast_cloudcore_leader", leader, "", u64::from(now.is_leader));
         let sessions = u64::try_from(now.sessions).unwrap_or(u64::MAX);
         gauge("holdfast_cloudcore_sessions", "Nodes connected to this replica.", "", sessions);
         let Process { resident_bytes, open_files, open_files_max } = now.process;
         gauge("process_resident_memory_bytes", "Resident memory.", "", resident_bytes);
         gauge("process_open_fds", "Open file descriptors.", "", open_files);
         gauge("process_max_fds", "File descriptors that may be open.", "", open_files_max);
+        write_expiry(&mut out, now);
         write_silence(&mut out, now);
         self.0.admissions.write(&mut out);
         self.0.joins.write(&mut out);
@@ -233,9 +252,20 @@ impl Metrics {
         self.0.frames.write(&mut out);
         self.0.frame_bytes.write(&mut out);
         self.0.kubelet_requests.write(&mut out);
+        self.0.forwarded_requests.write(&mut out);
         self.0.api_requests.write(&mut out);
 
         out
+    }
+}
+
+/// Nothing while no node is connected: there is no certificate then that could end.
+fn write_expiry(out: &mut String, now: &Now) {
+    let name = "holdfast_cloudcore_node_certificates_earliest_expiry_timestamp_seconds";
+    let help = "When the first of the certificates of the nodes connected to this replica ends.";
+    head(out, name, "gauge", help);
+    if let Some(expiry_s) = now.expiry_s {
+        line(out, name, "", expiry_s);
     }
 }
 
@@ -285,7 +315,9 @@ mod tests {
         let at = crate::clock::now();
         let heard = [(Kind::Secret, at.checked_sub(Duration::from_secs(9)).unwrap())].into();
 
-        Now { at, is_ready: true, sessions: 3, heard, process }
+        let (is_ready, is_leader, sessions, expiry_s) = (true, true, 3, Some(1_800_000_000));
+
+        Now { at, is_ready, is_leader, sessions, expiry_s, heard, process }
     }
 
     #[test]
@@ -299,11 +331,14 @@ mod tests {
         metrics.frame_down(5);
         metrics.handshake("TooSlow");
         metrics.kubelet_request(StatusCode::NOT_FOUND);
+        metrics.forwarded_request("Answered");
         metrics.api_request(Some(StatusCode::CREATED));
         metrics.api_request(Some(StatusCode::TOO_MANY_REQUESTS));
         metrics.api_request(None);
 
         assert_eq!(metrics.text(&now), include_str!("metrics/golden.txt"));
+        let nobody = Now { sessions: 0, expiry_s: None, ..now };
+        assert!(!metrics.text(&nobody).contains("\nholdfast_cloudcore_node_certificates"));
     }
 
     #[test]

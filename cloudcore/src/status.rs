@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::Cluster;
 use crate::crowd::{Crowd, Place, Source};
 use crate::hub::Sessions;
+use crate::leader::Leadership;
 use crate::metrics::{Metrics, Now, Process};
 use crate::watch::KINDS;
 use crate::{clock, listening};
@@ -57,8 +58,16 @@ pub struct Status(Arc<Inner>);
 struct Inner {
     phase: Mutex<Phase>,
     /// Set once edges can connect.
-    served: OnceLock<(Cluster, Sessions)>,
+    served: OnceLock<Served>,
     metrics: Metrics,
+}
+
+/// What is looked at when somebody asks.
+#[derive(Debug)]
+struct Served {
+    cluster: Cluster,
+    sessions: Sessions,
+    leadership: Leadership,
 }
 
 impl Status {
@@ -68,9 +77,9 @@ impl Status {
     }
 
     /// Edges can connect from now on; they get what they must hold once everything is listed.
-    pub fn serves(&self, cluster: Cluster, sessions: Sessions) {
+    pub fn serves(&self, cluster: Cluster, sessions: Sessions, leadership: Leadership) {
         // Said once.
-        drop(self.0.served.set((cluster, sessions)));
+        drop(self.0.served.set(Served { cluster, sessions, leadership }));
     }
 
     /// This replica takes no more edges.
@@ -96,7 +105,7 @@ impl Status {
     }
 
     fn missing(&self) -> Option<String> {
-        let Some((cluster, _)) = self.0.served.get() else {
+        let Some(Served { cluster, .. }) = self.0.served.get() else {
             return Some(
                 "the API server has not given the authority of the nodes; see the log".to_owned(),
             );
@@ -117,8 +126,10 @@ impl Status {
         Now {
             at: clock::now(),
             is_ready: self.not_ready().is_none(),
-            sessions: served.map_or(0, |(_, sessions)| sessions.count()),
-            heard: served.map(|(cluster, _)| cluster.heard()).unwrap_or_default(),
+            is_leader: served.is_some_and(|served| served.leadership.is_held()),
+            sessions: served.map_or(0, |served| served.sessions.count()),
+            expiry_s: served.and_then(|served| served.sessions.earliest_expiry_s()),
+            heard: served.map(|served| served.cluster.heard()).unwrap_or_default(),
             process: this_process(),
         }
     }
@@ -228,13 +239,13 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
     }
 
-    struct Served {
+    struct Listening {
         status: Status,
         address: SocketAddr,
         _task: JoinSet<()>,
     }
 
-    impl Served {
+    impl Listening {
         fn start() -> Self {
             let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
@@ -265,14 +276,14 @@ mod tests {
     #[test]
     fn a_replica_is_ready_from_its_first_lists_until_it_drains() {
         block_on(async {
-            let served = Served::start();
+            let served = Listening::start();
             assert_eq!(served.get("/livez").await, (200, "ok\n".to_owned()));
             let (code, reason) = served.get("/readyz").await;
             assert_eq!(code, 503);
             assert!(reason.contains("authority"), "{reason}");
 
             let cluster = Cluster::new(1);
-            served.status.serves(cluster.clone(), Sessions::default());
+            served.status.serves(cluster.clone(), Sessions::default(), Leadership::default());
             for watched in &KINDS[1..] {
                 cluster.index().pass(watched.kind, 5);
             }
@@ -293,7 +304,7 @@ mod tests {
     #[test]
     fn only_what_there_is_can_be_read() {
         block_on(async {
-            let served = Served::start();
+            let served = Listening::start();
             let (code, text) = served.get("/metrics").await;
             assert_eq!(code, 200);
             assert!(text.contains("\nholdfast_cloudcore_ready 0\n"), "{text}");
@@ -310,7 +321,7 @@ mod tests {
     #[test]
     fn who_holds_connections_keeps_no_probe_out() {
         block_on(async {
-            let served = Served::start();
+            let served = Listening::start();
             let mut idle = Vec::new();
             for _ in 0..2 * CONNECTIONS_MAX {
                 idle.push(TcpStream::connect(served.address).await.unwrap());

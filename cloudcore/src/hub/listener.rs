@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::routes::{self, Peer};
-use super::{Shared, drain};
+use super::{Expiry, Shared, drain};
 use crate::crowd::{Crowd, Place, Source};
 use crate::listening;
 use crate::pki::{self, Holder, PkiError};
@@ -157,7 +157,7 @@ async fn serve(
     };
     drop(place);
     match proven {
-        Ok(Some((upgrade, holder))) => routes::link(upgrade, holder, peer, shared).await,
+        Ok(Some((upgrade, who))) => routes::link(upgrade, who, peer, shared).await,
         Ok(None) => {}
         Err(_elapsed) => tracing::info!(%peer, "a connection is no link after a minute"),
     }
@@ -169,7 +169,7 @@ async fn prove(
     peer: SocketAddr,
     acceptor: TlsAcceptor,
     shared: &Arc<Shared>,
-) -> Option<(OnUpgrade, Holder)> {
+) -> Option<(OnUpgrade, (Holder, Expiry))> {
     // Frames are small and each matters now; the session, not the kernel, decides which is next.
     let prepared = socket
         .set_nodelay(true)
@@ -199,7 +199,11 @@ async fn prove(
     let tls = stream.get_ref().1;
     let exporter = tls.export_keying_material(exported, EXPORTER_LABEL, None).ok()?;
     let certificates = tls.peer_certificates();
-    let holder = certificates.and_then(|chain| chain.first()).and_then(pki::holder_of);
+    let certificate = certificates.and_then(|chain| chain.first());
+    let (holder, expiry) = (certificate.and_then(pki::holder_of), Expiry::default());
+    if let Some(certificate) = certificate {
+        expiry.note(certificate);
+    }
     let upgraded = Arc::new(std::sync::Mutex::new(None));
     let who = Peer { holder: holder.clone(), exporter, address: peer };
     let service = service_fn(|request| {
@@ -217,5 +221,5 @@ async fn prove(
     }
     let upgrade = upgraded.lock().ok().and_then(|mut slot| slot.take());
 
-    upgrade.zip(holder)
+    Some((upgrade?, (holder?, expiry)))
 }

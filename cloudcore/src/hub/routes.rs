@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::joining::{self, JoinError};
-use super::{Shared, renewal, session};
+use super::{Expiry, Shared, renewal, session};
 use crate::crowd::Source;
 use crate::pki::Holder;
 use crate::{clock, telemetry};
@@ -174,14 +174,14 @@ fn upgrade(mut request: Request<Incoming>, upgraded: &Upgrades) -> Answer {
 
 pub(super) async fn link(
     upgrade: OnUpgrade,
-    holder: Holder,
+    who: (Holder, Expiry),
     peer: SocketAddr,
     shared: Arc<Shared>,
 ) {
     match upgrade.await {
-        Ok(stream) => session::run(stream, holder, peer, shared).await,
+        Ok(stream) => session::run(stream, who, peer, shared).await,
         Err(error) => {
-            tracing::info!(node = %holder.node, %peer, %error, "the upgrade to a link failed");
+            tracing::info!(node = %who.0.node, %peer, %error, "the upgrade to a link failed");
         }
     }
 }

@@ -27,7 +27,8 @@ use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use tunnel::Tunnels;
 
 use super::{
-    COMMANDS_MAX, Command, Connected, SessionEvent, SessionHandle, Shared, admission, renewal,
+    COMMANDS_MAX, Command, Connected, Expiry, SessionEvent, SessionHandle, Shared, admission,
+    renewal,
 };
 use crate::pki::Holder;
 
@@ -39,7 +40,12 @@ const READ_BUFFER_BYTES: usize = 4 * 1024;
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Runs a link until it ends.
-pub(super) async fn run(stream: Upgraded, holder: Holder, peer: SocketAddr, shared: Arc<Shared>) {
+pub(super) async fn run(
+    stream: Upgraded,
+    (holder, expiry): (Holder, Expiry),
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+) {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
@@ -52,6 +58,7 @@ pub(super) async fn run(stream: Upgraded, holder: Holder, peer: SocketAddr, shar
     let link = Link {
         session: CloudSession::new(seed(), clock::now()),
         holder,
+        expiry,
         peer,
         shared,
         inputs,
@@ -78,6 +85,8 @@ struct Link {
     session: CloudSession,
     /// By its certificate.
     holder: Holder,
+    /// Of the node's newest certificate.
+    expiry: Expiry,
     peer: SocketAddr,
     shared: Arc<Shared>,
     inputs: mpsc::Sender<Command>,
@@ -142,6 +151,9 @@ impl Link {
                 Some(command) = commands.recv() => self.command(command),
                 Some(done) = self.asked.join_next(), if !self.asked.is_empty() => {
                     if let Ok(Done::Certificate(answer)) = done {
+                        if let Ok(issued) = &answer {
+                            self.expiry.note(&issued.certificate);
+                        }
                         self.session.handle(CloudInput::Certificate(answer), clock::now());
                     }
                 }
@@ -257,6 +269,7 @@ impl Link {
                     node: node.clone(),
                     generation: admission.generation,
                     current: Arc::new(AtomicBool::new(true)),
+                    expiry: self.expiry.clone(),
                     inputs: self.inputs.clone(),
                 };
                 if let Some(before) = self.shared.sessions.replace(session.clone()) {

@@ -68,6 +68,11 @@ impl Sessions {
         self.lock().here.values().cloned().collect()
     }
 
+    /// When the first certificate of their nodes ends, in seconds since 1970.
+    pub fn earliest_expiry_s(&self) -> Option<u64> {
+        self.lock().here.values().filter_map(SessionHandle::expiry_s).min()
+    }
+
     /// Where the session of a node is.
     pub fn find(&self, node: &NodeName) -> Whereabouts {
         let known = self.lock();
@@ -144,7 +149,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::hub::COMMANDS_MAX;
+    use crate::hub::{COMMANDS_MAX, Expiry};
 
     fn session(node: &NodeName, generation: u64) -> SessionHandle {
         let current = Arc::new(AtomicBool::new(true));
@@ -153,6 +158,7 @@ mod tests {
             node: node.clone(),
             generation,
             current,
+            expiry: Expiry::default(),
             inputs: mpsc::channel(COMMANDS_MAX).0,
         }
     }

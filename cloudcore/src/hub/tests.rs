@@ -4,7 +4,7 @@ pub(crate) mod api;
 mod identity;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use base64::Engine as _;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -472,6 +472,10 @@ fn the_newest_session_wins_and_the_older_is_fenced() {
         let ticket = first.welcomed().await.ticket;
         let older = soon("a session", hub.connected.recv()).await.unwrap().session;
         assert!(older.is_current());
+        let ends = hub.shared.sessions.earliest_expiry_s().expect("its certificate ends");
+        let ends = UNIX_EPOCH + Duration::from_secs(ends);
+        let left = ends.duration_since(crate::clock::system_time()).unwrap();
+        assert!(left > NODE_LIFE / 2 && left <= NODE_LIFE, "{left:?}");
 
         // The first link is half open: nobody has closed it.
         let mut second = hub.link(&who, "edge-1", Some(ticket.clone())).await;

@@ -136,13 +136,19 @@ async fn to_peer(
     };
     let stream = match shared.peers.dial(holder.peer).await {
         Ok(stream) => stream,
-        Err(error) => return failed(&error),
+        Err(error) => {
+            shared.metrics.forwarded_request(error.word());
+            return failed(&error);
+        }
     };
     let headers =
         HeaderValue::from_str(node.as_str()).map(|name| HeaderMap::from_iter([(NODE, name)]));
     let way = Way { stream, headers: headers.unwrap_or_default(), over: holder.over.clone() };
 
-    pass_on(way, request).await.unwrap_or_else(|error| failed(&error))
+    let answer = pass_on(way, request).await;
+    shared.metrics.forwarded_request(if answer.is_ok() { "Answered" } else { "Broken" });
+
+    answer.unwrap_or_else(|error| failed(&error))
 }
 
 /// The API server shows its users what is said beside this status, and not beside 503.

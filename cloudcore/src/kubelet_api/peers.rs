@@ -54,6 +54,17 @@ pub(super) enum PeerError {
     Pki(#[source] PkiError),
 }
 
+impl PeerError {
+    /// What it is counted as.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Connect(..) => "Unreachable",
+            Self::Silent(_) => "Silent",
+            Self::TooOld | Self::Pki(_) => "Other",
+        }
+    }
+}
+
 /// The way to other replicas, and what proves this one to them.
 pub struct Peers {
     authority: Current,
@@ -265,6 +276,7 @@ mod tests {
             let (ours, others) = (replica().await, replica().await);
             let error = ours.shared.peers.dial(Some(others.address)).await.unwrap_err();
             assert!(matches!(error, PeerError::Connect(..)), "of another authority: {error}");
+            assert_eq!(error.word(), "Unreachable");
             let error = ours.shared.peers.dial(None).await.unwrap_err();
             assert!(matches!(error, PeerError::TooOld));
 
