@@ -1,7 +1,6 @@
 //! What the process says: the log on stderr, answers to commands on stdout.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -43,12 +42,17 @@ impl Program {
     }
 }
 
-/// An error and its causes in one line.
+/// An error and its causes in one line. Some errors of others tell their causes themselves: those are not
+/// told again.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let _infallible = write!(text, ": {error}");
+        let told = error.to_string();
+        if !text.contains(&told) {
+            text.push_str(": ");
+            text.push_str(&told);
+        }
         cause = error.source();
     }
 
@@ -60,5 +64,27 @@ pub fn print(text: &str) -> ExitCode {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_closed) => ExitCode::FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Level(String, #[source] Option<Box<dyn Error + Send + Sync>>);
+
+    #[test]
+    fn every_cause_is_told_once() {
+        let level = |text: &str, source| Level(text.to_owned(), source);
+        let missing = || Box::new(io::Error::other("no such file"));
+        let read = level("cannot read a: no such file", Some(missing()));
+        let error = level("cannot start", Some(Box::new(read)));
+        assert_eq!(chain(&error), "cannot start: cannot read a: no such file");
+        let error = level("cannot start", Some(missing()));
+        assert_eq!(chain(&error), "cannot start: no such file");
     }
 }

@@ -33,7 +33,7 @@ const REFUSAL_BYTES_MAX: usize = 16 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// Which agent is not known.
-    #[error("this machine has no usable configuration of an edge node; join it: edgeadm join")]
+    #[error("this machine is no edge node (join it: edgeadm join), or its configuration is broken")]
     Config(#[source] ConfigError),
     /// Nobody listens.
     #[error(

@@ -26,9 +26,22 @@ use self::reset::ResetArgs;
 use self::text::{CompletionArgs, ManArgs, VersionArgs};
 use self::upgrade::{HookCommand, UpgradeArgs};
 
+/// What leads to a node, in its order.
+const STEPS: &str = "\
+Where kubectl reaches the cluster:
+  edgeadm init     installs cloudcore, where all nodes connect, and prints how machines join
+  edgeadm token create --print-join-command --cloudcore HOST:PORT
+                   prints that again, with another token
+On the machine, as root, with containerd or CRI-O running:
+  edgeadm check --cloudcore HOST:PORT --token TOKEN
+                   says what is missing, and changes nothing
+  edgeadm join --cloudcore HOST:PORT --token TOKEN
+                   makes it a node and starts its agent
+  edgeadm status   says how it is from then on";
+
 /// Makes machines edge nodes of a Kubernetes cluster, and looks after them.
 #[derive(Debug, Parser)]
-#[command(name = "edgeadm", version, arg_required_else_help = true)]
+#[command(name = "edgeadm", version, arg_required_else_help = true, after_help = STEPS)]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -40,28 +53,6 @@ pub struct Args {
 pub enum Command {
     /// Install or upgrade cloudcore in the cluster, and print how machines join.
     Init(InitArgs),
-    /// Make this machine an edge node: get its certificate and write its configuration.
-    Join(JoinArgs),
-    /// Make this machine what it was before it joined. The cluster is not told.
-    Reset(ResetArgs),
-    /// Run another version of the agent; one that does not do as well gives way by itself.
-    Upgrade(UpgradeArgs),
-    /// Look at all that an edge node needs, and say what to do about what is wrong.
-    Check(CheckArgs),
-    /// Say how this node is: link, pods, what waits for the cloud. Needs no cloud.
-    Status(StatusArgs),
-    /// Look at the pods of this node and work in them, with or without the cloud.
-    Ctl {
-        /// What to do.
-        #[command(subcommand)]
-        command: CtlCommand,
-    },
-    /// Collect what helps others to help.
-    Debug {
-        /// What to do.
-        #[command(subcommand)]
-        command: DebugCommand,
-    },
     /// Look after the tokens that machines join with (needs access to the cluster).
     Token {
         /// What to do.
@@ -71,6 +62,28 @@ pub enum Command {
     /// Make a token for one day and print it: `token create` without options.
     #[command(name = "gettoken")]
     GetToken(GetTokenArgs),
+    /// Look at all that an edge node needs, and say what to do about what is wrong.
+    Check(CheckArgs),
+    /// Make this machine an edge node: get its certificate and write its configuration.
+    Join(JoinArgs),
+    /// Say how this node is: link, pods, what waits for the cloud. Needs no cloud.
+    Status(StatusArgs),
+    /// Look at the pods of this node and work in them, with or without the cloud.
+    Ctl {
+        /// What to do.
+        #[command(subcommand)]
+        command: CtlCommand,
+    },
+    /// Run another version of the agent; one that does not do as well gives way by itself.
+    Upgrade(UpgradeArgs),
+    /// Collect what helps others to help.
+    Debug {
+        /// What to do.
+        #[command(subcommand)]
+        command: DebugCommand,
+    },
+    /// Make this machine what it was before it joined. The cluster is not told.
+    Reset(ResetArgs),
     /// Print the version of this program.
     Version(VersionArgs),
     /// Print what a shell needs to complete command lines of edgeadm.

@@ -19,7 +19,7 @@ use crate::{clock, exit, ui};
 #[derive(Debug, thiserror::Error)]
 pub enum DebugError {
     /// Which agent is not known.
-    #[error("this machine is no edge node, or its configuration is broken")]
+    #[error("this machine is no edge node (join it: edgeadm join), or its configuration is broken")]
     Config(#[source] ConfigError),
     /// It cannot be written.
     #[error("cannot write {}", path.display())]

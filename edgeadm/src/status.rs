@@ -23,7 +23,7 @@ const SILENT_MS: u32 = 30_000;
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
     /// This machine is no edge node.
-    #[error("this machine is no edge node, or its configuration is broken")]
+    #[error("this machine is no edge node (join it: edgeadm join), or its configuration is broken")]
     Config(#[source] ConfigError),
     /// What is known without the agent was told.
     #[error(transparent)]

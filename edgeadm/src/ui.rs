@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::io::Write as _;
 
+pub use edgecore::telemetry::chain;
+
 /// An answer, for people and scripts.
 pub fn answer(text: &str) {
     // Whoever closed stdout does not want it.
@@ -29,17 +31,4 @@ pub fn step(text: &str) {
 /// Why the command failed.
 pub fn fail(error: &dyn Error) {
     let _closed = writeln!(std::io::stderr().lock(), "edgeadm: {}", chain(error));
-}
-
-/// The texts of an error and its causes.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-
-    text
 }

@@ -55,7 +55,7 @@ pub enum UpgradeError {
     #[error("edgeadm upgrade must run as root; use sudo")]
     NotRoot,
     /// Which agent is not known.
-    #[error("this machine has no usable configuration of an edge node")]
+    #[error("this machine is no edge node (join it: edgeadm join), or its configuration is broken")]
     Config(#[source] ConfigError),
     /// Nothing would take a version back.
     #[error(

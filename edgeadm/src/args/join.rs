@@ -2,8 +2,14 @@
 
 use std::path::PathBuf;
 
+const EXAMPLE: &str = "\
+Run it as root, while containerd or CRI-O runs. For example:
+  edgeadm join --cloudcore cloud.example.com:10000 --token hf1.4a5b...
+`edgeadm token create --print-join-command` prints the whole line, where kubectl reaches the cluster.";
+
 /// How to join.
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
 pub struct JoinArgs {
     /// Where cloudcore listens for edges.
     #[arg(short = 'e', long, alias = "cloudcore-ipport", value_name = "HOST:PORT")]

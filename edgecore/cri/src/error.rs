@@ -11,7 +11,7 @@ pub enum CriError {
     /// Nothing listens at the socket.
     #[error(
         "cannot {attempted}: no container runtime answers at {socket} ({kind}); start containerd or \
-         CRI-O, or set runtimeEndpoint to the socket of the one that runs"
+         CRI-O, or name the socket of the one that runs (runtimeEndpoint; edgeadm: --runtime-endpoint)"
     )]
     NoRuntime {
         /// What was attempted, on what.
