@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use proto::object::hex;
 use ring::digest::{SHA256, digest};
 use ring::rand::SecureRandom;
 
@@ -104,13 +105,6 @@ fn hash(bytes: &[u8]) -> [u8; HASH_LEN] {
     hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
 
     hash
-}
-
-/// Lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or('0');
-
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 fn unhex(text: &str) -> Option<[u8; HASH_LEN]> {
