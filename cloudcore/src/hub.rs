@@ -23,7 +23,7 @@ pub(crate) mod tests;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kube::Client;
@@ -38,6 +38,7 @@ use tunnel::TunnelStream;
 
 pub(crate) use self::admission::{LABEL as RECORD_LABEL, is_revoked};
 pub use self::alarm::Alarms;
+pub(crate) use self::drain::STREAMS_MAX;
 pub use self::fencing::run as fence;
 pub(crate) use self::joining::is_understood as is_join_request;
 pub use self::listener::{HubError, bind, run};
@@ -161,7 +162,15 @@ impl Expiry {
 #[derive(Debug)]
 enum Command {
     Input(CloudInput),
-    OpenStream { kind: StreamKind, opened: oneshot::Sender<Result<TunnelStream, TooManyStreams>> },
+    /// To be told to the session once its streams have ended, or then.
+    Leave {
+        input: CloudInput,
+        until: Instant,
+    },
+    OpenStream {
+        kind: StreamKind,
+        opened: oneshot::Sender<Result<TunnelStream, TooManyStreams>>,
+    },
 }
 
 /// Why no stream to a node can be opened.
@@ -250,10 +259,11 @@ impl SessionHandle {
             .map_err(|source| OpenError::Busy { node: self.node.clone(), source })
     }
 
-    /// Ends the session in good order.
-    pub async fn drain(&self, reason: &str, retry_after: Duration) {
+    /// Ends the session in good order, as soon as it has no streams, or then.
+    pub async fn drain(&self, reason: &str, retry_after: Duration, until: Instant) {
         let reason = reason.to_owned();
-        self.tell(CloudInput::Drain { reason, retry_after }).await;
+        let input = CloudInput::Drain { reason, retry_after };
+        drop(self.inputs.send(Command::Leave { input, until }).await);
     }
 
     async fn tell(&self, input: CloudInput) {

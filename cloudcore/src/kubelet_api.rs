@@ -28,6 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
 
 pub use self::access::AccessError;
 pub use self::kept::Kept;
@@ -77,6 +78,8 @@ pub struct Shared {
     pub crowd: Crowd,
     /// Counts what is asked.
     pub metrics: Metrics,
+    /// Those that are open, to nodes and to other replicas.
+    pub streams: TaskTracker,
 }
 
 impl std::fmt::Debug for Shared {

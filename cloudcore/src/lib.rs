@@ -47,8 +47,9 @@ use kube::Client;
 use kube::config::KubeconfigError;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::cluster::Cluster;
 pub use crate::config::Config;
@@ -78,6 +79,9 @@ const LEADER_GRACE: Duration = Duration::from_secs(3);
 
 /// To end the sessions of 10,000 nodes.
 const HUB_GRACE: Duration = Duration::from_secs(25);
+
+/// To end streams, and to tell their callers.
+const STREAMS_GRACE: Duration = hub::STREAMS_MAX.saturating_add(Duration::from_secs(2));
 
 /// After that, tasks have this long to finish.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -210,13 +214,15 @@ pub struct Cloud {
     tasks: Tasks,
     status: Status,
     drain: Duration,
+    /// Open streams of callers of the kubelet API.
+    streams: TaskTracker,
 }
 
 impl Cloud {
     /// Starts every task: first the one that tells how cloudcore is, which waits for no API server.
     pub async fn start(config: Config) -> Result<Self, CloudError> {
-        let mut cloud =
-            Self { tasks: Tasks::default(), status: Status::default(), drain: config.drain };
+        let (status, streams) = (Status::default(), TaskTracker::new());
+        let mut cloud = Self { tasks: Tasks::default(), status, drain: config.drain, streams };
         let address = config.status_listen;
         let listener =
             status::bind(address).map_err(|source| CloudError::Status(address, source))?;
@@ -250,6 +256,7 @@ impl Cloud {
             kept: kubelet_api::Kept::default(),
             crowd: Crowd::default(),
             metrics,
+            streams: self.streams.clone(),
         });
         let ports = nodes::Ports::new(Arc::clone(&kubelet_api));
         let nodes = Arc::new(nodes::Shared {
@@ -342,7 +349,10 @@ impl Cloud {
         let leave = async {
             self.tasks.finish("leader", LEADER_GRACE).await;
             sleep(self.drain).await;
-            self.tasks.finish("hub", HUB_GRACE).await;
+            // Those that other replicas have to end are not the hub's.
+            self.streams.close();
+            let streams = timeout(STREAMS_GRACE, self.streams.wait());
+            drop(tokio::join!(self.tasks.finish("hub", HUB_GRACE), streams));
         };
         tokio::select! {
             () = leave => {}

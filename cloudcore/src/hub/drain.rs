@@ -1,4 +1,5 @@
-//! Ends the sessions of a replica that stops, so that their nodes do not come to the others all at once.
+//! Ends the sessions of a replica that stops, so that their nodes do not come to the others all at once. Those
+//! with open streams, of `kubectl exec` or `logs -f`, end last: a stream cannot move with its node.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use super::{SessionHandle, Sessions};
+use crate::clock;
 
 /// Sessions ended at a time: 500 a second, as many as come back after an outage.
 const SLICE: usize = 50;
@@ -18,9 +20,12 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// A session's loop takes what it is told within milliseconds, also when its link is stuck.
 const TELL_MAX: Duration = Duration::from_secs(1);
 
+/// How long streams may go on. It is in the grace that the hub has.
+pub(crate) const STREAMS_MAX: Duration = Duration::from_secs(15);
+
 /// Tells every session to end; also those that began meanwhile.
 pub(super) async fn run(sessions: &Sessions) {
-    let mut told = BTreeSet::new();
+    let (mut told, until) = (BTreeSet::new(), clock::now() + STREAMS_MAX);
     loop {
         let all = sessions.all();
         let name = |session: &SessionHandle| (session.node().clone(), session.generation());
@@ -32,7 +37,7 @@ pub(super) async fn run(sessions: &Sessions) {
         for session in slice {
             told.insert(name(session));
             // A loop that has ended needs no telling.
-            drop(timeout(TELL_MAX, session.drain("cloudcore stops", RETRY_AFTER)).await);
+            drop(timeout(TELL_MAX, session.drain("cloudcore stops", RETRY_AFTER, until)).await);
         }
         sleep(SLICE_PERIOD).await;
     }

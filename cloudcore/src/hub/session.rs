@@ -69,6 +69,7 @@ pub(super) async fn run(
         asked: JoinSet::new(),
         confirms: false,
         asked_at: None,
+        leaving: None,
     };
     link.run(sink, stream, commands).await;
 }
@@ -104,6 +105,8 @@ struct Link {
     confirms: bool,
     /// When it last asked for a certificate.
     asked_at: Option<Instant>,
+    /// What it is told, and when at the latest, once it has no streams.
+    leaving: Option<(CloudInput, Instant)>,
 }
 
 /// What was asked.
@@ -124,6 +127,7 @@ impl Link {
             if let Some(reason) = self.outputs().await {
                 break reason;
             }
+            self.leave_in_time();
             if flushed && let Some(frame) = self.session.poll_send() {
                 let bytes = codec::encode(&frame);
                 self.shared.metrics.frame_down(bytes.len());
@@ -134,7 +138,7 @@ impl Link {
                 flushed = false;
                 continue;
             }
-            let timeout = self.session.poll_timeout();
+            let timeout = self.timeout();
             let worker = self.worker.as_ref().map(|(_, events)| events.clone());
             tokio::select! {
                 done = poll_fn(|cx| Pin::new(&mut sink).poll_flush(cx)), if !flushed => {
@@ -182,6 +186,21 @@ impl Link {
         drop(timeout(FAREWELL_MAX, sink.flush()).await);
         if let Some(refusal) = refused {
             shared.alarms.raise(&shared.client, &holder.node, &refusal, peer.ip()).await;
+        }
+    }
+
+    fn timeout(&self) -> Option<Instant> {
+        let leave_at = self.leaving.as_ref().map(|(_, until)| *until);
+
+        self.session.poll_timeout().into_iter().chain(leave_at).min()
+    }
+
+    /// Ends the session that is to leave, once nothing would be cut off or it is time.
+    fn leave_in_time(&mut self) {
+        let (now, tunnels) = (clock::now(), &self.tunnels);
+        let is_due = |(_, until): &mut (_, Instant)| tunnels.is_empty() || now >= *until;
+        if let Some((input, _)) = self.leaving.take_if(is_due) {
+            self.session.handle(input, now);
         }
     }
 
@@ -328,6 +347,7 @@ impl Link {
     fn command(&mut self, command: Command) {
         match command {
             Command::Input(input) => self.session.handle(input, clock::now()),
+            Command::Leave { input, until } => self.leaving = Some((input, until)),
             Command::OpenStream { kind, opened } => {
                 let stream = self.session.open_stream(kind).map(|id| self.tunnels.open(id));
                 // A caller that went away drops its stream, which closes it.

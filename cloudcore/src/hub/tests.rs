@@ -2,6 +2,7 @@
 
 pub(crate) mod api;
 mod identity;
+mod leaving;
 
 use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};

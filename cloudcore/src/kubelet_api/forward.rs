@@ -1,6 +1,8 @@
 //! Passes a request on to the node over a stream of its link: head, bodies and upgraded bytes as they
 //! are, without what proves the caller.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CONNECTION, COOKIE, HeaderName, HeaderValue, PROXY_AUTHORIZATION, UPGRADE,
@@ -14,8 +16,10 @@ use jiff::Timestamp;
 use proto::ids::NodeName;
 use proto::wire::StreamKind;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Shared;
 use super::access::{Ask, Caller};
@@ -26,6 +30,9 @@ pub(super) type Answer = Response<Either<Incoming, Full<Bytes>>>;
 
 /// Which node another replica asks for.
 const NODE: HeaderName = HeaderName::from_static("x-holdfast-node");
+
+/// How long the end of a stream may take to be told to its caller.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
 /// Paths whose second and third part are namespace and name of a pod.
 const POD_PATHS: [&str; 5] = ["containerLogs", "exec", "attach", "portForward", "run"];
@@ -112,7 +119,9 @@ async fn to_node(shared: &Shared, session: &SessionHandle, request: Request<Inco
         Ok(stream) => stream,
         Err(error) => return refuse(StatusCode::BAD_GATEWAY, &telemetry::chain(&error)),
     };
-    let way = Way { stream, headers: HeaderMap::new(), over: CancellationToken::new() };
+    let (headers, over, open) =
+        (HeaderMap::new(), CancellationToken::new(), shared.streams.token());
+    let way = Way { stream, headers, over, open };
 
     pass_on(way, request).await.unwrap_or_else(|error| {
         let text = format!("the stream to node {node} broke: {}", telemetry::chain(&error));
@@ -143,7 +152,8 @@ async fn to_peer(
     };
     let headers =
         HeaderValue::from_str(node.as_str()).map(|name| HeaderMap::from_iter([(NODE, name)]));
-    let way = Way { stream, headers: headers.unwrap_or_default(), over: holder.over.clone() };
+    let (headers, over) = (headers.unwrap_or_default(), holder.over.clone());
+    let way = Way { stream, headers, over, open: shared.streams.token() };
 
     let answer = pass_on(way, request).await;
     shared.metrics.forwarded_request(if answer.is_ok() { "Answered" } else { "Broken" });
@@ -229,13 +239,15 @@ struct Way<S> {
     headers: HeaderMap,
     /// Cancelled when nothing good comes from there any more.
     over: CancellationToken,
+    /// Kept until the stream has ended.
+    open: TaskTrackerToken,
 }
 
 async fn pass_on<S>(way: Way<S>, mut request: Request<Incoming>) -> Result<Answer, hyper::Error>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let Way { stream, headers, over } = way;
+    let Way { stream, headers, over, open } = way;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let is_upgrade = request.headers().contains_key(UPGRADE);
     let caller_side = is_upgrade.then(|| hyper::upgrade::on(&mut request));
@@ -250,12 +262,13 @@ where
     *onward.uri_mut() = parts.uri;
     *onward.headers_mut() = parts.headers;
     // The connection lives until the answer has been read; it ends with its stream.
-    let ended = over.clone();
+    let (ended, going_on) = (over.clone(), open.clone());
     #[expect(clippy::disallowed_methods, reason = "bounded by the connections of callers")]
     tokio::spawn(async move {
         if let Some(Err(error)) = ended.run_until_cancelled(connection.with_upgrades()).await {
             tracing::debug!(%error, "a stream to a node ended");
         }
+        drop(going_on);
     });
     let mut answer = sender.send_request(onward).await?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -271,7 +284,10 @@ where
                 let both = tokio::io::copy_bidirectional(&mut caller, &mut node);
                 // Either side may end it.
                 drop(over.run_until_cancelled(both).await);
+                // The caller sees an end, and not a connection that breaks.
+                drop(timeout(GOODBYE_MAX, caller.shutdown()).await);
             }
+            drop(open);
         });
     }
     let (parts, _) = answer.into_parts();

@@ -195,6 +195,7 @@ mod tests {
     use http_body_util::BodyExt as _;
     use hyper::client::conn::http1;
     use tokio_rustls::rustls::{ClientConfig, crypto, version::TLS13};
+    use tokio_util::task::TaskTracker;
 
     use super::*;
     use crate::cluster::Cluster;
@@ -226,6 +227,7 @@ mod tests {
             kept: Kept::default(),
             crowd: Crowd::default(),
             metrics: Metrics::default(),
+            streams: TaskTracker::new(),
         });
         let listener = crate::kubelet_api::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();

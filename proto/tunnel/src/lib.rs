@@ -184,6 +184,11 @@ impl Tunnels {
         inputs
     }
 
+    /// Whether there is no stream.
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty()
+    }
+
     /// The connection is gone, and every stream with it.
     pub fn lose(&mut self, reason: &str) {
         for (_, state) in std::mem::take(&mut self.streams) {

@@ -12,6 +12,7 @@ use system_tests::cluster::{Cluster, unique};
 use system_tests::node::EdgeNode;
 use system_tests::own::OwnCluster;
 use system_tests::pods::{self, Incarnation};
+use system_tests::process::Daemon;
 use system_tests::replica::{self, Replica};
 use system_tests::wait;
 use tokio::time::Instant;
@@ -111,6 +112,18 @@ impl World {
         Ok(moved.await?.0)
     }
 
+    /// A command in the pod that has begun and lasts a moment.
+    async fn start_command(&self, name: &str) -> Result<Daemon> {
+        let script = "echo begun; sleep 3; echo done";
+        let exec = self.cluster.kubectl_command(&["exec", "kept", "--", "sh", "-c", script])?;
+        let log = std::env::temp_dir().join(format!("command-{name}-{}", unique()));
+        let command = Daemon::start(exec, log)?;
+        let look = async || Ok(command.log());
+        wait::until("a command", LIMIT, look, |log| log.starts_with("begun")).await?;
+
+        Ok(command)
+    }
+
     /// Whoever is asked of these gives the pod's log and runs a command in it.
     async fn ask(&self, replicas: &[&Replica], name: &str) -> Result<()> {
         for replica in replicas {
@@ -168,8 +181,15 @@ async fn any_replica_may_go_and_no_pod_notices() -> Result<()> {
 
     for verb in ["kill", "down"] {
         let (gone, generation) = world.holder().await?;
+        let command = world.start_command(verb).await?;
         let since = Instant::now();
         gone.call(verb).await?;
+        if verb == "down" {
+            // Who leaves in good order lets commands end.
+            let look = async || Ok(command.log());
+            let is_done = |log: &String| log == "begun\ndone\n";
+            wait::until("the end of the command", LIMIT, look, is_done).await?;
+        }
         let now = world.until_moved(generation).await?;
         ensure!(now.name() != gone.name(), "{verb}: it is there again");
         tell(&format!("another session after {verb} (at most 15 s)"), since);
