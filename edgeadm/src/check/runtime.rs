@@ -1,5 +1,7 @@
 //! The container runtime.
 
+use std::io;
+
 use cri::{CriError, Runtime};
 use cri_api::v1;
 use edgecore::Config;
@@ -31,6 +33,11 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
 }
 
 fn no_runtime(error: &CriError) -> Finding {
+    // Nobody knows what is behind a socket that only root may open.
+    if let CriError::NoRuntime { socket, kind: io::ErrorKind::PermissionDenied, .. } = error {
+        let found = format!("only root may ask who answers at {socket}");
+        return Finding::warn("runtime", found, "check again as root: sudo edgeadm check");
+    }
     let remedy = "install containerd 1.6 or newer, or CRI-O 1.26 or newer, and start it; if it has \
                   another socket, give that with --runtime-endpoint";
 
@@ -58,6 +65,17 @@ fn network(status: &v1::StatusResponse) -> Finding {
 mod tests {
     use super::*;
     use crate::check::Verdict;
+
+    #[test]
+    fn who_is_not_root_is_not_told_to_install_a_runtime() {
+        let verdict = |kind| {
+            let (attempted, socket) = ("ask".to_owned(), "/run/runtime.sock".to_owned());
+            let found = no_runtime(&CriError::NoRuntime { attempted, socket, kind });
+            (found.verdict, found.remedy.contains("install"))
+        };
+        assert_eq!(verdict(io::ErrorKind::NotFound), (Verdict::Fail, true));
+        assert_eq!(verdict(io::ErrorKind::PermissionDenied), (Verdict::Warn, false));
+    }
 
     #[test]
     fn a_runtime_without_a_network_is_told() {
