@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::args::check::CheckArgs;
 use crate::output::{self, Answer, Table};
-use crate::token::{Token, TokenMalformed};
+use crate::token::{Malformed, Token};
 use crate::{exit, ui};
 
 /// Stands in for what a configuration says, on a machine that has none.
@@ -22,7 +22,7 @@ const NOWHERE: &str = "nowhere.invalid:1";
 pub enum CheckError {
     /// Not a token.
     #[error(transparent)]
-    Token(TokenMalformed),
+    Token(Malformed),
     /// Not an address or a socket.
     #[error("the arguments make no sense")]
     Arguments(#[source] edgecore::config::ConfigError),

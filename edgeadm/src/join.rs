@@ -23,7 +23,7 @@ use self::facts::Facts;
 use self::plan::{Network, Plan, PlanError};
 use crate::args::join::JoinArgs;
 use crate::ask::{self, AskError};
-use crate::token::{Token, TokenMalformed};
+use crate::token::{Malformed, Token};
 use crate::{cni, exit, pin, ui};
 
 /// Why a machine did not join. Unless a message says otherwise, nothing was changed.
@@ -34,7 +34,7 @@ pub enum JoinError {
     NotRoot,
     /// Not a token.
     #[error(transparent)]
-    Token(TokenMalformed),
+    Token(Malformed),
     /// A file of an earlier join cannot be used.
     #[error("the configuration of an earlier join cannot be used; mend or remove it")]
     Existing(#[source] ConfigError),

@@ -8,6 +8,7 @@
 //! - [`digest`]: an order-independent summary of a set of objects.
 //! - [`static_pod`]: what both ends know of pods that come from files of a node.
 //! - [`admission`]: which session of a node is the current one.
+//! - [`token`]: what a machine joins with.
 //! - [`renewal`]: how a node whose certificate has expired gets another.
 //! - [`resource`]: which resources are Kubernetes' own.
 
@@ -24,6 +25,7 @@ pub mod resource;
 pub mod session;
 pub mod static_pod;
 pub mod stream;
+pub mod token;
 pub mod wire;
 
 /// Generated from `frames.proto`; only [`codec`] sees it.

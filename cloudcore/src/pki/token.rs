@@ -1,7 +1,6 @@
 //! Join tokens: what `edgeadm token create` makes and `edgeadm join` shows.
 //!
-//! `hf1.<SHA-256 of the CA certificate, hex>.<id>.<secret>`: the hash lets the node know cloudcore
-//! before cloudcore knows the node. The cluster keeps only the hash of the secret.
+//! [`proto::token`] knows their text. The cluster keeps only the hash of the secret.
 
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
@@ -10,6 +9,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use proto::ids::NodeName;
 use proto::object::hex;
+use proto::token::{Malformed, NO_SECRET, Parts};
 
 use super::KeyHash;
 
@@ -23,19 +23,12 @@ const NODE_NAME: &str = "nodeName";
 const SINGLE_USE: &str = "singleUse";
 const USED_BY: &str = "usedBy";
 
-const VERSION: &str = "hf1";
-const ID_LEN: usize = 8;
-/// Base64url of 32 bytes without padding.
-const SECRET_LEN: usize = 43;
-
 /// Why a token lets nobody in.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// Not of the form of a token.
-    #[error(
-        "the token is malformed: it must be hf1.<64 hex digits>.<8 hex digits>.<43 characters>, as `edgeadm token create` prints it"
-    )]
-    Malformed,
+    #[error(transparent)]
+    Malformed(Malformed),
     /// No such token, or its secret is wrong.
     #[error(
         "the token is unknown: it was deleted or is for another installation; make a new one: edgeadm token create"
@@ -67,7 +60,7 @@ impl TokenError {
     /// The word for programs in the answer to a join.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Malformed => "TokenMalformed",
+            Self::Malformed(_) => "TokenMalformed",
             Self::Unknown => "TokenUnknown",
             Self::Expired(_) => "TokenExpired",
             Self::OtherNode(_) => "TokenForOtherNode",
@@ -126,7 +119,7 @@ pub async fn check(
     key: &KeyHash,
     now: Timestamp,
 ) -> Result<Shown, TokenError> {
-    let (id, secret) = parts(token).ok_or(TokenError::Malformed)?;
+    let (id, secret) = parts(token).map_err(TokenError::Malformed)?;
     let name = format!("{SECRET_PREFIX}{id}");
     let secrets: Api<Secret> = Api::namespaced(client, namespace);
     let kept = secrets
@@ -167,40 +160,16 @@ fn named(secret: &Secret) -> Option<String> {
 
 /// Whether a token has all its parts.
 pub(crate) fn is_whole(token: &str) -> bool {
-    parts(token).is_some()
+    parts(token).is_ok()
 }
 
-fn parts(token: &str) -> Option<(&str, Vec<u8>)> {
+/// Id and secret.
+fn parts(token: &str) -> Result<(&str, Vec<u8>), Malformed> {
     use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-    let mut parts = token.split('.');
-    let (version, _ca, id, secret) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let id_is_hex = id.len() == ID_LEN && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if version != VERSION || !id_is_hex || secret.len() != SECRET_LEN || parts.next().is_some() {
-        return None;
-    }
-    let secret = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(secret).ok()?;
+    let parts = Parts::of(token)?;
+    let secret = URL_SAFE_NO_PAD.decode(parts.secret).map_err(|_| NO_SECRET)?;
 
-    Some((id, secret))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_whole_tokens_have_parts() {
-        let ca = "a".repeat(64);
-        let secret = "A".repeat(43);
-        for (token, good) in [
-            (format!("hf1.{ca}.0123abcd.{secret}"), true),
-            (format!("hf2.{ca}.0123abcd.{secret}"), false),
-            (format!("hf1.{ca}.0123abcd.{secret}.x"), false),
-            (format!("hf1.{ca}.../../x.{secret}"), false),
-            (format!("hf1.{ca}.0123abcd.short"), false),
-            (String::new(), false),
-        ] {
-            assert_eq!(parts(&token).is_some(), good, "{token}");
-        }
-    }
+    Ok((parts.id, secret))
 }
