@@ -19,51 +19,27 @@ pub const CHANGES: &str = "/etc/systemd/system/edgecore.service.d";
 const HOOKS: [(&str, &str); 2] =
     [("ExecStartPre=", "unit-hook before"), ("ExecStartPost=", "unit-hook after")];
 
-/// The unit that runs `program` with the configuration at `config`.
+/// The unit of the package, as it is there, with the programs and the configuration where a package has them.
 ///
 /// No option makes a mount namespace (`ProtectSystem` and others do): what the agent mounts for pods would
 /// not be seen by the runtime. `RestrictSUIDSGID` is not there because volumes of an `fsGroup` have that bit.
-/// The agent starts whether or not edgeadm is there.
+/// The agent starts whether or not edgeadm is there, and never before the machine has joined, whoever enables
+/// the unit.
+const OF_PACKAGE: &str = include_str!("../../packaging/edgecore.service");
+
+/// The unit that runs `program` with the configuration at `config`.
 pub fn text(program: &Path, config: &Path) -> String {
     let edgeadm = program.with_file_name("edgeadm");
-    let (edgeadm, program, config) = (edgeadm.display(), program.display(), config.display());
+    let replaced = [
+        ("/usr/bin/edgecore ", format!("{} ", program.display())),
+        ("/usr/bin/edgeadm ", format!("{} ", edgeadm.display())),
+        (edgecore::args::CONFIG_PATH, config.display().to_string()),
+    ];
+    let unit = replaced
+        .iter()
+        .fold(OF_PACKAGE.to_owned(), |unit, (packaged, ours)| unit.replace(packaged, ours));
 
-    format!(
-        "\
-{MARK} join, removed by edgeadm reset. Put changes into {NAME}.d/*.conf.
-[Unit]
-Description=Holdfast node agent
-Documentation=man:edgeadm(1)
-Wants=network-online.target
-After=network-online.target containerd.service crio.service dbus.service
-StartLimitIntervalSec=0
-
-[Service]
-Type=notify
-ExecStartPre=-{edgeadm} unit-hook before --config {config}
-ExecStart={program} run --config {config}
-ExecStartPost=-{edgeadm} unit-hook after --config {config}
-Restart=always
-RestartSec=2
-WatchdogSec=60
-TimeoutStartSec=90
-TimeoutStopSec=75
-KillMode=process
-OOMScoreAdjust=-999
-LimitNOFILE=65536
-TasksMax=infinity
-NoNewPrivileges=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-RestrictRealtime=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-SystemCallArchitectures=native
-SystemCallFilter=~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @swap
-
-[Install]
-WantedBy=multi-user.target
-"
-    )
+    format!("{MARK} join, removed by edgeadm reset. Put changes into {NAME}.d/*.conf.\n{unit}")
 }
 
 /// Whether the unit runs the agent with the configuration at `config`.
@@ -116,6 +92,22 @@ mod tests {
         for option in ["Protect", "Private", "ReadOnlyPaths", "ReadWritePaths", "Inaccessible"] {
             assert!(!unit.contains(option), "{option}");
         }
+    }
+
+    #[test]
+    fn the_unit_of_a_package_is_edgeadms_own_in_its_places() {
+        let config = Path::new(edgecore::args::CONFIG_PATH);
+        let starts = Starts::of(&[OF_PACKAGE.to_owned()]);
+        assert_eq!(starts.program.as_deref(), Some(Path::new("/usr/bin/edgecore")));
+        assert!(starts.has_hooks && is_of(OF_PACKAGE, config) && !OF_PACKAGE.starts_with(MARK));
+        let same = text(Path::new("/usr/bin/edgecore"), config);
+        assert_eq!(same.split_once('\n').unwrap().1, OF_PACKAGE);
+        // Nothing of a package's places is left in the unit of another.
+        let other = text(Path::new("/opt/bin/edgecore"), Path::new("/b/edgecore.yaml"));
+        assert!(!other.contains("/usr/") && !other.contains("/etc/"), "{other}");
+        assert!(other.contains("ExecStart=/opt/bin/edgecore run --config /b/edgecore.yaml\n"));
+        assert!(other.contains("ConditionPathExists=/b/edgecore.yaml\n"), "{other}");
+        assert!(Starts::of(&[other]).has_hooks);
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod main_job;
 mod network;
 mod node_alike;
 mod node_tools;
+mod package;
 mod power;
 mod probes;
 mod rbac;

@@ -1,5 +1,5 @@
 //! A machine with systemd: `edgeadm join` from nothing to a connected agent, what its unit promises,
-//! `edgeadm upgrade` and `edgeadm reset`.
+//! upgrades by packages and by hand, and `edgeadm reset`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use system_tests::wait;
 use tokio::process::Command;
 
 use super::machine::Machine;
-use super::upgrade;
+use super::{package, upgrade};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -118,6 +118,7 @@ async fn test(
     let after = cluster.until(client, &path, "Ready", LIMIT, pods::is_ready).await?;
     ensure!(Incarnation::of(&after) == before, "the agent's end changed {before:?} into {after}");
 
+    package::brings_versions(machine, cluster, client, &path, &config).await?;
     upgrade::changes_no_container(machine, cluster, client, &path, &config).await?;
 
     let reset = machine.edgeadm(&["reset", "--force", "--config", &config]).await?;
