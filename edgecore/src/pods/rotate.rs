@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 
 use super::context::Context;
 use crate::blocking;
@@ -22,6 +24,8 @@ use crate::volumes::remove::gone_is_done;
 /// Between two looks at all logs.
 pub const PERIOD: Duration = Duration::from_secs(10);
 
+/// What a log's name ends with that is set aside, in the order of time.
+const TIME: &str = ".%Y%m%d-%H%M%S";
 /// What is compressed, and what is being compressed.
 const COMPRESSED: &str = ".gz";
 const UNFINISHED: &str = ".tmp";
@@ -89,9 +93,12 @@ fn is_due(log: &Path, size_max: u64) -> bool {
 }
 
 async fn one(context: &Context, id: &str, log: &Path) -> Result<(), String> {
-    let (from, to) = (log.to_owned(), aside(log, clock::now()));
-    let (back_to, back_from) = (from.clone(), to.clone());
-    blocking::run(move || gone_is_done(fs::rename(from, to))).await.map_err(|e| e.to_string())?;
+    let (from, now) = (log.to_owned(), clock::now());
+    let renamed = blocking::run(move || {
+        let to = next_aside(&from, now);
+        gone_is_done(fs::rename(from, &to)).map(|()| to)
+    });
+    let (back_from, back_to) = (renamed.await.map_err(|e| e.to_string())?, log.to_owned());
     if let Err(error) = context.runtime.reopen_container_log(id).await {
         // It goes on writing to the file that it has: that one keeps the name. One that has ended has
         // written all.
@@ -111,8 +118,21 @@ async fn one(context: &Context, id: &str, log: &Path) -> Result<(), String> {
 }
 
 /// `0.log` is set aside as `0.log.20260101-000000`.
-fn aside(log: &Path, now: Timestamp) -> PathBuf {
-    with(log, &now.strftime(".%Y%m%d-%H%M%S").to_string())
+fn aside(log: &Path, at: Timestamp) -> PathBuf {
+    with(log, &at.strftime(TIME).to_string())
+}
+
+/// As what it is set aside now: of all names the last, after the clock was set back, too.
+fn next_aside(log: &Path, now: Timestamp) -> PathBuf {
+    let newest = || {
+        let (all, _) = set_aside(log).ok()?;
+        let rest = all.last()?.to_str()?.strip_prefix(log.to_str()?)?;
+        let time = DateTime::strptime(TIME, rest.trim_end_matches(COMPRESSED)).ok()?;
+        let at = time.to_zoned(TimeZone::UTC).ok()?.timestamp();
+        at.checked_add(SignedDuration::from_secs(1)).ok()
+    };
+
+    aside(log, newest().map_or(now, |after| after.max(now)))
 }
 
 fn with(path: &Path, suffix: &str) -> PathBuf {
@@ -273,6 +293,23 @@ mod tests {
         tidy(&log, 2).unwrap();
         let expected = ["0.log.20260101-000000", "1.log", "1.log.20260101-000006", "11.log"];
         assert_eq!(names(dir.path()), expected);
+    }
+
+    #[test]
+    fn what_is_set_aside_last_is_the_newest_whatever_the_clock_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("1.log");
+        for (second, expected) in [
+            (1_767_225_600, "1.log.20260101-000000"),
+            (0, "1.log.20260101-000001"),
+            (2_398_377_600, "1.log.20460101-000000"),
+            (1_767_225_600, "1.log.20460101-000001"),
+        ] {
+            let path = next_aside(&log, Timestamp::from_second(second).unwrap());
+            assert_eq!(path, dir.path().join(expected));
+            fs::write(path, "line\n").unwrap();
+            tidy(&log, 9).unwrap();
+        }
     }
 
     #[test]
