@@ -28,6 +28,9 @@ pub struct Memory {
     /// By how many seconds the clock was set since then: a deadline counts from both together.
     #[serde(skip_serializing_if = "is_zero")]
     pub clock_set_s: i64,
+    /// When the memory was stored, by the clock of then: shows whether it was set while no agent ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stored_at: Option<Timestamp>,
     /// How the pod ended for good. Once set, nothing of it is started again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,

@@ -32,6 +32,8 @@ use crate::{hook, resize, status, support};
 
 /// A clock that moved by less was not set: two clocks are not read at the same moment.
 const CLOCK_SET_MIN_S: i64 = 5;
+/// Nobody sees how long a node is off. One that was off for longer is rarer than a clock that is wrong by years.
+const AWAY_MAX_S: i64 = 300 * 24 * 60 * 60;
 
 /// Work for the shell. Doing it twice is doing it once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -222,10 +224,17 @@ pub fn plan(pod: &PodView, memory: &Memory, observed: &Observed, now: Timestamp)
 }
 
 /// Notes by how much the clock was set, so that no deadline passes or moves away by that. While the
-/// agent was away nobody measured: a clock that is then before the start begins anew.
+/// agent was away nobody measured: where the clock cannot have come by itself from what it was, that time does not
+/// count; one that is then before the start begins anew.
 fn follow_clock(memory: &mut Memory, observed: &Observed, now: Timestamp) {
     let Some(start) = memory.start_time else { return };
     let noted = memory.transient.clock_set_s;
+    if let (None, Some(stored_at)) = (noted, memory.stored_at) {
+        let away_s = now.duration_since(stored_at).as_secs();
+        if !(-CLOCK_SET_MIN_S..=AWAY_MAX_S).contains(&away_s) {
+            memory.clock_set_s = memory.clock_set_s.saturating_add(away_s);
+        }
+    }
     let set_s = observed.clock_set_s.saturating_sub(noted.unwrap_or(observed.clock_set_s));
     if noted.is_none() || set_s.abs() >= CLOCK_SET_MIN_S {
         memory.clock_set_s = memory.clock_set_s.saturating_add(set_s);

@@ -130,7 +130,7 @@ impl World {
             || self.memory.transient.unstored
             || is_idle
         {
-            self.stored = self.remembered();
+            self.store();
             self.memory.transient.unstored = false;
         }
         let is_over = self.memory.ended.is_some() || self.pod.is_deleted();
@@ -155,6 +155,15 @@ impl World {
         }
 
         done || is_new
+    }
+
+    /// Stores the memory, if it is another.
+    pub(crate) fn store(&mut self) {
+        let before = self.stored.stored_at;
+        let found = Memory { stored_at: before, ..self.remembered() };
+        if found != self.stored {
+            self.stored = Memory { stored_at: Some(self.now), ..found };
+        }
     }
 
     /// What another process would read from the store.

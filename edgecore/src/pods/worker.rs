@@ -64,6 +64,7 @@ pub struct Worker {
     memory: Memory,
     /// What the store holds of the memory.
     stored: Vec<u8>,
+    stored_at: Option<Timestamp>,
     store_retry: Option<Retry>,
     observed: Observed,
     logs: BTreeMap<String, String>,
@@ -103,6 +104,7 @@ impl Worker {
             is_gone,
             parsed: None,
             unreadable: None,
+            stored_at: memory.stored_at,
             memory,
             stored,
             store_retry: None,

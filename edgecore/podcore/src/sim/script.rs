@@ -111,12 +111,12 @@ impl World {
                 }
             }),
             ["vanish", name] => {
-                self.stored = self.remembered();
+                self.store();
                 self.observed.containers.retain(|c| c.name != *name);
             }
             ["sandbox", "lost"] => self.observed.sandboxes.iter_mut().for_each(|s| s.ready = false),
             ["sandbox", "gone"] | ["wiped"] => {
-                self.stored = self.remembered();
+                self.store();
                 self.observed.sandboxes.clear();
                 self.observed.containers.clear();
             }

@@ -10,6 +10,13 @@ use crate::desired::commit;
 use crate::pods::sweep;
 use crate::telemetry::chain;
 
+/// What is written of a memory that is stored then.
+fn as_stored(memory: &Memory, stored_at: Option<Timestamp>) -> Vec<u8> {
+    let memory = Memory { stored_at, ..memory.clone() };
+
+    serde_json::to_vec(&memory).expect("a memory is always JSON")
+}
+
 impl Worker {
     /// Makes the memory durable if it changed; answers when to try again if the store refuses.
     pub(super) async fn store_memory(
@@ -17,24 +24,19 @@ impl Worker {
         memory: &Memory,
         now: Timestamp,
     ) -> Option<Timestamp> {
-        let bytes = match serde_json::to_vec(memory) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                tracing::error!(%error, "the memory of the pod cannot be written as JSON");
-                return None;
-            }
-        };
-        if bytes == self.stored {
+        if as_stored(memory, self.stored_at) == self.stored {
             self.memory.transient.unstored = false;
             return None;
         }
         if let Some(retry) = self.store_retry.filter(|retry| retry.holds(now)) {
             return Some(retry.at);
         }
+        let bytes = as_stored(memory, Some(now));
         let write = Write::Memory { pod: self.uid.clone(), bytes: bytes.clone() };
         match commit(&self.context.store, vec![write]).await {
             Ok(()) => {
                 self.stored = bytes;
+                self.stored_at = Some(now);
                 self.memory.transient.unstored = false;
                 self.store_retry = None;
                 None

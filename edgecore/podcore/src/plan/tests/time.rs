@@ -118,3 +118,29 @@ fn a_deadline_counts_the_time_that_passes() {
         ],
     );
 }
+
+/// An agent starts again, and the clock says that so many seconds have passed.
+fn away(seconds: i64) -> crate::sim::World {
+    let mut spec = one("Always");
+    spec["activeDeadlineSeconds"] = json!(100);
+    let mut world = check(&spec, &[STARTED, ("wait 40", "")]);
+    world.agent_restart();
+    world.now += jiff::SignedDuration::from_secs(seconds);
+
+    world
+}
+
+#[test]
+fn a_clock_that_was_set_while_no_agent_ran_ends_no_pod() {
+    let over = "stop:a:30s stop:s1 tear-down";
+    for years in [YEARS, -YEARS] {
+        // The memory was last stored when the pod ran.
+        let rest = [("look", "volumes"), ("wait 99", ""), ("wait 1", over)];
+        crate::sim::play(&mut away(years), &rest);
+        let back = format!("clock {}", -years);
+        let rest = [("look", "volumes"), (&back, ""), ("wait 99", ""), ("wait 1", over)];
+        crate::sim::play(&mut away(years), &rest);
+    }
+    // What it may have been away counts, as on a kubelet.
+    crate::sim::play(&mut away(50), &[("look", "volumes"), ("wait 9", ""), ("wait 1", over)]);
+}

@@ -232,13 +232,14 @@ fn memory() -> impl Strategy<Value = Memory> {
         btree_map(name(), container_memory(), 0..4),
         option::of(attempt()),
         transient,
-        (time(), any_set(), btree_map("c[0-3]", any::<i64>(), 0..2)),
+        (time(), any_set(), option::of(time()), btree_map("c[0-3]", any::<i64>(), 0..2)),
     )
         .prop_map(|(start_time, ended, containers, sandbox_attempt, transient, others)| {
-            let (since, clock_set_s, pre_stopped) = others;
+            let (since, clock_set_s, stored_at, pre_stopped) = others;
             Memory {
                 start_time,
                 clock_set_s,
+                stored_at,
                 ended,
                 containers,
                 conditions: BTreeMap::from([(
@@ -342,6 +343,7 @@ fn nothing_of_the_link_enters_a_plan() {
     let Memory {
         start_time: _,
         clock_set_s: _,
+        stored_at: _,
         ended: _,
         containers: _,
         conditions: _,
