@@ -150,6 +150,7 @@ impl Agent {
             store: local.store,
             state_dir: config.state_dir,
             settings: local.settings,
+            known: local.known,
             addresses: local.addresses,
             accepted,
         };

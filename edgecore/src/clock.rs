@@ -1,9 +1,13 @@
 //! The only place of this crate that reads a clock.
 
+mod known;
+
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+
+pub use self::known::KnownTime;
 
 /// Wall-clock time, for what is written down or compared with the cloud's times.
 pub fn now() -> Timestamp {
@@ -26,7 +30,7 @@ pub fn set_s() -> i64 {
     (now().duration_since(*then) - passed).as_secs()
 }
 
-/// Wall-clock time since 1970, for the validity of certificates.
+/// Wall-clock time since 1970, as the machine has it.
 pub fn since_1970() -> Duration {
     now().as_duration().try_into().unwrap_or_default()
 }

@@ -4,9 +4,10 @@
 //! readable by root alone and never leaves the node. The agent replaces it when it renews the certificate,
 //! with a new key each time ([`next`]).
 
-mod der;
+pub(crate) mod der;
 mod files;
 pub mod next;
+pub mod verifier;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use tokio_rustls::rustls::{CertificateError, ClientConfig, ConfigBuilder, RootCe
 
 pub use self::files::{CA_FILE, NODE_FILE};
 use self::files::{CERT_FILE, Content, KEY_FILE, Marks};
+use crate::clock::KnownTime;
 
 /// Why there is no usable identity.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +88,7 @@ pub struct Identity {
     /// From when until when the certificate is valid, since 1970; none if that cannot be read.
     pub validity: Option<(Duration, Duration)>,
     /// Why cloudcore will not take the certificate, as far as can be seen from here: it has
-    /// expired, is not yet valid, or is not by the authority. Pods run nevertheless.
+    /// expired, or is not by the authority. Pods run nevertheless.
     pub problem: Option<rustls::Error>,
     /// DER.
     pub(crate) certificate: CertificateDer<'static>,
@@ -191,11 +193,14 @@ fn client(
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(failed)?;
 
-    Ok(builder.with_root_certificates(Arc::clone(roots)))
+    verifier::servers_of(roots, builder)
+        .map_err(|error| failed(rustls::Error::General(error.to_string())))
 }
 
-/// Sessions are not resumed: each shows the certificate of now.
+/// Sessions are not resumed: each shows the certificate of now. The time is what every program knows of it; who
+/// knows more says so.
 fn finished(mut config: ClientConfig) -> ClientConfig {
+    config.time_provider = Arc::new(KnownTime::of_build());
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::disabled();
 
@@ -212,7 +217,7 @@ fn roots(dir: &Path, ca: &[u8]) -> Result<Arc<RootCertStore>, IdentityError> {
     Ok(Arc::new(roots))
 }
 
-/// Looks at the certificate as cloudcore will.
+/// Looks at the certificate as cloudcore will. That it has not begun shows that the clock is behind.
 fn problem(
     chain: &[CertificateDer<'_>],
     roots: &Arc<RootCertStore>,
@@ -220,9 +225,14 @@ fn problem(
 ) -> Option<rustls::Error> {
     let provider = Arc::new(default_provider());
     let cloud = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider).build();
-    let now = UnixTime::since_unix_epoch(now);
+    let cloud = cloud.ok()?;
+    let problem = |now| cloud.verify_client_cert(&chain[0], &chain[1..], now).err();
+    let found = problem(UnixTime::since_unix_epoch(now))?;
 
-    cloud.ok()?.verify_client_cert(&chain[0], &chain[1..], now).err()
+    match verifier::begins(&found) {
+        Some(begin) => problem(begin),
+        None => Some(found),
+    }
 }
 
 fn certificates(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {

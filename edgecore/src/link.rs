@@ -9,6 +9,7 @@ pub mod proxy;
 mod renewal;
 pub mod shell;
 mod ticket;
+mod time;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

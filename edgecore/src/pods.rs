@@ -145,6 +145,8 @@ pub async fn run(
                 }
             }
             Ok(()) = addresses.changed() => pods.wake_all(),
+            // Tokens may have come due.
+            () = context.known.moved() => pods.wake_all(),
             _ = relist.tick() => pods.relist().await,
             _ = rotation.tick(), if rotating.is_empty() => {
                 rotating.spawn(rotate::rotate(Arc::clone(&context)));

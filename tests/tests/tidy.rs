@@ -206,7 +206,8 @@ fn every_queue_has_a_named_bound() {
 
 /// Verifiers of certificates of our own: of a cloudcore by the authority in its token, and of a
 /// container that is asked how it is, which may have any certificate.
-const VERIFIERS: [&str; 2] = ["edgeadm/src/pin.rs", "edgecore/src/handlers/tls.rs"];
+const VERIFIERS: [&str; 3] =
+    ["edgeadm/src/pin.rs", "edgecore/src/handlers/tls.rs", "edgecore/src/identity/verifier.rs"];
 
 /// The only code that starts a program, and that program. No shell is between them.
 const STARTER: (&str, &str) = ("edgeadm/src/host.rs", "const HELM: &str = \"helm\";");

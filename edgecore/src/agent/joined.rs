@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::KnownTime;
 use crate::identity::{self, Identity, IdentityError};
 use crate::telemetry::chain;
 use crate::{blocking, clock};
@@ -36,10 +37,12 @@ impl Told {
 
 /// Reads the identity, and says what is to be expected of it.
 pub(super) fn load(dir: &Path) -> Result<Identity, IdentityError> {
-    let identity = identity::load(dir, clock::since_1970())?;
+    let identity = identity::load(dir, KnownTime::of_build().now())?;
     match &identity.problem {
         Some(_) if identity.has_expired() => {
-            tracing::warn!("the certificate has expired; it is renewed when cloudcore is in reach");
+            tracing::warn!(
+                "by this machine's clock the certificate has expired; it is renewed when cloudcore is in reach"
+            );
         }
         Some(problem) => {
             tracing::warn!(%problem, "cloudcore will not take the certificate; join this node anew");

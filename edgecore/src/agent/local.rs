@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::runtime::{Parts, Told, run_pods};
 use super::{AgentError, own, repair};
-use crate::clock;
+use crate::clock::{self, KnownTime};
 use crate::config::Config;
 use crate::desired::{self, DELIVERIES_MAX, Desired};
 use crate::layout::Layout;
@@ -46,6 +46,8 @@ pub struct Local {
     pub store: Store,
     /// What the store held.
     pub settings: std::collections::BTreeMap<String, Vec<u8>>,
+    /// What is known of the time.
+    pub known: KnownTime,
     /// The node's addresses now.
     pub addresses: watch::Receiver<Vec<String>>,
     /// Finds pods for the kubelet API.
@@ -73,11 +75,10 @@ impl Local {
         let (link, link_seen) = watch::channel(not_connected());
         let (health_told, health) = watch::channel(Health::default());
         let (watched, addresses) = Addresses::new(config.node_ip);
-        let (version_told, version) = watch::channel(None);
-        let (abilities_told, abilities) = watch::channel(Arc::new(abilities::of_machine()));
+        let (told, version, abilities) = Told::new(abilities::of_machine());
         let (deliveries, delivered) = mpsc::channel(DELIVERIES_MAX);
         let Held { desired, memories, settings, statics } = Held::of(opened);
-        let upstream = Upstream::default();
+        let (upstream, known) = (Upstream::default(), KnownTime::of_build());
         let statics = StaticPods::new(config, &desired, &store, &upstream, statics.as_deref());
         let (registry, beat, pulled) = (Registry::default(), Beat::new(), Arc::new(Notify::new()));
         own::say_start(config, &upstream);
@@ -89,7 +90,7 @@ impl Local {
             facts: facts.clone(),
             runtime_version: version.clone(),
             runtime: runtime.clone(),
-            abilities: abilities_told.clone(),
+            abilities: told.abilities.clone(),
             pod_loop: beat.clone(),
             pulled: Arc::clone(&pulled),
             health: health_told,
@@ -114,11 +115,11 @@ impl Local {
             desired: desired.clone(),
             registry: registry.clone(),
             upstream: upstream.clone(),
+            known: known.clone(),
             cgroups,
             addresses: addresses.clone(),
             link: link_seen,
         };
-        let told = Told { version: version_told, abilities: abilities_told };
         start_pods(tasks, config, parts, memories, told, beat.clone());
 
         Ok(Self {
@@ -129,6 +130,7 @@ impl Local {
             desired,
             store,
             settings,
+            known,
             addresses,
             registry,
             runtime,

@@ -13,6 +13,7 @@ use store::Store;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::KnownTime;
 use crate::config::{self, Config};
 use crate::desired::Desired;
 use crate::layout::Layout;
@@ -46,6 +47,7 @@ pub(super) struct Parts {
     pub(super) desired: Desired,
     pub(super) registry: Registry,
     pub(super) upstream: Upstream,
+    pub(super) known: KnownTime,
     pub(super) cgroups: Cgroups,
     pub(super) addresses: watch::Receiver<Vec<String>>,
     pub(super) link: watch::Receiver<LinkState>,
@@ -64,6 +66,7 @@ impl Parts {
             desired: self.desired,
             registry: self.registry,
             upstream: self.upstream,
+            known: self.known,
             cgroups: self.cgroups,
             cgroup_root: config.cgroup_root.clone(),
             cgroup_driver: driver,
@@ -87,6 +90,18 @@ impl Parts {
 pub(super) struct Told {
     pub(super) version: watch::Sender<Option<RuntimeVersion>>,
     pub(super) abilities: watch::Sender<Arc<Abilities>>,
+}
+
+impl Told {
+    /// Nothing but what the machine can do; and where it is read.
+    pub(super) fn new(
+        of_machine: Abilities,
+    ) -> (Self, watch::Receiver<Option<RuntimeVersion>>, watch::Receiver<Arc<Abilities>>) {
+        let (version, version_told) = watch::channel(None);
+        let (abilities, abilities_told) = watch::channel(Arc::new(of_machine));
+
+        (Self { version, abilities }, version_told, abilities_told)
+    }
 }
 
 /// Waits for a runtime, then runs pods on it.

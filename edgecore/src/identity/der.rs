@@ -119,7 +119,7 @@ fn time(bytes: &mut &[u8]) -> Option<Duration> {
 }
 
 /// From when until when a certificate is valid, since 1970.
-pub(super) fn validity(mut certificate: &[u8]) -> Option<(Duration, Duration)> {
+pub(crate) fn validity(mut certificate: &[u8]) -> Option<(Duration, Duration)> {
     let mut all = inside(&mut certificate)?;
     let mut fields = inside(&mut all)?;
     // The version may be left out.

@@ -4,7 +4,7 @@
 pub mod blame;
 pub mod carrier;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 mod through;
 
 use std::io;
@@ -34,6 +34,7 @@ use self::carrier::Carrier;
 use super::expired::RenewalError;
 use super::proxy::{ProxyError, Way};
 use crate::blocking::resolve;
+use crate::identity::der;
 
 /// The name in cloudcore's certificate, whatever its address.
 pub const SERVER_NAME: &str = "cloudcore.holdfast.internal";
@@ -68,6 +69,8 @@ pub(super) type Socket = WebSocketStream<Stream>;
 pub(super) struct Connection {
     /// Where cloudcore answered; unknown behind a proxy.
     pub(super) peer: Option<IpAddr>,
+    /// When cloudcore's certificate ends, since 1970.
+    pub(super) until: Option<Duration>,
     pub(super) sink: SplitSink<Socket, Message>,
     pub(super) stream: SplitStream<Socket>,
     /// What was given to the sink is with the kernel.
@@ -351,6 +354,8 @@ pub(super) async fn dial(
     let by = Instant::now() + STAGES_MAX;
     let stream = connect_by(by, way, tls).await.map_err(|error| (error, None))?;
     let peer = stream.get_ref().0.peer().filter(|_| way.proxy.is_none());
+    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let until = shown.and_then(|shown| der::validity(shown)).map(|(_, until)| until);
     let upgrade = |source: SocketError| {
         let retry_after = retry_after(&source);
         let address = way.address.clone();
@@ -368,7 +373,7 @@ pub(super) async fn dial(
     let (socket, _) = upgraded.map_err(upgrade)?;
     let (sink, stream) = socket.split();
 
-    Ok(Connection { peer, sink, stream, flushed: true })
+    Ok(Connection { peer, until, sink, stream, flushed: true })
 }
 
 /// `Retry-After` in seconds, if the answer was HTTP and had one.

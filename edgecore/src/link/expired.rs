@@ -16,9 +16,10 @@ use tokio_tungstenite::tungstenite::Error as SocketError;
 use super::dial::{self, DialError, Stream};
 use super::post::{PostError, post};
 use super::proxy::Way;
+use crate::blocking;
+use crate::clock::KnownTime;
 use crate::identity::next::NextKey;
 use crate::identity::{Identity, IdentityError};
-use crate::{blocking, clock};
 
 /// From the request to the answer: cloudcore asks the API server twice meanwhile.
 const ANSWER_MAX: Duration = Duration::from_secs(8);
@@ -55,15 +56,15 @@ pub enum RenewalError {
 }
 
 /// Whether cloudcore says that the certificate has expired. It looks at it when the dial is done here, so a
-/// connection that breaks then says the same of one that has expired by this node's clock.
-pub(super) fn is_expired(error: &DialError, identity: &Identity) -> bool {
+/// connection that breaks then says the same of one that has expired by `now`, the time since 1970.
+pub(super) fn is_expired(error: &DialError, identity: &Identity, now: Duration) -> bool {
     let DialError::Upgrade { source, .. } = error else { return false };
     if matches!(**source, SocketError::Http(_)) {
         return false;
     }
     match alert(source) {
         Some(alert) => alert == AlertDescription::CertificateExpired,
-        None => identity.validity.is_some_and(|(_, until)| until < clock::since_1970()),
+        None => identity.validity.is_some_and(|(_, until)| until < now),
     }
 }
 
@@ -82,11 +83,12 @@ pub(super) async fn renew(
     dir: &Path,
     identity: &Identity,
     ticket: Option<Ticket>,
+    known: &KnownTime,
 ) -> Result<Identity, RenewalError> {
     let ticket = ticket.ok_or(RenewalError::NoTicket)?;
     let next = NextKey::generate(node).map_err(RenewalError::Identity)?;
     let tls = identity.without_certificate(dir).map_err(RenewalError::Identity)?;
-    let stream = dial::connect(way, tls).await;
+    let stream = dial::connect(way, known.over(&tls)).await;
     let stream = stream.map_err(|error| RenewalError::Dial(Box::new(error)))?;
     let exporter = stream
         .get_ref()
@@ -102,7 +104,8 @@ pub(super) async fn renew(
     let body = Renewal { certificate, csr, ticket, signature }.encode();
     let issued = ask(stream, body).await?;
     let (before, folder) = (identity.clone(), dir.to_owned());
-    let kept = blocking::run(move || next.keep(&folder, &before, &issued, clock::since_1970()));
+    let now = known.now();
+    let kept = blocking::run(move || next.keep(&folder, &before, &issued, now));
 
     kept.await.map_err(RenewalError::Identity)
 }

@@ -32,9 +32,8 @@ impl Renewal {
         Self { share, heard: None, look_at: now, asked: None }
     }
 
-    /// A link is up, and this is the cloud's time in milliseconds. An answer that was awaited comes no more.
-    pub(super) fn up(&mut self, time_ms: i64, now: Instant) {
-        let time = Duration::from_millis(u64::try_from(time_ms).unwrap_or_default());
+    /// A link is up, and this is the cloud's time since 1970. An answer that was awaited comes no more.
+    pub(super) fn up(&mut self, time: Duration, now: Instant) {
         self.heard = Some((time, now));
         self.asked = None;
         self.look_at = now;
@@ -93,9 +92,8 @@ mod tests {
         let validity = Some((100 * DAY, 131 * DAY));
         let check = |seed, day: u32, expected: bool| {
             let mut renewal = Renewal::new(seed, start);
-            let time_ms = i64::try_from((day * DAY).as_millis()).unwrap();
             assert!(!renewal.is_due(validity, start), "the time is not known");
-            renewal.up(time_ms, start);
+            renewal.up(day * DAY, start);
             assert_eq!(renewal.is_due(validity, start), expected, "{seed} on day {day}");
             let wait = renewal.look_at().unwrap() - start;
             assert!(wait >= PAUSE && wait <= LOOK_AGAIN, "{wait:?}");
@@ -114,7 +112,7 @@ mod tests {
     fn time_passes_while_the_link_is_up() {
         let start = clock::instant();
         let mut renewal = Renewal::new(0, start);
-        renewal.up(0, start);
+        renewal.up(Duration::ZERO, start);
         let validity = Some((Duration::ZERO, Duration::from_mins(1)));
         assert!(!renewal.is_due(validity, start));
         let at = renewal.look_at().unwrap();
@@ -130,7 +128,7 @@ mod tests {
         let key = || NextKey::generate(&NodeName::new("edge-1").unwrap()).unwrap();
         renewal.asked(key());
         assert_eq!(renewal.look_at(), None);
-        renewal.up(0, start);
+        renewal.up(Duration::ZERO, start);
         assert_eq!(renewal.look_at(), Some(start));
         assert!(renewal.answered(start).is_none(), "it belonged to the link before");
         renewal.asked(key());

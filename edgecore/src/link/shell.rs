@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_util::{FutureExt as _, Sink as _, SinkExt as _, StreamExt as _};
 use proto::codec;
@@ -31,8 +32,9 @@ use self::identity::{Caller, Dialed};
 use super::dial::Connection;
 use super::proxy::Way;
 use super::renewal::Renewal;
+use super::time::{self, Keeper};
 use super::{Delivery, HIGH_WATER_SETTING, LinkState, StoreRefusal, Upstream, ticket};
-use crate::clock;
+use crate::clock::{self, KnownTime};
 use crate::desired::Desired;
 use crate::identity::{Identity, IdentityError};
 use crate::telemetry::chain;
@@ -75,6 +77,8 @@ pub struct LinkParts {
     pub state_dir: PathBuf,
     /// What the store held at start.
     pub settings: BTreeMap<String, Vec<u8>>,
+    /// What is known of the time.
+    pub known: KnownTime,
     /// The node's addresses now.
     pub addresses: watch::Receiver<Vec<String>>,
     /// Takes streams of the kubelet API.
@@ -89,6 +93,9 @@ struct Shell {
     connection: Option<Connection>,
     dialing: JoinSet<Dialed>,
     renewal: Renewal,
+    time: Keeper,
+    /// When the certificate ends that cloudcore showed last, since 1970.
+    cloud_until: Option<Duration>,
     /// A certificate on its way to the disk: at most one.
     keeping: JoinSet<Result<Identity, IdentityError>>,
     /// What was last said of an identity that cannot be read.
@@ -114,11 +121,14 @@ pub async fn run(parts: LinkParts, stop: CancellationToken) {
         ticket: ticket::held(&parts.settings, &parts.state_dir, &parts.identity.join_id),
     };
     let high_water = setting(HIGH_WATER_SETTING).and_then(|b| HighWater::from_bytes(&b));
+    time::recall(&parts.known, &parts.settings, &parts.identity, clock::instant());
     let mut shell = Shell {
         session: EdgeSession::new(who, parts.seed, clock::instant()),
         connection: None,
         dialing: JoinSet::new(),
         renewal: Renewal::new(parts.seed, clock::instant()),
+        time: Keeper::new(clock::instant()),
+        cloud_until: None,
         keeping: JoinSet::new(),
         told_unread: String::new(),
         tunnels: Tunnels::default(),
@@ -279,6 +289,7 @@ impl Shell {
         match dialed.connection {
             Ok(connection) => {
                 self.parts.way.known = connection.peer.or(self.parts.way.known);
+                self.cloud_until = connection.until;
                 self.connection = Some(connection);
                 EdgeInput::Connected
             }
@@ -309,12 +320,14 @@ impl Shell {
                 EdgeOutput::Dial => {
                     self.dialing.abort_all();
                     self.dialing = JoinSet::new();
+                    self.keep_time();
                     let caller = Caller {
                         node: self.parts.node.clone(),
                         way: self.parts.way.clone(),
                         identity: self.parts.identity.clone(),
                         dir: self.parts.identity_dir.clone(),
                         ticket: self.session.ticket().cloned(),
+                        known: self.parts.known.clone(),
                     };
                     self.dialing.spawn(caller.dial());
                 }
@@ -367,10 +380,14 @@ impl Shell {
         tracing::info!(generation = welcome.generation, "the link is up");
         self.say_all();
         self.told_down.clear();
-        self.renewal.up(welcome.server_time_ms, clock::instant());
+        let now = clock::instant();
+        let time = Duration::from_millis(u64::try_from(welcome.server_time_ms).unwrap_or_default());
+        self.renewal.up(time, now);
+        self.parts.known.hear(time, self.cloud_until, now);
         let (tell, told) = oneshot::channel();
         let join_id = self.parts.identity.join_id.clone();
-        let writes = ticket::writes(&welcome.ticket, &join_id);
+        let mut writes = ticket::writes(&welcome.ticket, &join_id);
+        writes.push(self.time.keep(&self.parts.known, &join_id, now));
         let (folder, spare) = (self.parts.state_dir.clone(), welcome.ticket.clone());
         // On the store's thread, where a file may be waited for.
         let done = Box::new(move |stored: Result<(), StoreError>| {
@@ -388,6 +405,12 @@ impl Shell {
             generation,
             synced: false,
         });
+    }
+
+    /// What is known of the time goes on without the cloud, too.
+    fn keep_time(&mut self) {
+        let LinkParts { store, known, identity, .. } = &self.parts;
+        self.time.keep_if_due(store, known, &identity.join_id, clock::instant());
     }
 
     fn keep(&mut self, report: &Report) {

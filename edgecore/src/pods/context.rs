@@ -21,7 +21,7 @@ use super::images::Images;
 use super::registry::Registry;
 use super::rotate;
 use crate::blocking::read_trimmed;
-use crate::clock;
+use crate::clock::{self, KnownTime};
 use crate::desired::Desired;
 use crate::events::{self, EventType, Subject};
 use crate::layout::Layout;
@@ -56,6 +56,8 @@ pub struct Context {
     pub registry: Registry,
     /// To the cloud.
     pub upstream: Upstream,
+    /// What is known of the time.
+    pub known: KnownTime,
     /// The machine's cgroups.
     pub cgroups: Cgroups,
     /// Under which `kubepods` is.

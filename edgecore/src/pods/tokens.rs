@@ -1,8 +1,7 @@
 //! Asking the cloud for service account tokens, and again before they expire. An expired token stays
-//! in place until a newer one arrives.
+//! in place until a newer one arrives. When that is, is by the cloud's clock, not by this machine's.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,7 +10,7 @@ use proto::ids::Uid;
 use proto::wire::{Report, ReportKey};
 use serde::Serialize;
 
-use super::context::Context;
+use crate::link::Upstream;
 
 /// Before a token that did not come is asked for again: doubled each time. The link itself repeats
 /// what the cloud has not answered.
@@ -40,10 +39,11 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Asks for what is due; answers when to look again. `asks` is `None` for a pod that is ending.
+    /// Asks for what is due by the cloud's clock, where it is `now`; answers when to look again. `asks` is `None`
+    /// for a pod that is ending.
     pub fn ask(
         &mut self,
-        context: &Arc<Context>,
+        upstream: &Upstream,
         pod: &Uid,
         asks: Option<&Vec<(TokenAsk, Option<Timestamp>)>>,
         now: Timestamp,
@@ -55,7 +55,7 @@ impl Tokens {
                     self.by_source.remove(&ask.source);
                     *due
                 }
-                _due => self.ask_for(context, pod, ask, now),
+                _due => self.ask_for(upstream, pod, ask, now),
             };
             wake_at = Some(wake_at.map_or(at, |other: Timestamp| other.min(at)));
         }
@@ -65,7 +65,7 @@ impl Tokens {
 
     fn ask_for(
         &mut self,
-        context: &Arc<Context>,
+        upstream: &Upstream,
         pod: &Uid,
         ask: &TokenAsk,
         now: Timestamp,
@@ -83,7 +83,7 @@ impl Tokens {
             service_account: &ask.service_account,
         };
         match serde_json::to_vec(&wanted) {
-            Ok(json) => context.upstream.report(Report {
+            Ok(json) => upstream.report(Report {
                 key: ReportKey::TokenWanted { pod: pod.clone(), source: ask.source.clone() },
                 bytes: json.into(),
                 done: false,
@@ -94,5 +94,46 @@ impl Tokens {
         self.by_source.insert(ask.source.clone(), Asked { again_at, wait });
 
         again_at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use jiff::SignedDuration;
+
+    use super::*;
+
+    const YEARS: SignedDuration = SignedDuration::from_hours(20 * 365 * 24);
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + seconds).unwrap()
+    }
+
+    #[test]
+    fn a_token_is_asked_for_when_it_is_due_and_not_at_every_look() {
+        let (upstream, pod) = (Upstream::default(), Uid::new("pod").unwrap());
+        let ask = TokenAsk {
+            source: "s".to_owned(),
+            audience: String::new(),
+            expiration_seconds: 3600,
+            service_account: "default".to_owned(),
+        };
+        let mut tokens = Tokens::default();
+        let mut check = |due: Option<Timestamp>, now, asked: bool, again: Timestamp| {
+            let asks = vec![(ask.clone(), due)];
+            assert_eq!(tokens.ask(&upstream, &pod, Some(&asks), now), Some(again), "{now}");
+            assert_eq!(upstream.take().now_or_never().is_some(), asked, "{now}");
+        };
+        check(None, at(0), true, at(60));
+        check(None, at(59), false, at(60));
+        check(None, at(60), true, at(180));
+        check(Some(at(3000)), at(61), false, at(3000));
+        check(Some(at(3000)), at(3000), true, at(3060));
+        // A time that turns out to be wrong holds nothing up, and floods nobody.
+        check(Some(at(3000)), at(3000) + YEARS, true, at(3120) + YEARS);
+        check(Some(at(3000)), at(3001) + YEARS, false, at(3120) + YEARS);
+        check(Some(at(3000)), at(3000), true, at(3240));
+        check(Some(at(3000)), at(3001), false, at(3240));
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use podcore::materials::{References, references};
+use podcore::materials::{References, TokenAsk, references};
 use podcore::memory::Memory;
 use podcore::observed::{Observed, VolumesState};
 use podcore::plan::{Action, plan};
@@ -237,7 +237,7 @@ impl Worker {
         }
         let mut wake_at = earlier(next.wake_at, self.act(&pod, &gathered, &next, now));
         let wanted = (!pod.is_deleted()).then_some(&gathered.asks);
-        wake_at = earlier(wake_at, self.tokens.ask(&self.context, &self.uid, wanted, now));
+        wake_at = earlier(wake_at, self.ask_for_tokens(wanted, now));
         let status = self.status(&pod, &gathered.materials, now);
         wake_at = earlier(wake_at, self.report(&status, next.finished, now));
         self.enter(&pod, &status);
@@ -248,6 +248,18 @@ impl Worker {
         }
 
         wake_at
+    }
+
+    /// Asks for tokens that are due. They end by the cloud's clock.
+    fn ask_for_tokens(
+        &mut self,
+        asks: Option<&Vec<(TokenAsk, Option<Timestamp>)>>,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let theirs = self.context.known.cloud(now, clock::instant());
+        let at = self.tokens.ask(&self.context.upstream, &self.uid, asks, theirs)?;
+
+        Some(now.saturating_add(at.duration_since(theirs)).unwrap_or(now))
     }
 
     /// The pod and what it references, parsed if they are not.
@@ -306,8 +318,7 @@ fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
     a.into_iter().chain(b).min()
 }
 
-/// Sleeps until the wall clock says so; a clock that is set meanwhile is looked at again by the
-/// slow relist.
+/// Sleeps for as long as the wall clock needs to say so; one that is set meanwhile does not change that.
 async fn sleep_until(at: Option<Timestamp>) {
     match at {
         None => std::future::pending().await,

@@ -10,6 +10,7 @@ mod autonomy;
 mod bad_input;
 mod beside;
 mod churn;
+mod clock;
 mod crash;
 mod damage;
 mod deleted_node;

@@ -67,7 +67,10 @@ impl NoTls {
                 "check the address; a wrong answer of a name server, a captive portal and a proxy that \
                  opens TLS look like this"
             }
-            Self::Clock => "set the clock of this machine",
+            Self::Clock => {
+                "its time is over by all that is known here: somebody plays an old cloudcore, or the clocks \
+                 of cloudcore and this machine differ by years; set them"
+            }
             Self::Silent => {
                 "a firewall lets only the first packets pass, or packets of 1280 bytes are too large for \
                  the way (MTU)"

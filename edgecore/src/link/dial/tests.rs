@@ -41,6 +41,24 @@ impl Authority {
         self.sign_until(name, 2200)
     }
 
+    /// What it is known by.
+    pub(crate) fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+
+        Arc::new(roots)
+    }
+
+    /// A certificate from one new year to another.
+    pub(crate) fn between(&self, name: &str, from: i32, until: i32) -> CertificateDer<'static> {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(from, 1, 1);
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        let key = KeyPair::generate().unwrap();
+
+        params.signed_by(&key, &self.issuer).unwrap().der().clone()
+    }
+
     fn sign_until(&self, name: &str, year: i32) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
@@ -96,11 +114,9 @@ impl Authority {
     }
 
     fn server_with(&self, name: &str, is_open: bool) -> TlsAcceptor {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.certificate.clone()).unwrap();
         let provider = Arc::new(default_provider());
         let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+            WebPkiClientVerifier::builder_with_provider(self.roots(), Arc::clone(&provider));
         let verifier = if is_open { verifier.allow_unauthenticated() } else { verifier };
         let verifier = verifier.build().unwrap();
         let (certificate, key) = self.sign(name);

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::clock;
 use crate::identity::load;
 use crate::link::dial::SERVER_NAME;
 use crate::link::dial::tests::Authority;
@@ -42,12 +43,12 @@ fn dialed(year: i32, server: &Authority, client: &Authority) -> (DialError, Iden
 fn only_a_certificate_that_has_expired_is_renewed() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let (error, identity) = dialed(2001, &ours, &ours);
-    assert!(is_expired(&error, &identity), "{error:?}");
+    assert!(is_expired(&error, &identity, clock::since_1970()), "{error:?}");
     assert!(identity.has_expired());
     let (error, identity) = dialed(2200, &ours, &ours);
-    assert!(!is_expired(&error, &identity), "{error:?}");
+    assert!(!is_expired(&error, &identity, clock::since_1970()), "{error:?}");
     let (error, identity) = dialed(2200, &theirs, &ours);
-    assert!(!is_expired(&error, &identity), "{error:?}");
+    assert!(!is_expired(&error, &identity, clock::since_1970()), "{error:?}");
 }
 
 /// The head and body of a request.
@@ -111,7 +112,8 @@ fn asked(
     block_on(async {
         let (listener, address) = listen().await;
         let (node, way) = (node(), Way::straight(address));
-        let renewed = renew(&node, &way, dir, identity, ticket);
+        let known = KnownTime::of_build();
+        let renewed = renew(&node, &way, dir, identity, ticket, &known);
         tokio::select! {
             renewed = renewed => renewed,
             () = async { serve(listener, acceptor, answer).await; std::future::pending().await } => unreachable!(),

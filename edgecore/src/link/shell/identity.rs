@@ -1,7 +1,7 @@
 //! The shell's part in the identity of the node: which one it dials with, and how it gets the next.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use proto::admission::Ticket;
@@ -10,11 +10,13 @@ use proto::session::EdgeInput;
 use proto::wire::{CertificateRefusal, Issued};
 
 use super::Shell;
+use crate::clock::KnownTime;
 use crate::identity::next::NextKey;
 use crate::identity::{Identity, IdentityError};
 use crate::link::dial::{self, Connection, DialError};
 use crate::link::expired::{self, RenewalError};
 use crate::link::proxy::Way;
+use crate::link::time;
 use crate::telemetry::chain;
 use crate::{blocking, clock};
 
@@ -32,6 +34,7 @@ pub(super) struct Caller {
     pub(super) identity: Identity,
     pub(super) dir: PathBuf,
     pub(super) ticket: Option<Ticket>,
+    pub(super) known: KnownTime,
 }
 
 impl Caller {
@@ -39,16 +42,19 @@ impl Caller {
     /// renewed first.
     pub(super) async fn dial(mut self) -> Dialed {
         let (before, dir) = (self.identity.clone(), self.dir.clone());
-        let found = blocking::run(move || before.reload(&dir, clock::since_1970())).await;
+        let now = self.known.now();
+        let found = blocking::run(move || before.reload(&dir, now)).await;
         if let Some(Ok(found)) = &found {
             if found.join_id != self.identity.join_id {
                 self.ticket = None;
+                self.known.forget();
+                time::recall(&self.known, &BTreeMap::new(), found, clock::instant());
             }
             self.identity = found.clone();
         }
-        let tls = Arc::clone(&self.identity.tls);
+        let tls = self.known.over(&self.identity.tls);
         match dial::dial(&self.way, tls).await {
-            Err((error, _)) if expired::is_expired(&error, &self.identity) => {
+            Err((error, _)) if expired::is_expired(&error, &self.identity, self.known.now()) => {
                 self.renew(found).await
             }
             connection => Dialed { identity: found, connection },
@@ -56,8 +62,8 @@ impl Caller {
     }
 
     async fn renew(self, found: Option<Result<Identity, IdentityError>>) -> Dialed {
-        let Self { node, way, identity, dir, ticket } = self;
-        match expired::renew(&node, &way, &dir, &identity, ticket).await {
+        let Self { node, way, identity, dir, ticket, known } = self;
+        match expired::renew(&node, &way, &dir, &identity, ticket, &known).await {
             Ok(renewed) => {
                 Dialed { identity: Some(Ok(renewed)), connection: Err((DialError::Renewed, None)) }
             }
@@ -99,6 +105,7 @@ impl Shell {
     /// Asks for another certificate, if it is time.
     pub(super) fn renew(&mut self) {
         let now = clock::instant();
+        self.keep_time();
         if !self.renewal.is_due(self.parts.identity.validity, now) {
             return;
         }
@@ -117,9 +124,8 @@ impl Shell {
         match (answer, self.renewal.answered(now)) {
             (Ok(issued), Some(key)) => {
                 let (dir, before) = (self.parts.identity_dir.clone(), self.parts.identity.clone());
-                self.keeping.spawn(blocking::run(move || {
-                    key.keep(&dir, &before, &issued, clock::since_1970())
-                }));
+                let time = self.parts.known.now();
+                self.keeping.spawn(blocking::run(move || key.keep(&dir, &before, &issued, time)));
             }
             // Of a link before.
             (Ok(_), None) => {}

@@ -109,6 +109,7 @@ fn edge(address: SocketAddr, identity: Identity, dir: &std::path::Path) -> Edge 
         store: store.clone(),
         state_dir: dir.to_owned(),
         settings,
+        known: KnownTime::of_build(),
         addresses,
         accepted,
     };
@@ -213,6 +214,32 @@ fn the_cloud_is_told_that_the_ticket_is_kept() {
         cloud.welcome_with(1, Features::TICKET_HELD).await;
         assert_eq!(next_but_beats(&mut cloud).await, Frame::TicketHeld);
         edge.stop().await;
+    });
+}
+
+#[test]
+fn what_the_cloud_says_of_the_time_is_known_by_the_next_agent() {
+    block_on(async {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (identity, in_2096) = (authority.node(), Duration::from_secs(4_000_000_000));
+        let edge = edge_of(&listener, &identity, &dir);
+        let (mut cloud, _) = Cloud::accept(&listener, &authority.server(SERVER_NAME)).await;
+        let welcome = Welcome {
+            generation: 1,
+            ticket: Ticket::new(b"ticket".to_vec()).unwrap(),
+            epoch: 1,
+            server_time_ms: in_2096.as_millis().try_into().unwrap(),
+            features: Features::TICKET_HELD,
+        };
+        cloud.send(&Frame::Welcome(welcome)).await;
+        assert_eq!(next_but_beats(&mut cloud).await, Frame::TicketHeld);
+        edge.stop().await;
+
+        let (_, Opened { settings, .. }) = Store::open(&Options::in_folder(dir.path())).unwrap();
+        let (known, now) = (KnownTime::of_build(), clock::instant());
+        time::recall(&known, &settings, &identity, now);
+        assert!(known.least(now) >= in_2096, "{:?}", known.least(now));
     });
 }
 
