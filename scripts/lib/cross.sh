@@ -8,7 +8,9 @@ ZIG_SHA256=ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54
 GLIBC_MAX=2.28
 # A rustc whose standard library can be had for ARM is Debian sid's. Its folder is cached.
 RUST_ROOT=$CACHE/rust-sid
-DEBIAN=http://deb.debian.org/debian
+
+# Prints the mirror that this machine's own packages come from.
+debian_mirror() { apt-get indextargets --format '$(REPO_URI)' | awk '!/security/ && !found++'; }
 
 # rust_target ARCHITECTURE: rustc's name for Debian's.
 rust_target() {
@@ -65,7 +67,7 @@ install_rust_root_now() {
   [ ! -e "$RUST_ROOT/whole" ] || return 0
   rm -rf "$RUST_ROOT"
   mkdir -p "$CACHE"
-  step "making a Debian sid in $RUST_ROOT" debootstrap --variant=minbase sid "$RUST_ROOT" "$DEBIAN" >&2
+  step "making a Debian sid in $RUST_ROOT" debootstrap --variant=minbase sid "$RUST_ROOT" "$(debian_mirror)" >&2
   step "installing rustc for ARM there" install_rust
   touch "$RUST_ROOT/whole"
 }

@@ -14,7 +14,7 @@ install_oldest_root_now() {
   [ -e "$OLDEST_ROOT/whole" ] && return
   rm -rf "$OLDEST_ROOT"
   mkdir -p "$CACHE"
-  step "making a Debian 11 in $OLDEST_ROOT" debootstrap --variant=minbase --include=systemd "$OLDEST" "$OLDEST_ROOT" "$DEBIAN" >&2
+  step "making a Debian 11 in $OLDEST_ROOT" debootstrap --variant=minbase --include=systemd "$OLDEST" "$OLDEST_ROOT" "$(debian_mirror)" >&2
   touch "$OLDEST_ROOT/whole"
 }
 
