@@ -110,7 +110,9 @@ impl Agent {
         self.tasks.drain(Duration::from_secs(5)).await.unwrap();
     }
 
+    /// What the cloud does once it has said what time it is.
     async fn deliver(&mut self, changes: Vec<Change>) {
+        self.local.known.hear(clock::since_1970(), None, clock::instant());
         let (done, answer) = oneshot::channel();
         self.local
             .deliveries

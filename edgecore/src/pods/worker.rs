@@ -250,13 +250,14 @@ impl Worker {
         wake_at
     }
 
-    /// Asks for tokens that are due. They end by the cloud's clock.
+    /// Asks for tokens that are due. They end by the cloud's clock: before it is known nothing is due, and then
+    /// all pods are looked at.
     fn ask_for_tokens(
         &mut self,
         asks: Option<&Vec<(TokenAsk, Option<Timestamp>)>>,
         now: Timestamp,
     ) -> Option<Timestamp> {
-        let theirs = self.context.known.cloud(now, clock::instant());
+        let theirs = self.context.known.cloud(clock::instant())?;
         let at = self.tokens.ask(&self.context.upstream, &self.uid, asks, theirs)?;
 
         Some(now.saturating_add(at.duration_since(theirs)).unwrap_or(now))

@@ -1,6 +1,7 @@
 //! T23: clocks that are wrong by years, and jump, as those of machines without a clock battery do.
 
 use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,6 +14,7 @@ use system_tests::pods::{self, Incarnation};
 use system_tests::process::{checkout, output, program};
 use system_tests::replica::Replica;
 use system_tests::site::Site;
+use system_tests::wait;
 use tokio::process::Command;
 
 /// For conditions that hold within a second on an idle machine.
@@ -100,16 +102,28 @@ impl World {
         self.session_after(before).await
     }
 
-    /// What `edgeadm check` says on the node, well or not.
-    async fn check(&self) -> Result<String> {
+    /// The agent starts by another clock while cloudcore is away, and has looked at the pod before it is back.
+    async fn start_alone(&self, pod: &str, ahead_s: i64, preload: (&str, &str)) -> Result<()> {
+        self.node.kill_agent().await?;
+        self.replica.call("down").await?;
+        self.clock.set(ahead_s)?;
+        self.node.start_agent_with(&[preload]).await?;
+        let exec = ["ctl", "exec", pod];
+        let look = async || Ok(self.edgeadm(&exec, &["--", "true"]).await?.status.success());
+        wait::until("the agent to know the pod", LIMIT, look, |ran| *ran).await?;
+
+        self.replica.call("up").await.map(drop)
+    }
+
+    /// What `edgeadm` says on the node, well or not.
+    async fn edgeadm(&self, words: &[&str], rest: &[&str]) -> Result<Output> {
         let config = self.node.site().path("STATE")?.join("holdfast/edgecore.yaml");
         let mut command = Command::new("ip");
         command.args(["netns", "exec", self.node.site().fact("NETNS")?, "env"]);
         command.arg(format!("LD_PRELOAD={}", self.clock.library().display()));
-        command.arg(program("edgeadm")).args(["check", "--config"]).arg(config);
-        let ended = command.kill_on_drop(true).output().await?;
+        command.arg(program("edgeadm")).args(words).arg("--config").arg(config).args(rest);
 
-        Ok(String::from_utf8_lossy(&ended.stdout).into_owned())
+        Ok(command.stdin(Stdio::null()).kill_on_drop(true).output().await?)
     }
 }
 
@@ -122,8 +136,8 @@ fn token(pod: &Path) -> Result<String> {
 }
 
 /// A machine whose clock says 1970 joins; its clock is set, is years ahead, and says 1970 again, while the link breaks
-/// and while the agent is away. The link comes up each time; the pod with a deadline and a token goes on, and
-/// its token, which ends by the cloud's clock, is neither lost nor asked for again.
+/// and while the agent and cloudcore are away. The link comes up each time; the pod with a deadline and a token goes
+/// on, and its token, which ends by the cloud's clock, is neither lost nor asked for again.
 #[tokio::test]
 async fn a_clock_that_is_wrong_by_years_keeps_no_node_away_and_ends_no_pod() -> Result<()> {
     let cluster = Cluster::shared().await?;
@@ -152,17 +166,16 @@ async fn a_clock_that_is_wrong_by_years_keeps_no_node_away_and_ends_no_pod() -> 
     let dir = node.site().path("KUBELET_ROOT")?.join("pods").join(uid);
     let held = token(&dir)?;
     let mut session = world.session_after(0).await?;
-    let found = world.check().await?;
+    let found = world.edgeadm(&["check"], &[]).await?;
+    let found = String::from_utf8_lossy(&found.stdout);
     ensure!(found.contains("behind cloudcore's"), "the clock is not named:\n{found}");
 
     for ahead_s in [0, ahead, in_1970] {
         clock.set(ahead_s)?;
         session = world.dial_again(session).await?;
     }
-    for ahead_s in [ahead, in_1970] {
-        node.kill_agent().await?;
-        clock.set(ahead_s)?;
-        node.start_agent_with(&[preload]).await?;
+    for ahead_s in [in_1970, ahead] {
+        world.start_alone(&name, ahead_s, preload).await?;
         session = world.session_after(session).await?;
     }
     // Another pod starts by such a clock, and what was to become of the first has.
