@@ -302,14 +302,14 @@ fn class_of(status: http::StatusCode) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use http::StatusCode;
 
     use super::*;
 
-    fn now() -> Now {
+    pub(crate) fn now() -> Now {
         let process = Process { resident_bytes: 4096, open_files: 7, open_files_max: 1024 };
 
         let at = crate::clock::now();

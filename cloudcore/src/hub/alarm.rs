@@ -43,7 +43,8 @@ fn reason(code: RefuseCode) -> Option<&'static str> {
         RefuseCode::StaleTicket => Some("StolenIdentity"),
         RefuseCode::Revoked => Some("RevokedIdentity"),
         RefuseCode::UnknownNode => Some("UnknownIdentity"),
-        RefuseCode::BadProtocol | RefuseCode::Superseded | RefuseCode::NotReady => None,
+        RefuseCode::BadProtocol => Some("OtherProtocol"),
+        RefuseCode::Superseded | RefuseCode::NotReady => None,
     }
 }
 
@@ -166,7 +167,12 @@ mod tests {
     #[test]
     fn what_happens_in_good_order_is_no_alarm() {
         let alarming = RefuseCode::ALL.into_iter().filter(|code| reason(*code).is_some());
-        let expected = [RefuseCode::UnknownNode, RefuseCode::StaleTicket, RefuseCode::Revoked];
+        let expected = [
+            RefuseCode::BadProtocol,
+            RefuseCode::UnknownNode,
+            RefuseCode::StaleTicket,
+            RefuseCode::Revoked,
+        ];
         assert_eq!(alarming.collect::<Vec<_>>(), expected);
     }
 }

@@ -15,7 +15,7 @@ use futures_util::{Sink as _, SinkExt as _, StreamExt as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use proto::codec::{self, FRAME_BYTES_MAX};
-use proto::session::{CloudInput, CloudOutput, CloudSession, FAREWELL_MAX};
+use proto::session::{CloseReason, CloudInput, CloudOutput, CloudSession, FAREWELL_MAX};
 use proto::wire::{CertificateRefusal, Features, Hello, Issued, Refusal, RefuseCode};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::mpsc;
@@ -244,7 +244,15 @@ impl Link {
                     self.certify(csr);
                     continue;
                 }
-                CloudOutput::Close(reason) => return Some(telemetry::chain(&reason)),
+                CloudOutput::Close(reason) => {
+                    // Who speaks another version was refused before anybody was asked.
+                    if let CloseReason::Refused(refusal) = &reason
+                        && refusal.code == RefuseCode::BadProtocol
+                    {
+                        self.note_refusal(refusal);
+                    }
+                    return Some(telemetry::chain(&reason));
+                }
                 CloudOutput::Nacked { key, reason } => {
                     tracing::warn!(node = %self.holder.node, %key, reason, "the edge cannot store an object");
                     continue;
@@ -279,10 +287,9 @@ impl Link {
             let retry_after = std::time::Duration::from_mins(1);
             Err(Refusal { code: RefuseCode::UnknownNode, reason, retry_after })
         };
-        let refused = answer.as_ref().err().map(|refusal| refusal.code);
-        self.shared.metrics.admission(refused);
         let input = match answer {
             Ok(admission) => {
+                self.shared.metrics.admission(None);
                 let (events, receiver) = mpsc::channel(COMMANDS_MAX);
                 let session = SessionHandle {
                     node: node.clone(),
@@ -308,13 +315,19 @@ impl Link {
                 CloudInput::Admitted(admission)
             }
             Err(refusal) => {
-                let code = refusal.code.as_str();
-                tracing::warn!(%node, peer = %self.peer, code, reason = refusal.reason, "a session was refused");
-                self.refused = Some(refusal.clone());
+                self.note_refusal(&refusal);
                 CloudInput::Refused(refusal)
             }
         };
         self.session.handle(input, clock::now());
+    }
+
+    /// The node gets no session: it is counted, and told of once the edge knows.
+    fn note_refusal(&mut self, refusal: &Refusal) {
+        let (node, code) = (&self.holder.node, refusal.code.as_str());
+        tracing::warn!(%node, peer = %self.peer, code, reason = refusal.reason, "a session was refused");
+        self.shared.metrics.admission(Some(refusal.code));
+        self.refused = Some(refusal.clone());
     }
 
     /// The node holds its ticket.

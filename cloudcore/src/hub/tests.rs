@@ -13,7 +13,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use proto::admission::Ticket;
 use proto::codec;
 use proto::digest::Summary;
-use proto::wire::{Features, Frame, RefuseCode, Welcome};
+use proto::wire::{Features, Frame, PROTOCOL_VERSION, RefuseCode, Welcome};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -162,12 +162,22 @@ impl Hub {
     }
 
     async fn link(&self, who: &Who, node: &str, ticket: Option<Ticket>) -> Link {
+        self.link_speaking(PROTOCOL_VERSION, who, node, ticket).await
+    }
+
+    async fn link_speaking(
+        &self,
+        protocol: u32,
+        who: &Who,
+        node: &str,
+        ticket: Option<Ticket>,
+    ) -> Link {
         let stream = Box::pin(self.dial(Some(who))).await.unwrap();
         let url = format!("ws://{SERVER_NAME}/v1/link");
         let (socket, _) = soon("an upgrade", Box::pin(client_async(url, stream))).await.unwrap();
         let mut link = Link(socket);
         link.send(&Frame::Hello(Hello {
-            protocol: 1,
+            protocol,
             node: NodeName::new(node).unwrap(),
             agent_version: "test".to_owned(),
             held: Summary::default(),

@@ -61,6 +61,28 @@ fn a_key_alone_opens_nothing_once_the_node_holds_its_ticket_and_people_are_told(
 }
 
 #[test]
+fn an_agent_of_another_protocol_is_refused_counted_and_told_of() {
+    block_on(async {
+        let hub = Hub::start().await;
+        let who = hub.node("edge-1");
+        hub.keep_record(false);
+        let other = PROTOCOL_VERSION + 1;
+        let mut link = hub.link_speaking(other, &who, "edge-1", None).await;
+        assert_eq!(link.refused().await, RefuseCode::BadProtocol);
+        let told = || hub.api.under("/api/v1/namespaces/default/events/edge-1.");
+        let told = until("an event", told, |told| !told.is_empty()).await;
+        assert_eq!(told[0]["reason"], "OtherProtocol");
+        let message = told[0]["message"].as_str().unwrap();
+        let both =
+            format!("the edge speaks protocol version {other}, this cloud {PROTOCOL_VERSION}");
+        assert!(message.ends_with(&both), "{message}");
+        let counted = "holdfast_cloudcore_admissions_total{result=\"BadProtocol\"} 1";
+        let metrics = hub.shared.metrics.text(&crate::metrics::tests::now());
+        assert!(metrics.contains(counted), "{metrics}");
+    });
+}
+
+#[test]
 fn who_has_no_ticket_must_have_the_key_that_joined() {
     block_on(async {
         let hub = Hub::start().await;
