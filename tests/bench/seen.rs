@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, Client};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// A pod that takes longer is not measured but broken.
 const LIMIT: Duration = Duration::from_mins(2);
+
+/// Before a watch that broke off is taken up.
+const AGAIN: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Times {
@@ -31,6 +34,7 @@ struct Log {
 /// A watch of the pods of namespace `default`.
 #[derive(Debug)]
 pub(crate) struct Seen {
+    api: Api<Pod>,
     log: Arc<Log>,
     _watch: JoinSet<()>,
 }
@@ -43,9 +47,9 @@ impl Seen {
         let version = listed.metadata.resource_version.unwrap_or_default();
         let log = Arc::new(Log::default());
         let mut watch = JoinSet::new();
-        watch.spawn(follow(api, version, Arc::clone(&log)));
+        watch.spawn(follow(api.clone(), version, Arc::clone(&log)));
 
-        Ok(Self { log, _watch: watch })
+        Ok(Self { api, log, _watch: watch })
     }
 
     /// When the pod was first seen Ready.
@@ -70,7 +74,12 @@ impl Seen {
             }
         };
 
-        timeout(LIMIT, seen).await.context("waited too long")
+        match timeout(LIMIT, seen).await {
+            Ok(at) => Ok(at),
+            Err(_elapsed) => {
+                bail!("waited too long; the API server has {:?}", self.api.get_opt(pod).await)
+            }
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Times>> {
@@ -78,20 +87,39 @@ impl Seen {
     }
 }
 
+/// Goes on where a watch ends; where it cannot, times are lost, and a bench that wants them says so.
 async fn follow(api: Api<Pod>, mut version: String, log: Arc<Log>) {
     loop {
-        let Ok(events) = api.watch(&WatchParams::default(), &version).await else { continue };
-        let mut events = Box::pin(events);
-        while let Some(Ok(event)) = events.next().await {
-            let (pod, is_gone) = match event {
-                WatchEvent::Added(pod) | WatchEvent::Modified(pod) => (pod, false),
-                WatchEvent::Deleted(pod) => (pod, true),
-                WatchEvent::Bookmark(_) | WatchEvent::Error(_) => continue,
-            };
-            version = pod.metadata.resource_version.clone().unwrap_or(version);
-            note(&log, &pod, is_gone);
+        match watch(&api, &mut version, &log).await {
+            Ok(()) => {}
+            Err(error) => {
+                crate::report::say(&format!("the watch of pods broke off at {version}: {error:#}"));
+                sleep(AGAIN).await;
+            }
         }
     }
+}
+
+/// Until the API server ends it.
+async fn watch(api: &Api<Pod>, version: &mut String, log: &Log) -> Result<()> {
+    let mut events = Box::pin(api.watch(&WatchParams::default(), version).await?);
+    while let Some(event) = events.next().await {
+        let (pod, is_gone) = match event? {
+            WatchEvent::Added(pod) | WatchEvent::Modified(pod) => (pod, false),
+            WatchEvent::Deleted(pod) => (pod, true),
+            WatchEvent::Bookmark(mark) => {
+                *version = mark.metadata.resource_version;
+                continue;
+            }
+            WatchEvent::Error(status) => bail!("{status}"),
+        };
+        if let Some(later) = &pod.metadata.resource_version {
+            version.clone_from(later);
+        }
+        note(log, &pod, is_gone);
+    }
+
+    Ok(())
 }
 
 fn note(log: &Log, pod: &Pod, is_gone: bool) {
