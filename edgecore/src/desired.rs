@@ -166,8 +166,8 @@ impl Desired {
         }
     }
 
-    /// Leaves out of a batch what must not be applied: a delete that is about another UID than the
-    /// one held.
+    /// What a batch changes here. Left out are a delete that is about another UID than the one held, and a token
+    /// of no pod. With a pod its tokens go: the cloud keeps none, and has none to delete.
     fn applicable(&self, changes: Vec<Change>) -> Vec<Change> {
         let state = self.state();
         let applies = |change: &Change| match (change, state.objects.get(change.key())) {
@@ -177,8 +177,32 @@ impl Desired {
             // A pod that was never held leaves a tombstone, so that what runs of it is swept.
             (Change::Delete { key, .. }, None) => key.kind() == Kind::Pod,
         };
+        let mut changes: Vec<_> = changes.into_iter().filter(applies).collect();
 
-        changes.into_iter().filter(applies).collect()
+        let (mut come, mut gone) = (BTreeSet::new(), BTreeSet::new());
+        for change in changes.iter().filter(|change| change.key().kind() == Kind::Pod) {
+            match change {
+                Change::Put(object) => come.insert(object.version.uid.clone()),
+                Change::Delete { uid, .. } => gone.insert(uid.clone()),
+            };
+        }
+        let stays = |pod: &Uid| !gone.contains(pod) && (come.contains(pod) || state.knows(pod));
+        let is_token = |object: &Object| object.key.kind() == Kind::Token;
+        changes.retain(|change| match change {
+            Change::Put(object) => !is_token(object) || stays(&object.version.uid),
+            Change::Delete { .. } => true,
+        });
+        if !gone.is_empty() {
+            let held = state.objects.values().filter(|object| is_token(object));
+            let lost = held.filter(|token| gone.contains(&token.version.uid));
+            let delete = |token: &Object| Change::Delete {
+                key: token.key.clone(),
+                uid: token.version.uid.clone(),
+            };
+            changes.extend(lost.map(delete));
+        }
+
+        changes
     }
 
     /// Makes durable changes visible.
@@ -346,6 +370,34 @@ mod tests {
         check(put(&key, "b", 1, 3, vec![4]), Some(("b", 3)));
         check(delete("a"), Some(("b", 3)));
         check(delete("b"), None);
+        drop(store);
+
+        let (_store, opened) = Store::open(&Options::in_folder(dir.path())).unwrap();
+        assert!(opened.objects.is_empty() && opened.is_intact());
+    }
+
+    #[test]
+    fn tokens_come_and_go_with_their_pod() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(&Options::in_folder(dir.path())).unwrap();
+        let desired = Desired::default();
+        let take = |changes| runtime().block_on(deliver(&desired, &store, changes)).unwrap();
+        let pod = |of| put(&ObjectKey::pod(&uid(of)), of, 0, 1, vec![1]);
+        let token = |of: &str, source| ObjectKey::token(&uid(of), source);
+        let put_token = |of, source| put(&token(of, source), of, 0, 9, vec![2]);
+        let gone = |of| Change::Delete { key: ObjectKey::pod(&uid(of)), uid: uid(of) };
+        let held = || desired.held().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+
+        take(vec![pod("a"), pod("b")]);
+        take(vec![put_token("a", "x"), put_token("a", "y"), put_token("b", "x")]);
+        assert_eq!(held().len(), 5);
+        take(vec![gone("a")]);
+        let left = [ObjectKey::pod(&uid("b")), token("b", "x")];
+        assert_eq!(held(), left);
+        // The pod went while the cloud asked for its token.
+        take(vec![put_token("a", "x")]);
+        take(vec![put_token("b", "y"), gone("b")]);
+        assert_eq!(held(), []);
         drop(store);
 
         let (_store, opened) = Store::open(&Options::in_folder(dir.path())).unwrap();

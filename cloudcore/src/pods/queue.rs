@@ -213,6 +213,11 @@ impl Queue {
         Some((uid.clone(), write))
     }
 
+    /// Writes about the pod that have failed in a row.
+    pub(super) fn failures(&self, uid: &Uid) -> u32 {
+        self.pods.get(uid).map_or(0, |pod| pod.failures)
+    }
+
     /// When [`Self::next`] may have something again.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         if self.under_way >= WRITES_MAX {

@@ -21,6 +21,9 @@ use crate::clock;
 use crate::cluster::Cluster;
 use crate::hub::SessionHandle;
 
+/// In a row, about one pod: then people are told. The API server has been asked for 15 s.
+const FAILURES_TOLD: u32 = 6;
+
 /// See the module's documentation.
 pub struct Writer {
     cluster: Cluster,
@@ -120,7 +123,17 @@ impl Writer {
                 if written == Written::Gone && self.statics.contains(&uid) {
                     written = Written::MirrorGone;
                 }
+                let failure = if let Written::Failed { reason, .. } = &written {
+                    Some(reason.clone())
+                } else {
+                    None
+                };
                 let mut answers = self.queue.written(&uid, &write, written, epoch, clock::now());
+                if let Some(reason) = failure.filter(|_| self.queue.failures(&uid) == FAILURES_TOLD)
+                {
+                    let node = self.session.node();
+                    tracing::warn!(%node, %uid, reason, "the API server does not take what a node says of a pod; it is asked again");
+                }
                 answers.extend(self.compare(&uid));
                 answers
             }

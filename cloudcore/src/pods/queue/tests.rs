@@ -161,6 +161,21 @@ fn writes_of_one_pod_come_in_order_and_the_latest_wins() {
 }
 
 #[test]
+fn failures_are_counted_until_a_write_succeeds() {
+    let (mut bench, uid) = (Bench::new(), Uid::new("a").unwrap());
+    let mut check = |given: &[Happens], expected| {
+        for happens in given {
+            bench.take(happens.clone());
+        }
+        assert_eq!(bench.queue.failures(&uid), expected, "{given:?}");
+    };
+    check(&[], 0);
+    check(&[Shows("", 5), Report("r1", 1), failed(None)], 1);
+    check(&[Passes(30_000), failed(None)], 2);
+    check(&[Passes(30_000), done(6)], 0);
+}
+
+#[test]
 fn failures_wait_refusals_stay_and_removal_comes_last() {
     let check = |given: &[Happens], expected: &[&str]| {
         let mut bench = Bench::new();

@@ -61,8 +61,10 @@ impl Worker {
                 None
             }
             Err(error) => {
-                tracing::debug!(%error, "the runtime does not tell what it holds");
                 let retry = Retry::after(self.look_retry.as_ref(), now);
+                if retry.is_told(self.look_retry.as_ref()) {
+                    tracing::warn!(pod = %self.uid, %error, "the runtime does not tell what it holds of the pod, for which nothing is done until it does");
+                }
                 self.look_retry = Some(retry);
                 Some(retry.at)
             }

@@ -41,6 +41,11 @@ impl Retry {
         Self { wait, at: now + wait }
     }
 
+    /// Whether it is to be told after the one before: it will not be better soon.
+    pub(super) fn is_told(&self, before: Option<&Self>) -> bool {
+        self.wait == RETRY_MAX && before.is_none_or(|before| before.wait < RETRY_MAX)
+    }
+
     /// Whether it is not yet time. Further away than the wait means that the clock was set back.
     pub(super) fn holds(&self, now: Timestamp) -> bool {
         now < self.at && self.at <= now + self.wait
