@@ -3,7 +3,7 @@
 //! [`listener`] accepts and bounds what has not proved itself; [`routes`] answers and turns a proven
 //! node's request into a WebSocket; [`joining`] lets machines in; [`admission`] decides which session
 //! of a node is the current one and records it; [`alarm`] tells of those that were refused; [`renewal`] gives
-//! nodes their next certificates; [`session`] runs the link. What the rest of
+//! nodes their next certificates; [`outdated`] tells them when they are to ask for one at once; [`session`] runs the link. What the rest of
 //! cloudcore sees is [`Connected`], [`SessionEvent`], [`SessionHandle`] and [`Sessions`].
 
 mod admission;
@@ -12,6 +12,7 @@ mod drain;
 mod fencing;
 mod joining;
 mod listener;
+mod outdated;
 mod rate;
 mod renewal;
 mod routes;
@@ -42,6 +43,7 @@ pub(crate) use self::drain::STREAMS_MAX;
 pub use self::fencing::run as fence;
 pub(crate) use self::joining::is_understood as is_join_request;
 pub use self::listener::{HubError, bind, run};
+pub use self::outdated::Turns;
 pub use self::rate::Rate;
 pub use self::sessions::{Holder, Sessions, Whereabouts};
 use crate::evidence::Evidence;
@@ -76,6 +78,8 @@ pub struct Shared {
     pub renewals: Rate,
     /// How long a node's certificate lives.
     pub node_life: Duration,
+    /// Of nodes that are told to renew.
+    pub turns: Turns,
     /// What people were told of refused sessions.
     pub alarms: Alarms,
     /// To the workers of the nodes.

@@ -202,6 +202,7 @@ fn hub_of(
         joins: hub::Rate::default(),
         renewals: hub::Rate::default(),
         node_life: config.node_certificate_life,
+        turns: hub::Turns::default(),
         alarms: hub::Alarms::default(),
         metrics: metrics.clone(),
         connected,

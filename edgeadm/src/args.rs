@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use self::check::CheckArgs;
-use self::cluster::{GetTokenArgs, TokenCommand};
+use self::cluster::{CaCommand, GetTokenArgs, TokenCommand};
 use self::ctl::CtlCommand;
 use self::debug::DebugCommand;
 use self::init::InitArgs;
@@ -62,6 +62,12 @@ pub enum Command {
     /// Make a token for one day and print it: `token create` without options.
     #[command(name = "gettoken")]
     GetToken(GetTokenArgs),
+    /// Replace the authority that nodes and cloudcore are believed by (needs access to the cluster).
+    Ca {
+        /// What to do.
+        #[command(subcommand)]
+        command: CaCommand,
+    },
     /// Look at all that an edge node needs, and say what to do about what is wrong.
     Check(CheckArgs),
     /// Make this machine an edge node: get its certificate and write its configuration.

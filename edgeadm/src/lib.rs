@@ -10,12 +10,14 @@
 //! - [`upgrade`]: another version of the agent, which gives way if it does not do as well.
 //! - [`reset`]: undoes all of it, but in the cluster.
 //! - [`tokens`]: the cluster's side: join tokens are Secrets; [`token`] is their text form.
+//! - [`authority`]: the cluster's side: another authority takes the place of the one that is there.
 //! - [`text`]: version, completions and manual pages.
 //! - [`output`]: answers as tables, JSON and YAML; [`ui`]: the only place that prints.
 
 pub mod agent;
 pub mod args;
 pub mod ask;
+pub mod authority;
 pub mod certificate;
 pub mod check;
 pub mod clock;
@@ -58,6 +60,9 @@ pub enum Error {
     /// Tokens could not be looked after.
     #[error(transparent)]
     Tokens(Box<tokens::TokensError>),
+    /// The authority is as it was.
+    #[error(transparent)]
+    Authority(authority::AuthorityError),
     /// Cloudcore is not in the cluster.
     #[error(transparent)]
     Init(Box<init::InitError>),
@@ -99,6 +104,7 @@ impl Error {
             Self::Man(_) => exit::NOT_WRITTEN,
             Self::Join(error) => error.exit_code(),
             Self::Tokens(error) => error.exit_code(),
+            Self::Authority(error) => error.exit_code(),
         }
     }
 }
@@ -125,6 +131,7 @@ pub fn run(args: Args) -> Result<(), Error> {
             Command::Debug { command } => debug::run(command).await.map_err(Error::Debug),
             Command::Token { command } => tokens::run(command).await.map_err(tokens),
             Command::GetToken(args) => tokens::create(args.into()).await.map_err(tokens),
+            Command::Ca { command } => authority::run(command).await.map_err(Error::Authority),
             Command::Version(args) => {
                 text::version(&args);
                 Ok(())

@@ -18,6 +18,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
 use crate::args::cluster::{ClusterArgs, CreateArgs, TokenCommand};
+use crate::authority::kept::{CA_CERT, CA_SECRET, NEXT_KEY};
 use crate::output::{self, Answer, Table};
 use crate::token::{NoRandomness, Token};
 use crate::{clock, exit, ui};
@@ -26,9 +27,6 @@ use crate::{clock, exit, ui};
 const SECRET_PREFIX: &str = "holdfast-join-";
 /// Marks tokens' Secrets, with the value `true`.
 const LABEL: &str = "holdfast.dev/join-token";
-/// The Secret of the authority, made by cloudcore at its first start.
-const CA_SECRET: &str = "holdfast-ca";
-const CA_CERT: &str = "ca.crt";
 
 // Fields of a token's Secret, as cloudcore reads them.
 const SECRET_HASH: &str = "secretHash";
@@ -266,6 +264,11 @@ impl Secrets {
             .await
             .map_err(self.failed("get", "secret holdfast-ca"))?
             .ok_or_else(|| TokensError::NoAuthority(self.namespace.clone()))?;
+        if ca.data.as_ref().is_some_and(|data| data.contains_key(NEXT_KEY)) {
+            ui::step(
+                "the authority is being replaced: the token is good until `edgeadm ca finish`",
+            );
+        }
         let pem = ca.data.as_ref().and_then(|data| data.get(CA_CERT));
         let der = pem.and_then(|pem| CertificateDer::from_pem_slice(&pem.0).ok());
         let der = der.ok_or_else(|| TokensError::BadAuthority(self.namespace.clone()))?;

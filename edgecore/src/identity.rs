@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::codec::AUTHORITIES_MAX;
+use proto::wire::{Fingerprint, IdentityHeld};
 use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
@@ -92,6 +94,8 @@ pub struct Identity {
     pub problem: Option<rustls::Error>,
     /// DER.
     pub(crate) certificate: CertificateDer<'static>,
+    /// Those that are believed.
+    authorities: Vec<Fingerprint>,
     roots: Arc<RootCertStore>,
     marks: Marks,
 }
@@ -101,6 +105,8 @@ pub fn load(dir: &Path, now: Duration) -> Result<Identity, IdentityError> {
     let marks = Marks::of(dir);
     let ca = read(&dir.join(CA_FILE))?;
     let roots = roots(dir, &ca)?;
+    let authorities = certificates(&dir.join(CA_FILE), &ca)?;
+    let authorities = authorities.iter().map(|der| Fingerprint::of(der)).collect();
     let is_old = files::is_old(dir);
     let path = dir.join(if is_old { CERT_FILE } else { NODE_FILE });
     let text = read(&path)?;
@@ -118,7 +124,7 @@ pub fn load(dir: &Path, now: Duration) -> Result<Identity, IdentityError> {
     let certificate = chain[0].clone();
     let tls = tls(dir, &roots, chain, key)?;
 
-    Ok(Identity { tls, join_id, validity, problem, certificate, roots, marks })
+    Ok(Identity { tls, join_id, validity, problem, certificate, authorities, roots, marks })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
@@ -146,6 +152,14 @@ impl Identity {
                 CertificateError::Expired | CertificateError::ExpiredContext { .. }
             ))
         )
+    }
+
+    /// What the cloud is told of it.
+    pub(crate) fn held(&self) -> IdentityHeld {
+        // More than these cloudcore gives to no one.
+        let authorities = self.authorities.iter().take(AUTHORITIES_MAX).copied().collect();
+
+        IdentityHeld { certificate: Fingerprint::of(&self.certificate), authorities }
     }
 
     /// TLS to the same cloudcore that shows no certificate.

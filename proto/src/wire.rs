@@ -1,5 +1,6 @@
 //! The frames of the link as the sessions see them; [`crate::codec`] puts them into bytes.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use crate::admission::Ticket;
 use crate::digest::Summary;
 use crate::ids::{NodeName, ObjectKey, Uid};
-use crate::object::{Point, Version};
+use crate::object::{Point, Version, hex};
 use crate::payload::Payload;
 
 /// What this build speaks; a peer with another number is refused.
@@ -42,6 +43,10 @@ pub enum Frame {
     CertificateIssued(Issued),
     /// Down: not now.
     CertificateRefused(CertificateRefusal),
+    /// Up: this certificate and these authorities are durable.
+    IdentityHeld(IdentityHeld),
+    /// Down: another certificate is to be asked for at once.
+    CertificateOutdated,
     /// Down: the object exists in this state.
     Put {
         /// Number to acknowledge.
@@ -182,6 +187,8 @@ impl Frame {
             Self::CertificateWanted { .. } => "CertificateWanted",
             Self::CertificateIssued(_) => "CertificateIssued",
             Self::CertificateRefused(_) => "CertificateRefused",
+            Self::IdentityHeld(_) => "IdentityHeld",
+            Self::CertificateOutdated => "CertificateOutdated",
             Self::Put { .. } => "Put",
             Self::Delete { .. } => "Delete",
             Self::Ack { .. } => "Ack",
@@ -235,8 +242,11 @@ impl Features {
     pub const TICKET_HELD: Self = Self(1);
     /// Certificates are renewed over the link ([`Frame::CertificateWanted`]).
     pub const CERTIFICATES: Self = Self(1 << 1);
+    /// The edge says which certificate it holds and whom it believes ([`Frame::IdentityHeld`]), and renews at
+    /// once when it is told to ([`Frame::CertificateOutdated`]).
+    pub const AUTHORITIES: Self = Self(1 << 2);
     /// Those of this build.
-    pub const OURS: Self = Self(Self::TICKET_HELD.0 | Self::CERTIFICATES.0);
+    pub const OURS: Self = Self(Self::TICKET_HELD.0 | Self::CERTIFICATES.0 | Self::AUTHORITIES.0);
 
     /// Whether all of `wanted` are among them.
     pub fn has(self, wanted: Self) -> bool {
@@ -347,6 +357,42 @@ pub struct Issued {
     pub certificate: Bytes,
     /// DER: what cloudcore's certificates are signed with, now or soon; none if that is as before.
     pub authorities: Vec<Bytes>,
+}
+
+/// The SHA-256 of a certificate, DER.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fingerprint(pub [u8; 32]);
+
+impl Fingerprint {
+    /// Of this certificate.
+    pub fn of(der: &[u8]) -> Self {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, der).as_ref());
+
+        Self(hash)
+    }
+}
+
+/// 64 hexadecimal digits.
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What an edge has stored of its identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityHeld {
+    /// With which it connects next.
+    pub certificate: Fingerprint,
+    /// Those that it believes, at most [`crate::codec::AUTHORITIES_MAX`].
+    pub authorities: Vec<Fingerprint>,
 }
 
 /// Why there is no certificate.

@@ -18,8 +18,8 @@ use proto::ids::{Kind, NodeName, ObjectKey, Uid};
 use proto::object::{ContentHash, Point, Version};
 use proto::payload::{Encoding, Payload};
 use proto::wire::{
-    Beat, Bye, CertificateRefusal, Features, Frame, Health, Hello, Issued, Refusal, RefuseCode,
-    ReportKey, StreamId, StreamKind, Welcome,
+    Beat, Bye, CertificateRefusal, Features, Fingerprint, Frame, Health, Hello, IdentityHeld,
+    Issued, Refusal, RefuseCode, ReportKey, StreamId, StreamKind, Welcome,
 };
 
 fn folder() -> PathBuf {
@@ -111,6 +111,8 @@ fn control() -> Vec<(&'static str, Frame)> {
 fn identity() -> Vec<(&'static str, Frame)> {
     let der = |text: &'static str| Bytes::from_static(text.as_bytes());
     let issued = |authorities| Issued { certificate: der("certificate"), authorities };
+    let print = |byte| Fingerprint([byte; 32]);
+    let held = |authorities| IdentityHeld { certificate: print(7), authorities };
     let (reason, retry_after) = ("the session is over".to_owned(), Duration::from_secs(30));
 
     vec![
@@ -122,6 +124,9 @@ fn identity() -> Vec<(&'static str, Frame)> {
             "certificate-refused",
             Frame::CertificateRefused(CertificateRefusal { reason, retry_after }),
         ),
+        ("identity-held", Frame::IdentityHeld(held(vec![]))),
+        ("identity-held-two", Frame::IdentityHeld(held(vec![print(1), print(2)]))),
+        ("certificate-outdated", Frame::CertificateOutdated),
     ]
 }
 

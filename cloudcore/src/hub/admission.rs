@@ -14,17 +14,19 @@ use kube::api::PostParams;
 use proto::admission::{Decision, NONCE_LEN, Record, Ticket, decide};
 use proto::ids::NodeName;
 use proto::session::Admission;
-use proto::wire::{Hello, Refusal, RefuseCode};
+use proto::wire::{Fingerprint, Hello, Refusal, RefuseCode};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use self::keys::Keys;
 use super::Shared;
 use crate::clock;
-use crate::pki::KeyHash;
+use crate::pki::{Holder, KeyHash};
 
 const SHOWN: &str = "holdfast.dev/ticket-shown";
 const SINCE: &str = "holdfast.dev/ticket-since";
 const REVOKED: &str = "holdfast.dev/revoked";
+/// SHA-256 of the authority by which the certificate is that the node has; `edgeadm ca` reads it.
+const AUTHORITY: &str = "holdfast.dev/authority";
 /// Where the replica with the session takes what others pass on to it.
 const PEER: &str = "holdfast.dev/peer";
 /// Label of every session record.
@@ -39,13 +41,15 @@ const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
 /// A node with another key than the one that has joined is not helped by asking again.
 const OTHER_KEY_RETRY_AFTER: std::time::Duration = std::time::Duration::from_mins(1);
 
-/// Decides about a Hello, said over a connection with this key, and records the decision.
+/// Decides about a Hello, said over a connection with the certificate of `holder`, by this authority, and
+/// records the decision.
 pub(super) async fn admit(
     shared: &Shared,
     hello: &Hello,
-    key: &KeyHash,
+    holder: &Holder,
+    issuer: Option<Fingerprint>,
 ) -> Result<Admission, Refusal> {
-    let leases = leases(shared);
+    let (leases, key) = (leases(shared), &holder.key);
     for _ in 0..CONFLICTS_MAX {
         let kept = leases.get_opt(hello.node.as_str()).await.map_err(not_ready)?;
         let record = kept.as_ref().and_then(read);
@@ -63,7 +67,7 @@ pub(super) async fn admit(
             return Err(other_key());
         }
         keys.connected(key);
-        match write(shared, &leases, &hello.node, kept, &record, &keys).await {
+        match write(shared, &leases, &hello.node, kept, &record, (&keys, issuer)).await {
             Ok(()) => {
                 return Ok(Admission {
                     generation: record.generation,
@@ -80,18 +84,37 @@ pub(super) async fn admit(
     Err(too_often(&hello.node))
 }
 
-/// Records that the machine with this key has joined as `node` by token. Sessions of another
-/// machine of that name end: their generation is over.
+/// Records that the machine with this key has joined as `node` by token, and gets a certificate by this authority.
+/// Sessions of another machine of that name end: their generation is over.
 pub(super) async fn joined(
     shared: &Shared,
     node: &NodeName,
     key: &KeyHash,
+    issuer: Fingerprint,
 ) -> Result<(), kube::Error> {
     let leases = leases(shared);
     let kept = leases.get_opt(node.as_str()).await?;
     let record = Record::joined(kept.as_ref().and_then(read).as_ref());
 
-    write(shared, &leases, node, kept, &record, &Keys::joined(key)).await
+    write(shared, &leases, node, kept, &record, (&Keys::joined(key), Some(issuer))).await
+}
+
+/// Records that the node of session `generation` has stored a certificate by this authority.
+pub(super) async fn keep_issuer(
+    shared: &Shared,
+    node: &NodeName,
+    generation: u64,
+    issuer: Fingerprint,
+) -> Result<(), kube::Error> {
+    let keep = |lease: &mut Lease| {
+        let is_theirs = read(lease).is_some_and(|record| record.generation == generation);
+        if is_theirs {
+            annotate_issuer(lease, issuer);
+        }
+        is_theirs
+    };
+
+    amend(shared, node, keep).await.map(drop)
 }
 
 /// Whether another machine than that with this key has joined as `node`.
@@ -210,7 +233,7 @@ async fn write(
     node: &NodeName,
     kept: Option<Lease>,
     record: &Record,
-    keys: &Keys,
+    (keys, issuer): (&Keys, Option<Fingerprint>),
 ) -> Result<(), kube::Error> {
     let exists = kept.is_some();
     let mut lease = kept.unwrap_or_default();
@@ -218,6 +241,9 @@ async fn write(
     lease.metadata.labels.get_or_insert_default().insert(LABEL.to_owned(), "true".to_owned());
     annotate(&mut lease, record);
     keys.write(&mut lease);
+    if let Some(issuer) = issuer {
+        annotate_issuer(&mut lease, issuer);
+    }
     let annotations = lease.metadata.annotations.get_or_insert_default();
     annotations.insert(PEER.to_owned(), shared.peer.to_string());
     lease.spec = Some(LeaseSpec {
@@ -232,6 +258,11 @@ async fn write(
     } else {
         leases.create(&params, &lease).await.map(drop)
     }
+}
+
+fn annotate_issuer(lease: &mut Lease, issuer: Fingerprint) {
+    let annotations = lease.metadata.annotations.get_or_insert_default();
+    annotations.insert(AUTHORITY.to_owned(), issuer.to_string());
 }
 
 fn annotate(lease: &mut Lease, record: &Record) {

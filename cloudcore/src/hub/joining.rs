@@ -4,7 +4,7 @@ use http::StatusCode;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use proto::ids::{NameError, NodeName};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Shared, admission};
 use crate::clock;
@@ -101,8 +101,16 @@ impl JoinError {
     }
 }
 
-/// Lets a machine in: its certificate, PEM.
-pub(super) async fn join(shared: &Shared, body: &[u8]) -> Result<String, JoinError> {
+/// What a machine that was let in gets, PEM.
+#[derive(Debug, Serialize)]
+pub(super) struct Joined {
+    certificate: String,
+    /// All authorities to believe.
+    ca: String,
+}
+
+/// Lets a machine in.
+pub(super) async fn join(shared: &Shared, body: &[u8]) -> Result<Joined, JoinError> {
     let (node, request, token) = understood(body)?;
     let key = request.key_hash();
     let (client, namespace) = (shared.client.clone(), shared.namespace.as_str());
@@ -121,12 +129,12 @@ pub(super) async fn join(shared: &Shared, body: &[u8]) -> Result<String, JoinErr
     }
     check_node(shared, &node, is_named).await?;
     shown.spend(client, namespace, &key).await.map_err(JoinError::Token)?;
-    admission::joined(shared, &node, &key).await.map_err(record("write"))?;
+    let authority = shared.authority.now();
+    let issuer = authority.signer();
+    admission::joined(shared, &node, &key, issuer).await.map_err(record("write"))?;
+    let certificate = authority.sign(request, shared.node_life).map_err(JoinError::Request)?;
 
-    let certificate =
-        shared.authority.now().sign(request, shared.node_life).map_err(JoinError::Request)?;
-
-    Ok(certificate.pem())
+    Ok(Joined { certificate: certificate.pem(), ca: authority.ca_pem().to_owned() })
 }
 
 /// What is asked: a name, a request for a certificate, and the token that is to allow it.

@@ -18,11 +18,12 @@ use tokio::time::{interval, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::outdated::Known;
 use super::routes::{self, Peer};
-use super::{Expiry, Shared, drain};
+use super::{Shared, drain};
 use crate::crowd::{Crowd, Place, Source};
 use crate::listening;
-use crate::pki::{self, Holder, PkiError};
+use crate::pki::PkiError;
 
 /// From accept to the end of TLS: three round trips of a bad mobile link.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -157,7 +158,7 @@ async fn serve(
     };
     drop(place);
     match proven {
-        Ok(Some((upgrade, who))) => routes::link(upgrade, who, peer, shared).await,
+        Ok(Some((upgrade, known))) => routes::link(upgrade, known, peer, shared).await,
         Ok(None) => {}
         Err(_elapsed) => tracing::info!(%peer, "a connection is no link after a minute"),
     }
@@ -169,7 +170,7 @@ async fn prove(
     peer: SocketAddr,
     acceptor: TlsAcceptor,
     shared: &Arc<Shared>,
-) -> Option<(OnUpgrade, (Holder, Expiry))> {
+) -> Option<(OnUpgrade, Known)> {
     // Frames are small and each matters now; the session, not the kernel, decides which is next.
     let prepared = socket
         .set_nodelay(true)
@@ -199,13 +200,11 @@ async fn prove(
     let tls = stream.get_ref().1;
     let exporter = tls.export_keying_material(exported, EXPORTER_LABEL, None).ok()?;
     let certificates = tls.peer_certificates();
-    let certificate = certificates.and_then(|chain| chain.first());
-    let (holder, expiry) = (certificate.and_then(pki::holder_of), Expiry::default());
-    if let Some(certificate) = certificate {
-        expiry.note(certificate);
-    }
+    let shown = certificates.and_then(|chain| chain.first());
+    let known = shown.and_then(|shown| Known::new(shown, &shared.authority.now()));
     let upgraded = Arc::new(std::sync::Mutex::new(None));
-    let who = Peer { holder: holder.clone(), exporter, address: peer };
+    let holder = known.as_ref().map(|known| known.holder.clone());
+    let who = Peer { holder, exporter, address: peer };
     let service = service_fn(|request| {
         routes::answer(request, who.clone(), Arc::clone(shared), Arc::clone(&upgraded))
     });
@@ -221,5 +220,5 @@ async fn prove(
     }
     let upgrade = upgraded.lock().ok().and_then(|mut slot| slot.take());
 
-    Some((upgrade?, (holder?, expiry)))
+    Some((upgrade?, known?))
 }

@@ -6,12 +6,12 @@ use bytes::Bytes;
 use http::StatusCode;
 use proto::ids::NodeName;
 use proto::renewal::{self, Exporter, Renewal};
-use proto::wire::{CertificateRefusal, Issued, Refusal, RefuseCode};
+use proto::wire::{CertificateRefusal, Fingerprint, Issued, Refusal, RefuseCode};
 use rcgen::Certificate;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use super::{SessionHandle, Shared, admission};
-use crate::pki::{Holder, KeyHash, NodeRequest, PkiError};
+use crate::pki::{Authority, Holder, KeyHash, NodeRequest, PkiError};
 use crate::telemetry;
 
 /// Between two requests over one session. A certificate lives half a minute at least.
@@ -45,7 +45,7 @@ pub(super) async fn over_link(
     session: &SessionHandle,
     current: &KeyHash,
     csr: &[u8],
-) -> Result<Issued, CertificateRefusal> {
+) -> Result<Given, CertificateRefusal> {
     let (node, generation) = (session.node(), session.generation());
     let wrong = |error| refusal(telemetry::chain(&error), REFUSED_RETRY_AFTER);
     let request = NodeRequest::parse_der(node, csr).map_err(wrong)?;
@@ -62,10 +62,18 @@ pub(super) async fn over_link(
             return Err(refusal(format!("the record cannot be kept: {error}"), RETRY_AFTER));
         }
     }
-    let certificate = shared.authority.now().sign(request, shared.node_life).map_err(wrong)?;
+    let authority = shared.authority.now();
+    let certificate = authority.sign(request, shared.node_life).map_err(wrong)?;
     tracing::info!(%node, generation, "a node has a new certificate");
 
-    Ok(issued(shared, &certificate))
+    Ok(Given { issued: issued(&authority, &certificate), issuer: authority.signer() })
+}
+
+/// A certificate, and by whom it is.
+#[derive(Debug)]
+pub(super) struct Given {
+    pub(super) issued: Issued,
+    pub(super) issuer: Fingerprint,
 }
 
 /// Why who asks for a certificate in the place of one that has expired is refused.
@@ -136,16 +144,14 @@ pub(super) async fn after_expiry(
     if let Err(refusal) = given {
         return Err(Refused::Node { node, refusal });
     }
-    let certificate =
-        shared.authority.now().sign(request, shared.node_life).map_err(Refused::Request)?;
+    let authority = shared.authority.now();
+    let certificate = authority.sign(request, shared.node_life).map_err(Refused::Request)?;
     tracing::info!(%node, "a node whose certificate had expired has a new one");
 
-    Ok(issued(shared, &certificate))
+    Ok(issued(&authority, &certificate))
 }
 
-fn issued(shared: &Shared, certificate: &Certificate) -> Issued {
-    let authority = shared.authority.now();
-
+fn issued(authority: &Authority, certificate: &Certificate) -> Issued {
     Issued {
         certificate: Bytes::copy_from_slice(certificate.der()),
         authorities: authority
@@ -158,23 +164,38 @@ fn issued(shared: &Shared, certificate: &Certificate) -> Issued {
 
 /// Keeps in the record that the node holds its ticket, until that is done or the session is over.
 pub(super) async fn confirm(shared: &Shared, session: &SessionHandle) {
-    let (node, generation): (&NodeName, u64) = (session.node(), session.generation());
-    let mut wait = CONFIRM_RETRY.0;
+    let (node, generation) = (session.node(), session.generation());
+    let what = "cannot record that the node holds its ticket; trying again";
+    until_kept(session, what, || admission::confirm(shared, node, generation)).await;
+}
+
+/// Keeps in the record by whom the certificate is that the node holds, until that is done or the session is over.
+pub(super) async fn keep_issuer(shared: &Shared, session: &SessionHandle, issuer: Fingerprint) {
+    let (node, generation) = (session.node(), session.generation());
+    let what = "cannot record of which authority the node's certificate is; trying again";
+    until_kept(session, what, || admission::keep_issuer(shared, node, generation, issuer)).await;
+}
+
+async fn until_kept<Keep>(session: &SessionHandle, what: &str, keep: impl Fn() -> Keep)
+where
+    Keep: Future<Output = Result<(), kube::Error>>,
+{
+    let mut wait = KEEP_RETRY.0;
     while session.is_current() {
-        match admission::confirm(shared, node, generation).await {
+        match keep().await {
             Ok(()) => return,
             Err(error) => {
                 let error = telemetry::chain(&error);
-                tracing::warn!(%node, error, "cannot record that the node holds its ticket; trying again");
+                tracing::warn!(node = %session.node(), error, what);
             }
         }
         tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(CONFIRM_RETRY.1);
+        wait = (wait * 2).min(KEEP_RETRY.1);
     }
 }
 
 /// Delay between attempts: doubles from the first to the second.
-const CONFIRM_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+const KEEP_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 fn refusal(reason: String, retry_after: Duration) -> CertificateRefusal {
     CertificateRefusal { reason, retry_after }

@@ -20,7 +20,8 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::joining::{self, JoinError};
-use super::{Expiry, Shared, renewal, session};
+use super::outdated::Known;
+use super::{Shared, renewal, session};
 use crate::crowd::Source;
 use crate::pki::Holder;
 use crate::{clock, telemetry};
@@ -105,11 +106,9 @@ async fn join(request: Request<Incoming>, peer: &Peer, shared: &Shared) -> Answe
         joining::join(shared, &body).await
     };
     match joined.await {
-        Ok(certificate) => {
+        Ok(joined) => {
             shared.metrics.join(None);
-            let authority = shared.authority.now();
-            let ca = authority.ca_pem();
-            json(StatusCode::OK, &serde_json::json!({ "certificate": certificate, "ca": ca }))
+            json(StatusCode::OK, &serde_json::json!(joined))
         }
         Err(error) => {
             shared.metrics.join(Some(error.reason()));
@@ -172,16 +171,11 @@ fn upgrade(mut request: Request<Incoming>, upgraded: &Upgrades) -> Answer {
     answer.unwrap_or_else(|_| text(StatusCode::INTERNAL_SERVER_ERROR, "cannot answer"))
 }
 
-pub(super) async fn link(
-    upgrade: OnUpgrade,
-    who: (Holder, Expiry),
-    peer: SocketAddr,
-    shared: Arc<Shared>,
-) {
+pub(super) async fn link(upgrade: OnUpgrade, known: Known, peer: SocketAddr, shared: Arc<Shared>) {
     match upgrade.await {
-        Ok(stream) => session::run(stream, who, peer, shared).await,
+        Ok(stream) => session::run(stream, known, peer, shared).await,
         Err(error) => {
-            tracing::info!(node = %who.0.node, %peer, %error, "the upgrade to a link failed");
+            tracing::info!(node = %known.holder.node, %peer, %error, "the upgrade to a link failed");
         }
     }
 }

@@ -16,7 +16,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use proto::codec::{self, FRAME_BYTES_MAX};
 use proto::session::{CloseReason, CloudInput, CloudOutput, CloudSession, FAREWELL_MAX};
-use proto::wire::{CertificateRefusal, Features, Hello, Issued, Refusal, RefuseCode};
+use proto::wire::{CertificateRefusal, Features, Hello, IdentityHeld, Refusal, RefuseCode};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -26,12 +26,12 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use tunnel::Tunnels;
 
+use super::outdated::{Known, Outdated};
+use super::renewal::Given;
 use super::{
-    COMMANDS_MAX, Command, Connected, Expiry, SessionEvent, SessionHandle, Shared, admission,
-    renewal,
+    COMMANDS_MAX, Command, Connected, SessionEvent, SessionHandle, Shared, admission, renewal,
 };
 use crate::pki::Holder;
-
 use crate::{clock, telemetry};
 
 /// Bytes read at once: an idle link holds this much.
@@ -40,12 +40,7 @@ const READ_BUFFER_BYTES: usize = 4 * 1024;
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Runs a link until it ends.
-pub(super) async fn run(
-    stream: Upgraded,
-    (holder, expiry): (Holder, Expiry),
-    peer: SocketAddr,
-    shared: Arc<Shared>,
-) {
+pub(super) async fn run(stream: Upgraded, known: Known, peer: SocketAddr, shared: Arc<Shared>) {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
@@ -57,8 +52,8 @@ pub(super) async fn run(
     let (inputs, commands) = mpsc::channel(COMMANDS_MAX);
     let link = Link {
         session: CloudSession::new(seed(), clock::now()),
-        holder,
-        expiry,
+        holder: known.holder.clone(),
+        outdated: Outdated::new(known, shared.authority.changes(), shared.turns.clone()),
         peer,
         shared,
         inputs,
@@ -86,8 +81,8 @@ struct Link {
     session: CloudSession,
     /// By its certificate.
     holder: Holder,
-    /// Of the node's newest certificate.
-    expiry: Expiry,
+    /// Whether it is to renew at once.
+    outdated: Outdated,
     peer: SocketAddr,
     shared: Arc<Shared>,
     inputs: mpsc::Sender<Command>,
@@ -111,8 +106,8 @@ struct Link {
 
 /// What was asked.
 enum Done {
-    Confirmed,
-    Certificate(Result<Issued, CertificateRefusal>),
+    Kept,
+    Certificate(Result<Given, CertificateRefusal>),
 }
 
 impl Link {
@@ -155,11 +150,11 @@ impl Link {
                 Some(command) = commands.recv() => self.command(command),
                 Some(done) = self.asked.join_next(), if !self.asked.is_empty() => {
                     if let Ok(Done::Certificate(answer)) = done {
-                        if let Ok(issued) = &answer {
-                            self.expiry.note(&issued.certificate);
-                        }
-                        self.session.handle(CloudInput::Certificate(answer), clock::now());
+                        self.certified(answer);
                     }
+                }
+                () = self.outdated.due(), if self.outdated.can_be_told => {
+                    self.session.handle(CloudInput::CertificateOutdated, clock::now());
                 }
                 () = self.tunnels.changed() => {
                     for input in self.tunnels.take_inputs() {
@@ -244,6 +239,10 @@ impl Link {
                     self.certify(csr);
                     continue;
                 }
+                CloudOutput::IdentityHeld(held) => {
+                    self.identity_held(&held);
+                    continue;
+                }
                 CloudOutput::Close(reason) => {
                     // Who speaks another version was refused before anybody was asked.
                     if let CloseReason::Refused(refusal) = &reason
@@ -279,9 +278,10 @@ impl Link {
     }
 
     async fn admit(&mut self, hello: Hello) {
-        let Holder { node, key, .. } = &self.holder;
+        let node = &self.holder.node;
         let answer = if hello.node == *node {
-            admission::admit(&self.shared, &hello, key).await
+            let issuer = self.outdated.issuer();
+            admission::admit(&self.shared, &hello, &self.holder, issuer).await
         } else {
             let reason = format!("the certificate is of {node}, not of {}", hello.node);
             let retry_after = std::time::Duration::from_mins(1);
@@ -291,11 +291,12 @@ impl Link {
             Ok(admission) => {
                 self.shared.metrics.admission(None);
                 let (events, receiver) = mpsc::channel(COMMANDS_MAX);
+                self.outdated.can_be_told = hello.features.has(Features::AUTHORITIES);
                 let session = SessionHandle {
                     node: node.clone(),
                     generation: admission.generation,
                     current: Arc::new(AtomicBool::new(true)),
-                    expiry: self.expiry.clone(),
+                    expiry: self.outdated.expiry().clone(),
                     inputs: self.inputs.clone(),
                 };
                 if let Some(before) = self.shared.sessions.replace(session.clone()) {
@@ -337,8 +338,27 @@ impl Link {
         let (shared, session) = (Arc::clone(&self.shared), session.clone());
         self.asked.spawn(async move {
             renewal::confirm(&shared, &session).await;
-            Done::Confirmed
+            Done::Kept
         });
+    }
+
+    /// The node has stored a certificate, which may be the one that it has connected with.
+    fn identity_held(&mut self, held: &IdentityHeld) {
+        let Some(issuer) = self.outdated.held(held) else { return };
+        let Some((session, _)) = &self.worker else { return };
+        let (shared, session) = (Arc::clone(&self.shared), session.clone());
+        self.asked.spawn(async move {
+            renewal::keep_issuer(&shared, &session, issuer).await;
+            Done::Kept
+        });
+    }
+
+    fn certified(&mut self, answer: Result<Given, CertificateRefusal>) {
+        let answer = answer.map(|given| {
+            self.outdated.given(&given);
+            given.issued
+        });
+        self.session.handle(CloudInput::Certificate(answer), clock::now());
     }
 
     /// The node wants a certificate for another key. The session lets it ask for one at a time.

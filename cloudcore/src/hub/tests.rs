@@ -86,6 +86,7 @@ impl Hub {
             metrics: Metrics::default(),
             renewals: Rate::default(),
             node_life: NODE_LIFE,
+            turns: Turns::default(),
             alarms: Alarms::default(),
             connected: sender,
         });

@@ -10,6 +10,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use super::Shared;
 use super::access::{self, AccessError, Ask, Caller, ReviewError};
+use crate::pki::Authority;
 use crate::{clock, telemetry};
 
 /// How old the authority of callers may be: a rotated one is taken within a minute, and all ports
@@ -54,18 +55,23 @@ impl Default for Kept {
 
 struct Tls {
     config: Arc<ServerConfig>,
+    /// By whom the certificate is that is shown.
+    ours: Arc<Authority>,
     authority: String,
     made: Instant,
     checked: Instant,
 }
 
 impl Tls {
-    fn is_fresh(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.checked) < AUTHORITY_AGE_MAX
+    fn is_fresh(&self, ours: &Arc<Authority>, now: Instant) -> bool {
+        Arc::ptr_eq(&self.ours, ours)
+            && now.saturating_duration_since(self.checked) < AUTHORITY_AGE_MAX
     }
 
-    fn serves(&self, authority: &str, now: Instant) -> bool {
-        self.authority == authority && now.saturating_duration_since(self.made) < SERVING_AGE_MAX
+    fn serves(&self, authority: &str, ours: &Arc<Authority>, now: Instant) -> bool {
+        self.authority == authority
+            && Arc::ptr_eq(&self.ours, ours)
+            && now.saturating_duration_since(self.made) < SERVING_AGE_MAX
     }
 }
 
@@ -73,12 +79,12 @@ impl Kept {
     /// TLS as it should be now. With the API server away, as it was when it last answered.
     pub(super) async fn tls(&self, shared: &Shared) -> Result<Arc<ServerConfig>, AccessError> {
         let mut kept = self.tls.lock().await;
-        let now = clock::now();
-        if let Some(tls) = kept.as_ref().filter(|tls| tls.is_fresh(now)) {
+        let (ours, now) = (shared.authority.now(), clock::now());
+        if let Some(tls) = kept.as_ref().filter(|tls| tls.is_fresh(&ours, now)) {
             return Ok(Arc::clone(&tls.config));
         }
         let renewed = match access::callers_authority(&shared.client).await {
-            Ok(authority) => match kept.as_mut().filter(|tls| tls.serves(&authority, now)) {
+            Ok(authority) => match kept.as_mut().filter(|tls| tls.serves(&authority, &ours, now)) {
                 Some(tls) => {
                     tls.checked = now;
                     return Ok(Arc::clone(&tls.config));
@@ -90,8 +96,8 @@ impl Kept {
         match (renewed, kept.as_mut()) {
             (Ok((config, authority)), _) => {
                 let config = Arc::new(config);
-                let tls = Tls { config: Arc::clone(&config), authority, made: now, checked: now };
-                *kept = Some(tls);
+                let made = Arc::clone(&config);
+                *kept = Some(Tls { config: made, ours, authority, made: now, checked: now });
                 Ok(config)
             }
             (Err(error), Some(tls)) => {

@@ -26,7 +26,7 @@ use super::{HANDSHAKE_MAX, HEAD_BYTES_MAX, Shared, forward};
 use crate::clock;
 use crate::crowd::{Crowd, Place, Source};
 use crate::pki::peers::{PEER_NAME, PeerTls, is_replica};
-use crate::pki::{Current, PkiError};
+use crate::pki::{Authority, Current, PkiError};
 
 /// Replicas are near each other: one that does not answer within this has died or hangs.
 const DIAL_MAX: Duration = Duration::from_secs(3);
@@ -69,7 +69,14 @@ impl PeerError {
 pub struct Peers {
     authority: Current,
     replica: String,
-    tls: Mutex<Option<(PeerTls, Instant)>>,
+    tls: Mutex<Option<Made>>,
+}
+
+/// TLS, by which authority it is, and since when.
+struct Made {
+    tls: PeerTls,
+    by: Arc<Authority>,
+    at: Instant,
 }
 
 impl Peers {
@@ -101,13 +108,16 @@ impl Peers {
     fn tls(&self) -> Result<PeerTls, PkiError> {
         // Whole after every statement.
         let mut kept = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = clock::now();
-        let is_fresh = |made: &Instant| now.saturating_duration_since(*made) < CERTIFICATE_AGE_MAX;
-        if let Some((tls, _)) = kept.as_ref().filter(|(_, made)| is_fresh(made)) {
-            return Ok(tls.clone());
+        let (by, now) = (self.authority.now(), clock::now());
+        let is_fresh = |made: &&Made| {
+            let age = now.saturating_duration_since(made.at);
+            Arc::ptr_eq(&made.by, &by) && age < CERTIFICATE_AGE_MAX
+        };
+        if let Some(made) = kept.as_ref().filter(is_fresh) {
+            return Ok(made.tls.clone());
         }
-        let tls = self.authority.now().peer_tls(&self.replica)?;
-        *kept = Some((tls.clone(), now));
+        let tls = by.peer_tls(&self.replica)?;
+        *kept = Some(Made { tls: tls.clone(), by, at: now });
 
         Ok(tls)
     }

@@ -32,6 +32,50 @@ pub enum TokenCommand {
     },
 }
 
+/// What can be done with the authority.
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Say which authorities are believed, what they sign, and which nodes still need the one that is to go.
+    Status {
+        /// How.
+        #[command(flatten)]
+        output: OutputArgs,
+        /// Which cluster.
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Make another authority and have it sign the certificates of nodes. No node is cut off.
+    Start {
+        /// How.
+        #[command(flatten)]
+        output: OutputArgs,
+        /// Which cluster.
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Remove the authority that signs no certificates of nodes any more, once no node needs it.
+    Finish {
+        /// Also while nodes need it: they have to join again.
+        #[arg(long)]
+        force: bool,
+        /// How.
+        #[command(flatten)]
+        output: OutputArgs,
+        /// Which cluster.
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Have the authority of before sign everything again.
+    Abort {
+        /// How.
+        #[command(flatten)]
+        output: OutputArgs,
+        /// Which cluster.
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+}
+
 /// Which token.
 #[derive(Debug, clap::Args)]
 pub struct CreateArgs {

@@ -94,7 +94,8 @@ fn are_same(one: &str, other: &str) -> bool {
     all(one) == all(other)
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+/// The text form of a certificate or key (RFC 7468).
+pub fn pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
     let mut lines = vec![format!("-----BEGIN {label}-----")];
     let mut rest = text.as_str();

@@ -21,6 +21,8 @@ pub(super) struct Renewal {
     /// The cloud's time since 1970 when a link came up.
     heard: Option<(Duration, Instant)>,
     look_at: Instant,
+    /// The cloud wants it done at once.
+    is_told: bool,
     /// The key for which a certificate was asked for.
     asked: Option<NextKey>,
 }
@@ -29,14 +31,19 @@ impl Renewal {
     pub(super) fn new(seed: u64, now: Instant) -> Self {
         let share = SHARES.start + seed % (SHARES.end - SHARES.start);
 
-        Self { share, heard: None, look_at: now, asked: None }
+        Self { share, heard: None, look_at: now, is_told: false, asked: None }
     }
 
     /// A link is up, and this is the cloud's time since 1970. An answer that was awaited comes no more.
     pub(super) fn up(&mut self, time: Duration, now: Instant) {
         self.heard = Some((time, now));
-        self.asked = None;
+        (self.asked, self.is_told) = (None, false);
         self.look_at = now;
+    }
+
+    /// The cloud says that the certificate is outdated, however much of its life is left.
+    pub(super) fn outdated(&mut self, now: Instant) {
+        (self.look_at, self.is_told) = (now, true);
     }
 
     /// When to ask [`Self::is_due`]; never while an answer is awaited.
@@ -55,12 +62,12 @@ impl Renewal {
         });
         self.look_at = now + wait.clamp(PAUSE, LOOK_AGAIN);
 
-        wait.is_zero()
+        wait.is_zero() || self.is_told
     }
 
     /// A certificate for this key was asked for.
     pub(super) fn asked(&mut self, key: NextKey) {
-        self.asked = Some(key);
+        (self.asked, self.is_told) = (Some(key), false);
     }
 
     /// The answer is there: the key it is for. What it brings is looked at soon.
@@ -119,6 +126,25 @@ mod tests {
         assert_eq!((at - start).as_secs(), 37);
         assert!(renewal.is_due(validity, at));
         assert!(renewal.is_due(None, at), "what cannot be read is renewed");
+    }
+
+    #[test]
+    fn what_the_cloud_calls_outdated_is_renewed_at_once_and_once() {
+        let start = clock::instant();
+        let mut renewal = Renewal::new(0, start);
+        renewal.up(Duration::ZERO, start);
+        let validity = Some((Duration::ZERO, 31 * DAY));
+        assert!(!renewal.is_due(validity, start));
+        renewal.outdated(start);
+        assert_eq!(renewal.look_at(), Some(start));
+        assert!(renewal.is_due(validity, start));
+        renewal.asked(NextKey::generate(&NodeName::new("edge-1").unwrap()).unwrap());
+        assert!(renewal.answered(start).is_some());
+        assert!(!renewal.is_due(validity, start));
+        // Said on a link that is gone: the next one says it again.
+        renewal.outdated(start);
+        renewal.up(Duration::ZERO, start);
+        assert!(!renewal.is_due(validity, start));
     }
 
     #[test]

@@ -191,7 +191,8 @@ impl Shell {
     /// Waits for whatever happens next; `None` if it is only time that passed.
     async fn next(&mut self) -> Option<EdgeInput> {
         let timeout = self.session.poll_timeout();
-        let renewal = self.renewal.look_at().filter(|_| self.session.renews());
+        let may_renew = self.session.renews() && self.keeping.is_empty();
+        let renewal = self.renewal.look_at().filter(|_| may_renew);
         tokio::select! {
             happened = socket(&mut self.connection) => match happened {
                 Io::Flushed => None,
@@ -346,6 +347,7 @@ impl Shell {
                 }
                 EdgeOutput::Up(welcome) => self.up(&welcome),
                 EdgeOutput::Certificate(answer) => self.certificate(answer),
+                EdgeOutput::CertificateOutdated => self.renewal.outdated(clock::instant()),
                 EdgeOutput::Synced => self.parts.link.send_modify(|state| {
                     if let LinkState::Up { synced, .. } = state {
                         *synced = true;
@@ -378,6 +380,7 @@ impl Shell {
 
     fn up(&mut self, welcome: &proto::wire::Welcome) {
         tracing::info!(generation = welcome.generation, "the link is up");
+        self.say_identity();
         self.say_all();
         self.told_down.clear();
         let now = clock::instant();

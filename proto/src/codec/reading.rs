@@ -15,8 +15,8 @@ use crate::payload::{Encoding, Payload};
 use crate::pb::{self, frame::Body};
 use crate::stream::CHUNK_BYTES_MAX;
 use crate::wire::{
-    Beat, Bye, CertificateRefusal, Features, Frame, Health, Hello, Issued, Refusal, RefuseCode,
-    ReportKey, StreamId, StreamKind, Welcome,
+    Beat, Bye, CertificateRefusal, Features, Fingerprint, Frame, Health, Hello, IdentityHeld,
+    Issued, Refusal, RefuseCode, ReportKey, StreamId, StreamKind, Welcome,
 };
 
 /// Names the frame of a bad field.
@@ -111,6 +111,8 @@ pub(super) fn from_body(body: Body) -> Result<Frame, CodecError> {
             let retry_after = Duration::from_secs(retry_after_s.into());
             Frame::CertificateRefused(CertificateRefusal { reason: cut(&reason), retry_after })
         }
+        Body::IdentityHeld(held) => Frame::IdentityHeld(identity_from(&held)?),
+        Body::CertificateOutdated(pb::CertificateOutdated {}) => Frame::CertificateOutdated,
         Body::Put(pb::Put { seq, key, version, payload }) => {
             let put = In("Put");
             let (key, version) = (put.key(key)?, put.version(version)?);
@@ -201,6 +203,20 @@ fn issued_from(issued: pb::CertificateIssued) -> Result<Issued, CodecError> {
     Ok(Issued {
         certificate: frame.bytes(certificate_der, CERTIFICATE_BYTES_MAX)?,
         authorities: authorities.collect::<Result<_, _>>()?,
+    })
+}
+
+fn identity_from(held: &pb::IdentityHeld) -> Result<IdentityHeld, CodecError> {
+    let frame = In("IdentityHeld");
+    let pb::IdentityHeld { certificate, authorities } = held;
+    let print =
+        |bytes: &Bytes, field| frame.some(bytes.as_ref().try_into().ok().map(Fingerprint), field);
+    let few = (authorities.len() <= AUTHORITIES_MAX).then_some(authorities);
+    let authorities = frame.some(few, "authorities")?.iter();
+
+    Ok(IdentityHeld {
+        certificate: print(certificate, "certificate")?,
+        authorities: authorities.map(|der| print(der, "authorities")).collect::<Result<_, _>>()?,
     })
 }
 

@@ -9,7 +9,8 @@ use crate::object::{Point, Version};
 use crate::payload::{Encoding, Payload};
 use crate::pb::{self, frame::Body};
 use crate::wire::{
-    Beat, Bye, CertificateRefusal, Frame, Health, Hello, Issued, Refusal, ReportKey, Seq, Welcome,
+    Beat, Bye, CertificateRefusal, Fingerprint, Frame, Health, Hello, IdentityHeld, Issued,
+    Refusal, ReportKey, Seq, Welcome,
 };
 
 pub(super) fn body(frame: &Frame) -> Body {
@@ -32,6 +33,8 @@ pub(super) fn body(frame: &Frame) -> Body {
         }
         Frame::CertificateIssued(issued) => Body::CertificateIssued(issued.into()),
         Frame::CertificateRefused(refusal) => Body::CertificateRefused(refusal.into()),
+        Frame::IdentityHeld(held) => Body::IdentityHeld(held.into()),
+        Frame::CertificateOutdated => Body::CertificateOutdated(pb::CertificateOutdated {}),
         Frame::Put { seq, key, version, payload } => Body::Put(pb::Put {
             seq: *seq,
             key: Some(key.into()),
@@ -92,6 +95,17 @@ impl From<&Issued> for pb::CertificateIssued {
         let Issued { certificate, authorities } = issued.clone();
 
         Self { certificate_der: certificate, ca_der: authorities }
+    }
+}
+
+impl From<&IdentityHeld> for pb::IdentityHeld {
+    fn from(held: &IdentityHeld) -> Self {
+        let bytes = |print: &Fingerprint| Bytes::copy_from_slice(&print.0);
+
+        Self {
+            certificate: bytes(&held.certificate),
+            authorities: held.authorities.iter().map(bytes).collect(),
+        }
     }
 }
 

@@ -48,6 +48,7 @@ struct Up {
     synced_due: bool,
     /// The answer to `CertificateWanted`.
     certificate: Option<Frame>,
+    outdated_due: bool,
 }
 
 /// See [`crate::session`]. Lives as long as its connection.
@@ -58,6 +59,8 @@ pub struct CloudSession {
     held: Summary,
     /// The highest kind that the edge takes: others are as if they were not wanted.
     kinds: u32,
+    /// Of the edge.
+    features: Features,
     outbox: Outbox,
     /// Wanted, but larger than any object may be: never in sync while there are such.
     oversized: BTreeSet<ObjectKey>,
@@ -86,6 +89,7 @@ impl CloudSession {
             phase: Phase::AwaitingHello { abandon_at: now + HANDSHAKE_MAX },
             held: Summary::default(),
             kinds: KINDS_UNSAID,
+            features: Features::default(),
             outbox: Outbox::default(),
             oversized: BTreeSet::new(),
             sync: Sync::Idle,
@@ -132,6 +136,11 @@ impl CloudSession {
                     up.certificate = Some(
                         answer.map_or_else(Frame::CertificateRefused, Frame::CertificateIssued),
                     );
+                }
+            }
+            CloudInput::CertificateOutdated => {
+                if let Phase::Up(up) = &mut self.phase {
+                    up.outdated_due = self.features.has(Features::AUTHORITIES);
                 }
             }
             CloudInput::Stream(input) => self.streams.handle(input),
@@ -208,6 +217,9 @@ impl CloudSession {
                     self.signing = false;
                     return Some(answer);
                 }
+                if std::mem::take(&mut up.outdated_due) {
+                    return Some(Frame::CertificateOutdated);
+                }
                 if self.outbox.is_empty()
                     && let Some(request) = self.sync.poll_request()
                 {
@@ -257,6 +269,7 @@ impl CloudSession {
             }),
             synced_due: false,
             certificate: None,
+            outdated_due: false,
         }));
     }
 

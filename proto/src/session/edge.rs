@@ -21,7 +21,7 @@ use crate::session::liveness::Liveness;
 use crate::session::reports::Reports;
 use crate::session::{CloseReason, DIAL_MAX, DownReason, HANDSHAKE_MAX, ProtocolError};
 use crate::stream::Streams;
-use crate::wire::{Bye, Features, Frame, Health, Hello, Outcome, PROTOCOL_VERSION};
+use crate::wire::{Bye, Features, Frame, Health, Hello, IdentityHeld, Outcome, PROTOCOL_VERSION};
 
 pub use dialogue::{EdgeInput, EdgeOutput, Introduction};
 
@@ -58,6 +58,8 @@ struct Up {
     held_due: bool,
     /// To be sent.
     csr: Option<Bytes>,
+    /// To be sent.
+    identity: Option<IdentityHeld>,
 }
 
 /// See [`crate::session`]. Starts down and dials when first asked for the time.
@@ -144,6 +146,13 @@ impl EdgeSession {
                     up.csr = Some(csr);
                 }
             }
+            EdgeInput::IdentityHeld(held) => {
+                if let Phase::Up(up) = &mut self.phase
+                    && up.features.has(Features::AUTHORITIES)
+                {
+                    up.identity = Some(held);
+                }
+            }
             EdgeInput::Report(report) => self.reports.push(report),
             EdgeInput::Event(bytes) => self.events.push(bytes),
             EdgeInput::AddressChanged { node_ip } => self.address_changed(node_ip, now),
@@ -224,6 +233,9 @@ impl EdgeSession {
                 }
                 if std::mem::take(&mut up.held_due) {
                     return Some(Frame::TicketHeld);
+                }
+                if let Some(held) = up.identity.take() {
+                    return Some(Frame::IdentityHeld(held));
                 }
                 if let Some(csr) = up.csr.take() {
                     return Some(Frame::CertificateWanted { csr });

@@ -117,6 +117,7 @@ impl Node {
             EdgeOutput::Synced => self.in_sync = true,
             EdgeOutput::Down(reason) => panic!("edge {} is down: {reason}", self.index),
             EdgeOutput::Certificate(_)
+            | EdgeOutput::CertificateOutdated
             | EdgeOutput::ReportDone { .. }
             | EdgeOutput::Stream(_)
             | EdgeOutput::Close(_) => {}

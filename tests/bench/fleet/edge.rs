@@ -126,6 +126,7 @@ impl Running {
                     self.tell(Told::Down).await;
                 }
                 EdgeOutput::Certificate(_)
+                | EdgeOutput::CertificateOutdated
                 | EdgeOutput::ReportDone { .. }
                 | EdgeOutput::Stream(_) => {}
                 EdgeOutput::Close(_) => {

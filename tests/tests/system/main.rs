@@ -6,6 +6,7 @@
 mod admission;
 mod alike;
 mod api_server;
+mod authority;
 mod autonomy;
 mod bad_input;
 mod beside;

@@ -1,7 +1,7 @@
 //! Keys, tickets and certificates: who is the node, who is refused, and who gets another certificate.
 
 use proto::renewal::{self, EXPORTER_LABEL, EXPORTER_LEN, Renewal};
-use proto::wire::{CertificateRefusal, Issued};
+use proto::wire::{CertificateRefusal, Fingerprint, IdentityHeld, Issued};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use tokio_rustls::rustls::pki_types::CertificateSigningRequestDer;
@@ -356,4 +356,61 @@ fn another_authority_counts_for_new_connections() {
         read().await.unwrap_err();
         assert_ne!(hub.shared.authority.now().ca_pem(), ours.ca_pem());
     });
+}
+
+/// While one authority takes the other's place, a node is told to renew, gets both with its next certificate, and
+/// what is recorded is what it has stored.
+#[test]
+fn a_node_is_told_of_the_next_authority_and_is_recorded_once_it_has_its_certificate() {
+    block_on(async {
+        const CA: &str = "/api/v1/namespaces/holdfast/secrets/holdfast-ca";
+        const BY: &str = "holdfast.dev/authority";
+        let (hub, elsewhere) = (Hub::start().await, Hub::start().await);
+        let (old, new) = (hub.authority.signer(), elsewhere.authority.signer());
+        let who = hub.node("edge-1");
+        hub.keep_record(false);
+        let mut link = hub.link(&who, "edge-1", None).await;
+        let ticket = link.welcomed().await.ticket;
+        assert_eq!(hub.annotation(BY), old.to_string());
+
+        let mut secret = hub.api.get(CA).unwrap();
+        let text = format!("{}{}", hub.authority.ca_pem(), elsewhere.authority.ca_pem());
+        let text = base64::engine::general_purpose::STANDARD.encode(text);
+        secret["data"]["ca.crt"] = json!(text);
+        secret["data"]["next.key"] = elsewhere.api.get(CA).unwrap()["data"]["ca.key"].clone();
+        hub.api.put(CA, secret);
+        assert!(hub.shared.authority.read(&hub.api.client, "holdfast").await.unwrap());
+        link.until_outdated().await;
+        let (csr, key) = csr_der("edge-1");
+        link.send(&Frame::CertificateWanted { csr }).await;
+        let issued = link.certificate().await.unwrap();
+        let authorities: Vec<_> =
+            issued.authorities.iter().map(|der| Fingerprint::of(der)).collect();
+        assert_eq!(authorities, [old, new]);
+        assert_eq!(hub.annotation(BY), old.to_string(), "the node may never have it");
+        let certificate = Fingerprint::of(&issued.certificate);
+        link.send(&Frame::IdentityHeld(IdentityHeld { certificate, authorities })).await;
+        until("the record", || hub.annotation(BY), |by| *by == new.to_string()).await;
+
+        // Either certificate opens a link, and what is connected with counts.
+        let renewed = Who { certificate: pem_of(&issued.certificate), key };
+        let mut link = hub.link(&who, "edge-1", Some(ticket)).await;
+        let ticket = link.welcomed().await.ticket;
+        assert_eq!(hub.annotation(BY), old.to_string());
+        link.until_outdated().await;
+        hub.link(&renewed, "edge-1", Some(ticket)).await.welcomed().await;
+        assert_eq!(hub.annotation(BY), new.to_string());
+    });
+}
+
+impl Link {
+    async fn until_outdated(&mut self) {
+        loop {
+            match self.next().await {
+                Some(Frame::CertificateOutdated) => return,
+                Some(Frame::Ping { .. } | Frame::ListHeld { .. }) => {}
+                other => panic!("it is not told: {other:?}"),
+            }
+        }
+    }
 }

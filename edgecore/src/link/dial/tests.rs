@@ -103,6 +103,11 @@ impl Authority {
         bytes::Bytes::copy_from_slice(certificate.der())
     }
 
+    /// The certificate of the authority.
+    pub(crate) fn der(&self) -> bytes::Bytes {
+        bytes::Bytes::copy_from_slice(&self.certificate)
+    }
+
     /// What a cloudcore of this authority accepts with: only nodes of its own.
     pub(crate) fn server(&self, name: &str) -> TlsAcceptor {
         self.server_with(name, false)

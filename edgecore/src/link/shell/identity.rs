@@ -102,6 +102,12 @@ impl Shell {
         self.parts.identity = identity;
     }
 
+    /// Tells the cloud which certificate is stored, and whom this node believes.
+    pub(super) fn say_identity(&mut self) {
+        let held = self.parts.identity.held();
+        self.session.handle(EdgeInput::IdentityHeld(held), clock::instant());
+    }
+
     /// Asks for another certificate, if it is time.
     pub(super) fn renew(&mut self) {
         let now = clock::instant();
@@ -143,6 +149,7 @@ impl Shell {
                 let until = identity.validity.map_or(0, |(_, until)| until.as_secs());
                 tracing::info!(until, "the certificate of this node was renewed");
                 self.parts.identity = identity;
+                self.say_identity();
             }
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "cannot keep a new certificate");

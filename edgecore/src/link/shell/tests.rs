@@ -9,7 +9,10 @@ use proto::ids::{Kind, ObjectKey, Uid};
 use proto::object::{ContentHash, Version};
 use proto::payload::Payload;
 use proto::session::EVENTS_MAX;
-use proto::wire::{Features, Frame, Health, Hello, Issued, Refusal, RefuseCode, StreamId, Welcome};
+use proto::wire::{
+    Features, Fingerprint, Frame, Health, Hello, IdentityHeld, Issued, Refusal, RefuseCode,
+    StreamId, Welcome,
+};
 use store::{Opened, Options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,6 +22,7 @@ use tokio_tungstenite::{WebSocketStream, accept_async};
 
 use super::*;
 use crate::desired;
+use crate::identity::load;
 use crate::link::dial::SERVER_NAME;
 use crate::link::dial::tests::Authority;
 
@@ -357,6 +361,47 @@ fn a_certificate_is_renewed_while_the_link_stays_and_the_ticket_stays_good() {
         assert_eq!(hello.ticket, Some(welcome.ticket));
         assert_eq!(shown(&cloud), issued.certificate);
         assert_ne!(shown(&cloud), before);
+        edge.stop().await;
+    });
+}
+
+/// The authority is about to be another: the node gets both, says so, and the link stays.
+#[test]
+fn an_outdated_certificate_is_renewed_at_once_and_the_cloud_is_told_what_is_stored() {
+    block_on(async {
+        let (authority, next) = (Authority::new(), Authority::new());
+        let dir = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let acceptor = authority.server(SERVER_NAME);
+        let identity = authority.join(&dir.path().join("identity"));
+        let edge = edge_of(&listener, &identity, &dir);
+        let (mut cloud, _) = Cloud::accept(&listener, &acceptor).await;
+        let before = Fingerprint::of(&shown(&cloud));
+        let features = Features(Features::CERTIFICATES.0 | Features::AUTHORITIES.0);
+        cloud.welcome_with(1, features).await;
+        let (first, second) = (authority.der(), next.der());
+        let prints = [&first, &second].map(|der| Fingerprint::of(der));
+        let held = |certificate, authorities: &[Fingerprint]| {
+            let authorities = authorities.to_vec();
+            Frame::IdentityHeld(IdentityHeld { certificate, authorities })
+        };
+        assert_eq!(next_but_beats(&mut cloud).await, held(before, &prints[..1]));
+
+        cloud.send(&Frame::CertificateOutdated).await;
+        let Frame::CertificateWanted { csr } = next_but_beats(&mut cloud).await else {
+            panic!("no certificate is asked for")
+        };
+        let certificate = next.issue(&csr);
+        let print = Fingerprint::of(&certificate);
+        let issued = Issued { certificate, authorities: vec![first, second] };
+        cloud.send(&Frame::CertificateIssued(issued)).await;
+        assert_eq!(next_but_beats(&mut cloud).await, held(print, &prints));
+        assert!(matches!(*edge.link.borrow(), LinkState::Up { .. }), "the link was dropped");
+
+        // Whoever of both answers next is believed, and an agent that starts again knows both.
+        drop(cloud);
+        let found = load(&dir.path().join("identity"), clock::since_1970()).unwrap().held();
+        assert_eq!(found, IdentityHeld { certificate: print, authorities: prints.to_vec() });
         edge.stop().await;
     });
 }

@@ -13,7 +13,7 @@ use crate::outbox::Desired;
 use crate::session::CloseReason;
 use crate::stream::{StreamInput, StreamOutput};
 use crate::wire::{
-    CertificateRefusal, Frame, Health, Hello, Issued, Outcome, Refusal, Report, Seq,
+    CertificateRefusal, Frame, Health, Hello, IdentityHeld, Issued, Outcome, Refusal, Report, Seq,
 };
 
 /// A session that the hub has admitted and recorded.
@@ -80,6 +80,8 @@ pub enum CloudInput {
     },
     /// Answer to `CertificateWanted`.
     Certificate(Result<Issued, CertificateRefusal>),
+    /// The certificate of the edge, or whom it believes, is outdated. Said only to an edge that knows it.
+    CertificateOutdated,
     /// See [`StreamInput`]; streams are opened by [`crate::session::CloudSession::open_stream`].
     Stream(StreamInput),
     /// Say goodbye and close.
@@ -117,6 +119,8 @@ pub enum CloudOutput {
         /// PKCS #10, DER; not yet looked at.
         csr: Bytes,
     },
+    /// What the edge has stored of its identity.
+    IdentityHeld(IdentityHeld),
     /// Held by the edge and not wanted: answer `Absent` or `StillWanted`.
     Unwanted {
         /// What it is stored under.

@@ -39,6 +39,7 @@ impl CloudSession {
         };
         if hello.protocol == PROTOCOL_VERSION {
             self.held = hello.held.clone();
+            self.features = hello.features;
             self.kinds = if hello.kinds == 0 { KINDS_UNSAID } else { hello.kinds };
             self.phase = Phase::Deciding;
             self.outputs.push_back(CloudOutput::Hello(hello));
@@ -90,6 +91,7 @@ impl CloudSession {
             Frame::UnknownReport { seq, kind } => self.unknown_report(seq, kind)?,
             Frame::TicketHeld => self.outputs.push_back(CloudOutput::TicketHeld),
             Frame::CertificateWanted { csr } => self.certificate_wanted(csr)?,
+            Frame::IdentityHeld(held) => self.outputs.push_back(CloudOutput::IdentityHeld(held)),
             Frame::Event { seq, bytes } => {
                 self.unanswered(Subject::Event, seq, EVENTS_IN_FLIGHT_MAX)?;
                 self.outputs.push_back(CloudOutput::Event { seq, bytes });
@@ -113,6 +115,7 @@ impl CloudSession {
             | Frame::EventAck { .. }
             | Frame::CertificateIssued(_)
             | Frame::CertificateRefused(_)
+            | Frame::CertificateOutdated
             | Frame::StreamOpen { .. }) => {
                 return Err(ProtocolError::Unexpected {
                     frame: other.name(),

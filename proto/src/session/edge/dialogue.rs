@@ -11,7 +11,9 @@ use crate::ids::NodeName;
 use crate::object::Change;
 use crate::session::{BatchId, CloseReason, DownReason};
 use crate::stream::{StreamInput, StreamOutput};
-use crate::wire::{CertificateRefusal, Frame, Health, Issued, Outcome, Report, ReportKey, Welcome};
+use crate::wire::{
+    CertificateRefusal, Frame, Health, IdentityHeld, Issued, Outcome, Report, ReportKey, Welcome,
+};
 
 /// Who this edge is.
 #[derive(Clone, Debug)]
@@ -77,6 +79,9 @@ pub enum EdgeInput {
         /// PKCS #10, DER.
         csr: Bytes,
     },
+    /// This is durable. To be said when the link is up, and of every other certificate; ignored on a link whose
+    /// cloud does not know it.
+    IdentityHeld(IdentityHeld),
     /// Latest state of something.
     Report(Report),
     /// Something happened: JSON of a core/v1 Event.
@@ -117,6 +122,8 @@ pub enum EdgeOutput {
     Up(Welcome),
     /// Answer to `CertificateWanted`.
     Certificate(Result<Issued, CertificateRefusal>),
+    /// Ask for another certificate at once.
+    CertificateOutdated,
     /// The edge holds exactly what the cloud wants.
     Synced,
     /// The link is down; the session dials again by itself. Comes after every failed dial.

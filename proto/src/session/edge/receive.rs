@@ -32,7 +32,14 @@ impl EdgeSession {
             Frame::Welcome(welcome) => {
                 let liveness = Liveness::new(End::Edge, now);
                 let features = welcome.features;
-                let up = Up { since: now, liveness, features, held_due: false, csr: None };
+                let up = Up {
+                    since: now,
+                    liveness,
+                    features,
+                    held_due: false,
+                    csr: None,
+                    identity: None,
+                };
                 self.phase = Phase::Up(up);
                 self.fresh_ticket = Some(welcome.ticket.clone());
                 self.outputs.push_back(EdgeOutput::Up(welcome));
@@ -55,6 +62,8 @@ impl EdgeSession {
             | Frame::CertificateWanted { .. }
             | Frame::CertificateIssued(_)
             | Frame::CertificateRefused(_)
+            | Frame::IdentityHeld(_)
+            | Frame::CertificateOutdated
             | Frame::ReportAck { .. }
             | Frame::ReportNack { .. }
             | Frame::Event { .. }
@@ -105,6 +114,7 @@ impl EdgeSession {
             Frame::CertificateRefused(refusal) => {
                 self.outputs.push_back(EdgeOutput::Certificate(Err(refusal)));
             }
+            Frame::CertificateOutdated => self.outputs.push_back(EdgeOutput::CertificateOutdated),
             Frame::ReportAck { seq } => self.report_done(seq, Outcome::Done, now),
             Frame::ReportNack { seq, reason, retry: true } => {
                 self.report_done(seq, Outcome::Retry { reason }, now);
@@ -130,6 +140,7 @@ impl EdgeSession {
             | Frame::UnknownReport { .. }
             | Frame::TicketHeld
             | Frame::CertificateWanted { .. }
+            | Frame::IdentityHeld(_)
             | Frame::Event { .. }) => {
                 return Err(ProtocolError::Unexpected {
                     frame: other.name(),

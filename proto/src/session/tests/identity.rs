@@ -4,7 +4,7 @@ use super::*;
 use crate::codec;
 use crate::pb;
 use crate::session::{CloseReason, EVENTS_IN_FLIGHT_MAX, REPORTS_IN_FLIGHT_MAX};
-use crate::wire::{CertificateRefusal, Features, Issued, Welcome};
+use crate::wire::{CertificateRefusal, Features, Fingerprint, IdentityHeld, Issued, Welcome};
 use prost::Message as _;
 
 /// An edge that was just welcomed by a cloud with these features.
@@ -103,6 +103,37 @@ fn a_certificate_is_asked_for_and_given_over_the_link() {
     assert!(!pair.edge.renews());
     pair.edge_input(EdgeInput::CertificateWanted { csr: Bytes::from_static(b"csr") });
     assert!(!sent_by_edge(&mut pair).contains(&"CertificateWanted"));
+}
+
+#[test]
+fn an_identity_is_said_to_be_held_and_to_be_outdated_only_to_who_knows_it() {
+    let print = |byte| Fingerprint([byte; 32]);
+    let held = || IdentityHeld { certificate: print(1), authorities: vec![print(2)] };
+    let mut pair = Pair::up();
+    pair.edge_input(EdgeInput::IdentityHeld(held()));
+    pair.run();
+    let said = |said: &CloudOutput| matches!(said, CloudOutput::IdentityHeld(h) if *h == held());
+    assert!(pair.cloud_said.iter().any(said));
+    pair.cloud_input(CloudInput::CertificateOutdated);
+    pair.run();
+    assert!(pair.edge_said.iter().any(|said| matches!(said, EdgeOutput::CertificateOutdated)));
+
+    let mut pair = welcomed(Features::CERTIFICATES);
+    pair.edge_input(EdgeInput::IdentityHeld(held()));
+    assert!(!sent_by_edge(&mut pair).contains(&"IdentityHeld"));
+
+    // An edge that does not know the frame would end the link.
+    let mut cloud = CloudSession::new(0, pair.now);
+    let node = "edge-1".to_owned();
+    let hello = pb::Hello { protocol: 1, node, ..pb::Hello::default() };
+    let held = Some(pb::Summary { digest: vec![0; 16].into(), ..pb::Summary::default() });
+    let hello = decoded(pb::frame::Body::Hello(pb::Hello { held, features: 3, ..hello }));
+    cloud.handle(CloudInput::Received(hello), pair.now);
+    let admission = Admission { generation: 1, ticket: ticket(1), epoch: 1, server_time_ms: 0 };
+    cloud.handle(CloudInput::Admitted(admission), pair.now);
+    cloud.handle(CloudInput::CertificateOutdated, pair.now);
+    let sent: Vec<_> = std::iter::from_fn(|| cloud.poll_send()).map(|f| f.name()).collect();
+    assert_eq!(sent, ["Welcome"]);
 }
 
 #[test]

@@ -88,7 +88,9 @@ impl World {
             CloudOutput::TicketHeld => {
                 self.after_ms(1, 300, Event::Confirm { replica, conn });
             }
-            CloudOutput::CertificateWanted { .. } => panic!("no edge asks for a certificate"),
+            CloudOutput::CertificateWanted { .. } | CloudOutput::IdentityHeld(_) => {
+                panic!("no edge asks for a certificate")
+            }
             CloudOutput::Unwanted { key, version } => {
                 self.after_ms(1, 300, Event::Got { replica, conn, key, version });
             }

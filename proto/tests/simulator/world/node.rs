@@ -126,7 +126,9 @@ impl World {
             EdgeOutput::ReportDone { key, outcome } => {
                 assert!(!matches!(outcome, Outcome::Refused { .. }), "{key:?} is refused");
             }
-            EdgeOutput::Certificate(_) => panic!("nobody asked for a certificate"),
+            EdgeOutput::Certificate(_) | EdgeOutput::CertificateOutdated => {
+                panic!("nobody asked for a certificate")
+            }
             EdgeOutput::Stream(output) => panic!("nobody opened a stream: {output:?}"),
         }
     }
