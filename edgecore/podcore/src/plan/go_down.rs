@@ -36,10 +36,15 @@ pub(super) fn grace(pod: &PodView, observed: &Observed, memory: &Memory) -> Opti
 
 /// Stops a pod that is not over, within the grace that it has been given already.
 pub(super) fn go_down(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+    let sandbox = observed.sandbox();
     for container in observed.containers.iter().filter(|c| c.may_run()) {
+        let newest = sandbox.and_then(|sandbox| observed.newest_in(&sandbox.id, &container.name));
+        let attempt =
+            newest.map_or(container.attempt, |newest| container.attempt.min(newest.attempt));
         let interrupted = &mut plan.memory.container(&container.name).interrupted;
-        // Of an earlier instance that still runs the stop would not be known as one of the newest.
-        *interrupted = (*interrupted).max(Some(container.attempt));
+        // By the one in the sandbox [`grace`] knows that the stop has begun: not by an earlier one that still
+        // runs, nor by a stray that is later.
+        *interrupted = (*interrupted).max(Some(attempt));
     }
     if stop_containers(pod, observed, now, plan) {
         return;

@@ -96,3 +96,22 @@ fn an_earlier_instance_that_may_run_does_not_call_off_a_stop() {
     let again = plan(&world.pod, &first.memory, &world.observed, world.now);
     assert_eq!(again.memory, first.memory);
 }
+
+#[test]
+fn a_later_stray_does_not_call_off_a_stop() {
+    let mut world = World::new(&one("Always"));
+    world.settle();
+    let stray = ContainerView {
+        id: "stray".to_owned(),
+        attempt: 3,
+        sandbox_id: "gone".to_owned(),
+        state: ContainerState::Unknown,
+        ..world.observed.containers[0].clone()
+    };
+    world.observed.containers.push(stray);
+    world.memory.container("a").interrupted = Some(0);
+    let first = plan(&world.pod, &world.memory, &world.observed, world.now);
+    assert!(first.memory.transient.stopping.is_some());
+    let again = plan(&world.pod, &first.memory, &world.observed, world.now);
+    assert_eq!(again.memory, first.memory);
+}

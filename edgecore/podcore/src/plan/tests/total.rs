@@ -293,6 +293,14 @@ fn does_no_harm(pod: &PodView, observed: &Observed, next: &Plan) {
     }
 }
 
+/// What follows the last attempt has the same number: it is told of as if it were new.
+fn has_next_attempts(memory: &Memory, observed: &Observed) -> bool {
+    let kept = memory.containers.values().filter_map(|kept| kept.attempt);
+    let seen = observed.containers.iter().map(|container| container.attempt);
+
+    kept.chain(seen).all(|attempt| attempt < u32::MAX)
+}
+
 proptest! {
     #![proptest_config(config(LOOKS))]
 
@@ -311,12 +319,14 @@ proptest! {
         let pod = PodView::parse(object.to_string().as_bytes()).unwrap();
         let next = plan(&pod, &memory, &observed, now);
         does_no_harm(&pod, &observed, &next);
-        let again = plan(&pod, &next.memory, &observed, now);
-        prop_assert_eq!(&again.memory, &next.memory);
-        let is_work = |action: &&Action| !matches!(action, Action::Event { .. });
-        let works: [Vec<_>; 2] =
-            [&next, &again].map(|plan| plan.actions.iter().filter(is_work).collect());
-        prop_assert_eq!(&works[0], &works[1]);
+        if has_next_attempts(&memory, &observed) {
+            let again = plan(&pod, &next.memory, &observed, now);
+            prop_assert_eq!(&again.memory, &next.memory);
+            let is_work = |action: &&Action| !matches!(action, Action::Event { .. });
+            let works: [Vec<_>; 2] =
+                [&next, &again].map(|plan| plan.actions.iter().filter(is_work).collect());
+            prop_assert_eq!(&works[0], &works[1]);
+        }
         status(&pod, &next.memory, &observed, &StatusContext::default(), now);
     }
 }
