@@ -78,40 +78,37 @@ fn a_pod_that_had_completed_has_not_failed() {
     }
 }
 
-/// As after a crash of the runtime, which does not know any more what became of it.
-#[test]
-fn an_earlier_instance_that_may_run_does_not_call_off_a_stop() {
+/// Beside the running container there is `other` of the same name; the stop of that attempt has begun.
+fn check_that_a_stop_goes_on(interrupted: u32, other: impl FnOnce(ContainerView) -> ContainerView) {
     let mut world = World::new(&one("Always"));
     world.settle();
-    let later = ContainerView {
-        id: "later".to_owned(),
-        attempt: 3,
-        state: ContainerState::Created,
-        ..world.observed.containers[0].clone()
-    };
-    world.observed.containers.push(later);
-    world.memory.container("a").interrupted = Some(3);
+    let other = other(world.observed.containers[0].clone());
+    world.observed.containers.push(other);
+    world.memory.container("a").interrupted = Some(interrupted);
     let first = plan(&world.pod, &world.memory, &world.observed, world.now);
     assert!(first.memory.transient.stopping.is_some());
     let again = plan(&world.pod, &first.memory, &world.observed, world.now);
     assert_eq!(again.memory, first.memory);
 }
 
+/// As after a crash of the runtime, which does not know any more what became of it.
+#[test]
+fn an_earlier_instance_that_may_run_does_not_call_off_a_stop() {
+    check_that_a_stop_goes_on(3, |running| ContainerView {
+        id: "later".to_owned(),
+        attempt: 3,
+        state: ContainerState::Created,
+        ..running
+    });
+}
+
 #[test]
 fn a_later_stray_does_not_call_off_a_stop() {
-    let mut world = World::new(&one("Always"));
-    world.settle();
-    let stray = ContainerView {
+    check_that_a_stop_goes_on(0, |running| ContainerView {
         id: "stray".to_owned(),
         attempt: 3,
         sandbox_id: "gone".to_owned(),
         state: ContainerState::Unknown,
-        ..world.observed.containers[0].clone()
-    };
-    world.observed.containers.push(stray);
-    world.memory.container("a").interrupted = Some(0);
-    let first = plan(&world.pod, &world.memory, &world.observed, world.now);
-    assert!(first.memory.transient.stopping.is_some());
-    let again = plan(&world.pod, &first.memory, &world.observed, world.now);
-    assert_eq!(again.memory, first.memory);
+        ..running
+    });
 }
