@@ -6,7 +6,7 @@ use system_tests::site::Site;
 
 use super::Side;
 
-/// What cases may refer to.
+/// What cases may refer to. The folders of volumes are small ones: each file in them is looked at.
 pub(super) fn surroundings(namespace: &str, sides: [Side<'_>; 2]) -> Vec<Value> {
     let metadata = json!({ "name": "some", "namespace": namespace });
     let data = json!({ "key": "value", "color": "red", "not-a-name": "x" });
@@ -26,7 +26,7 @@ pub(super) fn surroundings(namespace: &str, sides: [Side<'_>; 2]) -> Vec<Value> 
             "spec": {
                 "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteMany"],
                 "storageClassName": "", "claimRef": { "name": "some", "namespace": namespace },
-                "hostPath": { "path": "/usr/share", "type": "Directory" },
+                "hostPath": { "path": "/etc/security", "type": "Directory" },
             } }),
         json!({ "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata,
             "spec": {
