@@ -3,7 +3,7 @@
 mod backoff;
 mod transient;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,10 @@ pub struct Memory {
     /// Highest attempt of a sandbox made for the pod, counted from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox_attempt: Option<u32>,
+    /// Ids of the sandboxes of an ended pod that the runtime has stopped in full. That one is not ready does
+    /// not say so: it may have died by itself, or its stop was cut short, and it has its network still.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub stopped_sandboxes: BTreeSet<String>,
     /// By the id of a container that is being stopped: what the hook before that has taken of the grace that
     /// counts now, in seconds. Stored when the hook has run, beside the kill that follows: an agent that
     /// starts again runs it again only if it went just then.

@@ -7,9 +7,10 @@ use http::Request;
 use kube::Client;
 use serde_json::{Value, json};
 use system_tests::cluster::{Cluster, unique};
+use system_tests::held::Held;
 use system_tests::node::EdgeNode;
 use system_tests::pods::{self, Incarnation};
-use system_tests::wait;
+use system_tests::{api, wait};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -51,7 +52,13 @@ async fn a_pod_outlives_cut_power_loss_and_reconnect() -> Result<()> {
     ]);
     pod["spec"]["containers"][0]["volumeMounts"] =
         json!([{ "name": "witness", "mountPath": "/witness" }]);
-    cluster.apply(&[pod]).await?;
+    // Beside it one that must not start again, and so ends with the power.
+    let once = format!("{name}-once");
+    let mut ends = pods::sleeper(&once, node.name());
+    ends["spec"]["restartPolicy"] = json!("Never");
+    cluster.apply(&[pod, ends]).await?;
+    let once = pods::path(&once);
+    cluster.until(&client, &once, "Ready", LIMIT, pods::is_ready).await?;
     let path = pods::path(&name);
     let before = cluster.until(&client, &path, "Ready", LIMIT, pods::is_ready).await?;
     let before = Incarnation::of(&before);
@@ -93,8 +100,17 @@ async fn a_pod_outlives_cut_power_loss_and_reconnect() -> Result<()> {
     let rebooted = told(&client, &node, "Rebooted").await?;
     ensure!(rebooted == 1, "told {rebooted} times that the machine has started again");
 
-    cluster.kubectl(&["delete", "pod", &name, "--wait=false"]).await?;
-    cluster.until_gone(&client, &path, LIMIT).await?;
+    // The one that ended holds nothing: no address, no mount.
+    let has_failed = |pod: &Value| pod["status"]["phase"] == "Failed";
+    let ended = cluster.until(&client, &once, "Failed", LIMIT, has_failed).await?;
+    let both = [last, ended];
+    let left = async || Ok(Held::by(node.site()).await?.differences(&both));
+    wait::until("the node to hold one pod", LIMIT, left, Vec::is_empty).await?;
+
+    for path in [path, once] {
+        api::delete(&client, &path, None).await?;
+        cluster.until_gone(&client, &path, LIMIT).await?;
+    }
 
     Ok(())
 }

@@ -27,6 +27,11 @@ pub enum Outcome {
         /// What happened.
         message: String,
     },
+    /// It was stopped, and its network given back.
+    SandboxStopped {
+        /// Its id.
+        id: String,
+    },
     /// The volumes are in place.
     VolumesReady {
         /// Those with claims, by their name in the pod.
@@ -155,6 +160,9 @@ impl Memory {
                 let before = self.transient.sandbox_failure.as_ref();
                 let failure = backoff::failure(before, "FailedCreatePodSandBox", message, now);
                 self.transient.sandbox_failure = Some(failure);
+            }
+            Outcome::SandboxStopped { id } => {
+                self.stopped_sandboxes.insert(id);
             }
             Outcome::VolumesReady { claimed } => {
                 (self.transient.volumes_failure, self.claimed) = (None, claimed);

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::stop::{begin, kill};
 use super::{Action, Plan, volumes_gone};
 use crate::memory::{Ended, Memory, Stopping, Turn};
-use crate::observed::{ContainerView, Observed};
+use crate::observed::{ContainerView, Observed, SandboxView};
 use crate::pod::{PodView, is_sidecar};
 
 /// What a pod has at least when it stops as a whole (kubelet: `calculateEffectiveGracePeriod`).
@@ -55,7 +55,11 @@ pub(super) fn end(pod: &PodView, observed: &Observed, now: Timestamp, plan: &mut
     if stop_containers(pod, observed, now, plan) {
         return;
     }
-    for sandbox in observed.sandboxes.iter().filter(|sandbox| sandbox.ready) {
+    let stopped = &mut plan.memory.stopped_sandboxes;
+    stopped.retain(|id| observed.sandboxes.iter().any(|sandbox| sandbox.id == *id));
+    let holding = |sandbox: &&SandboxView| sandbox.ready || !stopped.contains(&sandbox.id);
+    let holding: Vec<_> = observed.sandboxes.iter().filter(holding).collect();
+    for sandbox in holding {
         plan.act(Action::StopSandbox { id: sandbox.id.clone() });
     }
     if observed.sandboxes.iter().all(|sandbox| !sandbox.ready) && !volumes_gone(observed) {

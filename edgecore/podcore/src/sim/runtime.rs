@@ -26,8 +26,8 @@ fn kind(action: &Action) -> String {
         Action::Probe { container, kind, .. } => {
             format!("{}:{container}", kind.name().to_ascii_lowercase())
         }
+        Action::StopSandbox { .. } => "stop-sandbox".to_owned(),
         Action::RemoveContainer { .. }
-        | Action::StopSandbox { .. }
         | Action::RemoveSandbox { .. }
         | Action::TearDownVolumes
         | Action::Event { .. } => String::new(),
@@ -108,6 +108,7 @@ impl World {
                 for sandbox in self.observed.sandboxes.iter_mut().filter(|s| s.id == *id) {
                     sandbox.ready = false;
                 }
+                self.note(Outcome::SandboxStopped { id: id.clone() });
             }
             Action::RemoveSandbox { id } => {
                 self.observed.sandboxes.retain(|sandbox| sandbox.id != *id);

@@ -110,7 +110,12 @@ impl Job {
         let stopped = runtime.stop_pod_sandbox(id).await;
         match stopped {
             Ok(()) => match runtime.pod_sandbox_status(id).await {
-                Ok(status) => Done::Sandbox(observe::sandbox_view(&status)),
+                Ok(status) => Done::Noted {
+                    outcome: Outcome::SandboxStopped { id: id.to_owned() },
+                    sandbox: Some(observe::sandbox_view(&status)),
+                    container: None,
+                    look: false,
+                },
                 Err(error) => gone(id.to_owned(), Err(error)),
             },
             Err(error) => gone(id.to_owned(), Err(error)),

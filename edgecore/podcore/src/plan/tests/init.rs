@@ -80,7 +80,7 @@ fn a_new_sandbox_begins_with_them_again() {
         &with_init("Never"),
         &[
             FIRST,
-            ("power loss", "tear-down"),
+            ("power loss", "stop:s1 tear-down"),
             ("status", "Failed i=Error(255)#0 j=PodInitializing#0 a=PodInitializing#0"),
         ],
     );

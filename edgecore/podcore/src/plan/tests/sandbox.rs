@@ -8,7 +8,7 @@ fn a_lost_sandbox_is_replaced_as_the_policy_says() {
     for (policy, after, told) in [
         ("Always", "volumes sandbox:1 image:a:1 start:a:1 remove:s1", "Running a=running#1"),
         ("OnFailure", "volumes sandbox:1 image:a:1 start:a:1 remove:s1", "Running a=running#1"),
-        ("Never", "tear-down", "Failed a=Error(255)#0"),
+        ("Never", "stop:s1 tear-down", "Failed a=Error(255)#0"),
     ] {
         check(&one(policy), &[STARTED, ("power loss", after), ("status", told)]);
     }
@@ -158,6 +158,23 @@ fn a_pod_is_adopted_without_any_memory() {
             ("look", ""),
             ("status", "Running a=running#1"),
             ("exit a 1", "image:a:2 start:a:2 remove:c2"),
+        ],
+    );
+}
+
+/// A sandbox that is not ready has its network until its stop went through.
+#[test]
+fn the_stop_of_a_sandbox_that_was_cut_short_is_done_again() {
+    check(
+        &one("Never"),
+        &[
+            STARTED,
+            ("slow stop-sandbox", ""),
+            ("exit a 0", "stop:s1"),
+            ("sandbox lost", "tear-down"),
+            ("agent restart", "stop:s1 tear-down"),
+            ("release", ""),
+            ("agent restart", "tear-down"),
         ],
     );
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use proptest::collection::{btree_map, vec};
+use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 
@@ -232,10 +232,16 @@ fn memory() -> impl Strategy<Value = Memory> {
         btree_map(name(), container_memory(), 0..4),
         option::of(attempt()),
         transient,
-        (time(), any_set(), option::of(time()), btree_map("c[0-3]", any::<i64>(), 0..2)),
+        (
+            time(),
+            any_set(),
+            option::of(time()),
+            btree_map("c[0-3]", any::<i64>(), 0..2),
+            btree_set("s[0-3]", 0..2),
+        ),
     )
         .prop_map(|(start_time, ended, containers, sandbox_attempt, transient, others)| {
-            let (since, clock_set_s, stored_at, pre_stopped) = others;
+            let (since, clock_set_s, stored_at, pre_stopped, stopped_sandboxes) = others;
             Memory {
                 start_time,
                 clock_set_s,
@@ -248,6 +254,7 @@ fn memory() -> impl Strategy<Value = Memory> {
                 )]),
                 resize: crate::resize::Resize::default(),
                 sandbox_attempt,
+                stopped_sandboxes,
                 pre_stopped,
                 ips: Vec::new(),
                 claimed: BTreeMap::new(),
@@ -359,6 +366,7 @@ fn nothing_of_the_link_enters_a_plan() {
         conditions: _,
         resize: _,
         sandbox_attempt: _,
+        stopped_sandboxes: _,
         pre_stopped: _,
         ips: _,
         claimed: _,
